@@ -1,0 +1,29 @@
+"""peftlib: adapt RGB-pretrained vision transformers to multispectral satellite images.
+
+    import peftlib as pl
+    vit = pl.load_backbone("dinov2_small")
+    model = pl.adapt(vit, pl.Deflect(), bands=("B02", "B03", "B04", "B08"), sensor="sentinel2", image_size=126)
+"""
+
+from peftlib.adapt import AdaptedViT, adapt, count_parameters, load_adapter, save_adapter
+from peftlib.backbones import BACKBONES, BackboneSpec, load_backbone
+from peftlib.bands import SENSORS
+from peftlib.methods import METHODS, Deflect, Frozen, Full, LoRA
+
+__version__ = "0.1.0"
+__all__ = [
+    "BACKBONES",
+    "METHODS",
+    "SENSORS",
+    "AdaptedViT",
+    "BackboneSpec",
+    "Deflect",
+    "Frozen",
+    "Full",
+    "LoRA",
+    "adapt",
+    "count_parameters",
+    "load_adapter",
+    "load_backbone",
+    "save_adapter",
+]

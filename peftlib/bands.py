@@ -1,0 +1,270 @@
+"""Sensors, band names, wavelengths, RGB order and spectral indices.
+
+Bands are names, never positions: Sentinel-2 files come as B, G, R, NIR ... or with B8A last, and a channel taken by its
+position is the classic silent error.
+"""
+
+import ast
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+# Band -> (centre wavelength in nm, mean, standard deviation of top-of-atmosphere reflectance).
+# Wavelengths: Sentinel-2A (ESA). Means and deviations: EuroSAT, 27,000 European chips, as torchgeo publishes them.
+_SENTINEL2 = {
+    "B01": (442.7, 0.1354, 0.0246),
+    "B02": (492.4, 0.1118, 0.0333),
+    "B03": (559.8, 0.1043, 0.0395),
+    "B04": (664.6, 0.0948, 0.0594),
+    "B05": (704.1, 0.1199, 0.0566),
+    "B06": (740.5, 0.2000, 0.0861),
+    "B07": (782.8, 0.2369, 0.1087),
+    "B08": (832.8, 0.2297, 0.1118),
+    "B8A": (864.7, 0.2594, 0.1232),
+    "B09": (945.1, 0.0732, 0.0405),
+    "B10": (1373.5, 0.0012, 0.0005),
+    "B11": (1613.7, 0.1819, 0.1003),
+    "B12": (2202.4, 0.1119, 0.0761),
+}
+# USGS band centres. B10 and B11 are thermal: brightness temperature in kelvin, not reflectance.
+_LANDSAT8 = {
+    "B1": 443.0,
+    "B2": 482.0,
+    "B3": 561.4,
+    "B4": 654.6,
+    "B5": 864.7,
+    "B6": 1608.9,
+    "B7": 2200.7,
+    "B8": 589.5,
+    "B9": 1373.4,
+    "B10": 10895.0,
+    "B11": 12005.0,
+}
+_WAVELENGTHS_S2 = {name: row[0] for name, row in _SENTINEL2.items()}
+
+SENSORS: dict[str, dict[str, float]] = {
+    "sentinel2": _WAVELENGTHS_S2,
+    "landsat8": _LANDSAT8,
+    "hls": _WAVELENGTHS_S2,  # HLS S30 keeps Sentinel-2's names
+}
+_RGB = {"sentinel2": ("B04", "B03", "B02"), "landsat8": ("B4", "B3", "B2"), "hls": ("B04", "B03", "B02")}
+_RGB_RANGE = {"red": (620, 690), "green": (510, 600), "blue": (440, 530)}  # nm, for sensor="custom"
+THERMAL_FROM = 4000.0  # nm; longer waves are emitted by the ground, not reflected
+
+# The indices EMB reads by default, by their names in spyndex (its BI is the bare soil index, often written BSI).
+DEFAULT_INDICES = ("NDVI", "NDWI", "MNDWI", "NBR", "NDMI", "BI")
+
+
+@dataclass(frozen=True)
+class BandSet:
+    """The bands of an image, in the order of its channels.
+
+    Attributes:
+        sensor: one of ``SENSORS``, or ``"custom"``.
+        names: band names, one a channel.
+        wavelengths: centre wavelengths in nm, one a channel.
+        rgb: positions of red, green and blue.
+    """
+
+    sensor: str
+    names: tuple[str, ...]
+    wavelengths: tuple[float, ...]
+    rgb: tuple[int, int, int]
+
+    @property
+    def beyond_rgb(self) -> tuple[int, ...]:
+        """Positions of the other bands, in order."""
+        return tuple(i for i in range(len(self.names)) if i not in self.rgb)
+
+    @property
+    def thermal(self) -> tuple[int, ...]:
+        """Positions of thermal bands (kelvin)."""
+        return tuple(i for i, nm in enumerate(self.wavelengths) if nm >= THERMAL_FROM)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def band_set(bands: Sequence[str] | Mapping[str, float], sensor: str = "sentinel2") -> BandSet:
+    """Resolve band names of a sensor.
+
+    Args:
+        bands: names in channel order; for ``sensor="custom"`` a mapping name -> centre wavelength in nm.
+        sensor: one of ``SENSORS`` or ``"custom"``.
+
+    Raises:
+        ValueError: unknown sensor or band, repeated band, red, green or blue missing.
+    """
+    if sensor == "custom":
+        return _custom_band_set(bands)
+    if sensor not in SENSORS:
+        raise ValueError(f"unknown sensor {sensor!r}; choose from {', '.join(SENSORS)} or 'custom'")
+    if isinstance(bands, str) or isinstance(bands, Mapping):
+        raise ValueError(f"bands must be a sequence of names such as {_RGB[sensor]}, got {bands!r}")
+    names = tuple(bands)
+    table = SENSORS[sensor]
+    unknown = [name for name in names if name not in table]
+    if unknown:
+        hint = difflib.get_close_matches(str(unknown[0]), table, n=1, cutoff=0.4)
+        hint = f" (did you mean {hint[0]}?)" if hint else ""
+        raise ValueError(f"unknown {sensor} bands {unknown}{hint}; choose from {', '.join(table)}")
+    _refuse_repeated(names)
+    missing = [name for name in _RGB[sensor] if name not in names]
+    if missing:
+        raise ValueError(
+            f"bands {names} lack {missing}: an RGB-pretrained model needs red, green and blue "
+            f"({', '.join(_RGB[sensor])} of {sensor})"
+        )
+    rgb = tuple(names.index(name) for name in _RGB[sensor])
+    return BandSet(sensor, names, tuple(table[name] for name in names), rgb)
+
+
+def _custom_band_set(bands: Sequence[str] | Mapping[str, float]) -> BandSet:
+    if not isinstance(bands, Mapping):
+        raise ValueError(
+            f"sensor='custom' needs bands as a mapping name -> centre wavelength in nm, "
+            f"e.g. {{'red': 665, 'green': 560, 'blue': 490, 'nir': 833}}; got {bands!r}"
+        )
+    names, wavelengths = tuple(bands), tuple(float(nm) for nm in bands.values())
+    bad = {n: nm for n, nm in zip(names, wavelengths, strict=True) if not 300 <= nm <= 15000}
+    if bad:
+        raise ValueError(f"wavelengths {bad} are outside 300..15000 nm; give centre wavelengths in nanometres")
+    rgb = []
+    for colour, (low, high) in _RGB_RANGE.items():
+        inside = [i for i, nm in enumerate(wavelengths) if low <= nm <= high]
+        if not inside:
+            raise ValueError(f"no {colour} band ({low}..{high} nm) among {dict(bands)}: RGB is needed")
+        rgb.append(min(inside, key=lambda i: abs(wavelengths[i] - (low + high) / 2)))
+    return BandSet("custom", names, wavelengths, tuple(rgb))
+
+
+def _refuse_repeated(names: Sequence[str]) -> None:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"bands {tuple(names)} repeat {repeated}; each channel needs its own band")
+
+
+def default_statistics(bands: BandSet) -> tuple[Tensor, Tensor]:
+    """Per-band mean and standard deviation of reflectance before any data was seen: ``(C,), (C,)``.
+
+    Sentinel-2's values, for other sensors those of the nearest Sentinel-2 band; thermal bands 290 K and 15 K.
+    Fit your own with ``AdaptedViT.fit_normalization``.
+    """
+    mean, std = [], []
+    for name, nm in zip(bands.names, bands.wavelengths, strict=True):
+        if nm >= THERMAL_FROM:
+            row = (nm, 290.0, 15.0)
+        elif bands.sensor in ("sentinel2", "hls"):
+            row = _SENTINEL2[name]
+        else:
+            # B10 (cirrus) is dark for its own reason, water vapour: only a band inside that window may borrow it.
+            near = [r for n, r in _SENTINEL2.items() if n != "B10" or 1350 <= nm <= 1400]
+            row = min(near, key=lambda r: abs(r[0] - nm))
+        mean.append(row[1])
+        std.append(row[2])
+    return torch.tensor(mean), torch.tensor(std)
+
+
+# --- spectral indices, through spyndex -------------------------------------------------------------------------------
+
+
+@cache
+def _spyndex():
+    import spyndex
+
+    return spyndex
+
+
+def spyndex_bands(bands: BandSet) -> dict[str, int]:
+    """spyndex's standard band names (N, R, S1 ...) -> position of the band nearest to that range's centre."""
+    found = {}
+    for standard, band in _spyndex().bands.items():
+        low, high = band.min_wavelength, band.max_wavelength
+        inside = [i for i, nm in enumerate(bands.wavelengths) if low <= nm <= high]
+        if inside:
+            found[standard] = min(inside, key=lambda i: abs(bands.wavelengths[i] - (low + high) / 2))
+    # The image's own red, green and blue, so that an index and the model agree on what they are.
+    return found | dict(zip("RGB", bands.rgb, strict=True))
+
+
+def available_indices(bands: BandSet, candidates: Sequence[str] = DEFAULT_INDICES) -> tuple[str, ...]:
+    """Those of ``candidates`` that read a band beyond RGB and that these bands allow."""
+    have = spyndex_bands(bands)
+    return tuple(name for name in candidates if _missing_for(name, have) == [] and _beyond_rgb(name, have, bands))
+
+
+def _inputs(name: str) -> list[str]:
+    """The bands (not the constants) in an index's formula."""
+    catalogue = _spyndex().indices
+    if name not in catalogue:
+        near = difflib.get_close_matches(name, catalogue, n=3)
+        raise ValueError(f"unknown spectral index {name!r}; spyndex has {len(catalogue)}, near: {near}")
+    return [symbol for symbol in catalogue[name].bands if symbol not in _spyndex().constants]
+
+
+def _missing_for(name: str, have: Mapping[str, int]) -> list[str]:
+    return [symbol for symbol in _inputs(name) if symbol not in have]
+
+
+def _beyond_rgb(name: str, have: Mapping[str, int], bands: BandSet) -> bool:
+    return any(have[symbol] not in bands.rgb for symbol in _inputs(name))
+
+
+def index_function(name: str, bands: BandSet):
+    """Compile spyndex's formula of one index into ``f(x: (B, C, H, W) reflectance) -> (B, H, W)``.
+
+    spyndex evaluates its formula text at every call; compiling once keeps the text out of the hot path.
+
+    Raises:
+        ValueError: unknown index, or one that needs a band the image does not have.
+    """
+    have = spyndex_bands(bands)
+    missing = _missing_for(name, have)
+    if missing:
+        raise ValueError(f"index {name} needs {_inputs(name)} ({missing} missing among {bands.names})")
+    entry = _spyndex().indices[name]
+    constants = {
+        symbol: float(_spyndex().constants[symbol].default)
+        for symbol in entry.bands
+        if symbol in _spyndex().constants and symbol not in have
+    }
+    symbols = _inputs(name)
+    positions = [have[symbol] for symbol in symbols]
+    formula = eval(f"lambda {', '.join(symbols)}: {_arithmetic_only(entry.formula)}", constants)
+    return lambda x: formula(*(x[:, i] for i in positions))
+
+
+def _arithmetic_only(formula: str) -> str:
+    """The formula itself, once it is known to be names, numbers and arithmetic: it goes through ``eval``."""
+    allowed = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.Name, ast.Load, ast.Constant, ast.operator, ast.unaryop)
+    bad = [node for node in ast.walk(ast.parse(formula, mode="eval")) if not isinstance(node, allowed)]
+    if bad:
+        raise ValueError(f"formula {formula!r} is more than arithmetic ({type(bad[0]).__name__}); not supported")
+    return formula
+
+
+class SpectralIndices(nn.Module):
+    """Spectral indices of an image, kept in [-1, 1].
+
+    Normalised differences lie there for positive reflectance; what noise near zero reflectance throws outside, or a
+    zero denominator makes non-finite, is clamped (0/0 becomes 0), so that one dark pixel cannot drown a patch.
+    """
+
+    def __init__(self, names: Sequence[str], bands: BandSet):
+        super().__init__()
+        self.names = tuple(names)
+        self.functions = [index_function(name, bands) for name in self.names]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W) reflectance -> (B, number of indices, H, W)."""
+        if not self.functions:
+            return x[:, :0]
+        values = torch.stack([function(x) for function in self.functions], dim=1)
+        return torch.nan_to_num(values, nan=0.0).clamp(-1.0, 1.0)
+
+    def extra_repr(self) -> str:
+        return ", ".join(self.names)

@@ -1,0 +1,111 @@
+"""What every adaptation method shares: a frozen config, the input treatment, and which parameters stay trainable.
+
+A method is a frozen dataclass. Its fields are its options, its ``inject`` changes a copy of the backbone.
+"""
+
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from peftlib.bands import BandSet
+from peftlib.embedding import INFLATIONS, inflate_patch_embed
+
+IGNORE = "ignore"
+
+
+@dataclass(frozen=True)
+class Method:
+    """Base of all methods.
+
+    Attributes:
+        name: key in ``peftlib.METHODS``.
+    """
+
+    name: ClassVar[str]
+
+    def inject(self, vit: VisionTransformer, bands: BandSet) -> nn.Module | None:
+        """Change a frozen ViT in place, leaving trainable exactly what the method tunes.
+
+        Returns:
+            the module that makes x_A from ``Channels``, or None for methods that have no auxiliary tokens.
+        """
+        raise NotImplementedError
+
+    def tuned_input(self, vit: VisionTransformer, auxiliary: nn.Module | None) -> int:
+        """How many of the tuned parameters belong to the reading of bands (patch embedding or pixel-set encoder)."""
+        modules = [vit.patch_embed] + ([auxiliary] if auxiliary is not None else [])
+        return sum(p.numel() for m in modules for p in m.parameters() if p.requires_grad)
+
+    @property
+    def inflated(self) -> bool:
+        """Whether the patch embedding reads all bands (else RGB alone)."""
+        return False
+
+
+@dataclass(frozen=True)
+class InputMethod(Method):
+    """A method that reads bands beyond RGB, if at all, through an inflated patch embedding.
+
+    Attributes:
+        new_bands: ``"ignore"`` (RGB only), or how the kernels of the new bands start: ``"zero"``, ``"repeat"``,
+            ``"mean"``, ``"random"``, ``"nearest"`` (see ``peftlib.embedding.inflate_patch_embed``).
+        train_patch_embed: whether the patch embedding is trained too.
+    """
+
+    new_bands: str = IGNORE
+    train_patch_embed: bool = False
+
+    def __post_init__(self):
+        choose(self, "new_bands", (IGNORE, *INFLATIONS))
+
+    @property
+    def inflated(self) -> bool:
+        return self.new_bands != IGNORE
+
+    def inject(self, vit: VisionTransformer, bands: BandSet) -> None:
+        if self.inflated:
+            if not bands.beyond_rgb:
+                raise ValueError(f"new_bands={self.new_bands!r}, but bands {bands.names} have none beyond RGB")
+            inflate_patch_embed(vit.patch_embed, bands, self.new_bands)
+        vit.requires_grad_(False)
+        vit.patch_embed.requires_grad_(self.train_patch_embed)
+        self.inject_blocks(vit)
+
+    def inject_blocks(self, vit: VisionTransformer) -> None:
+        """Add or unfreeze what the method tunes in the blocks."""
+
+
+def choose(config: Method, field: str, choices: tuple) -> None:
+    """Raise ValueError unless a field holds one of the choices."""
+    value = getattr(config, field)
+    if value not in choices:
+        raise ValueError(f"{type(config).__name__}({field}={value!r}); choose from {choices}")
+
+
+def at_least(config: Method, field: str, least: float) -> None:
+    """Raise ValueError unless a field holds a number of at least ``least`` (an int where the field's default is one)."""
+    value = getattr(config, field)
+    default = next(f.default for f in fields(config) if f.name == field)
+    whole = isinstance(default, int) and not isinstance(default, bool)
+    right_type = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not right_type or not value >= least:
+        kind = "an int" if whole else "a number"
+        raise ValueError(f"{type(config).__name__}({field}={value!r}); it must be {kind} of at least {least}")
+
+
+def choose_layers(layers: str | tuple[int, ...], depth: int) -> tuple[int, ...]:
+    """``"all"`` or block numbers (negative ones count from the end) -> sorted block numbers.
+
+    Raises:
+        ValueError: a block that the model does not have, or one named twice.
+    """
+    if layers == "all":
+        return tuple(range(depth))
+    if isinstance(layers, str) or not all(isinstance(i, int) and -depth <= i < depth for i in layers):
+        raise ValueError(f"layers={layers!r}; choose 'all' or block numbers from 0 to {depth - 1}")
+    chosen = sorted(i % depth for i in layers)
+    if len(set(chosen)) < len(chosen):
+        raise ValueError(f"layers={layers!r} name a block twice")
+    return tuple(chosen)

@@ -1,0 +1,57 @@
+"""DEFLECT: EMB, uAtt and deflection (Thoreau, Marsocci, Derksen, ICCV 2025), as this project defines them."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from peftlib.attention import UntangledBlock
+from peftlib.bands import BandSet, available_indices
+from peftlib.embedding import PixelSetEncoder
+from peftlib.methods.base import Method, at_least, choose_layers
+
+
+@dataclass(frozen=True)
+class Deflect(Method):
+    """Untangled patch embedding, untangled attention, norm constraint. RGB goes through the frozen patch embedding.
+
+    Ablations: ``layers=()`` is EMB alone, ``constrain=False`` is EMB + uAtt.
+
+    Attributes:
+        rank: r of the auxiliary matrices U V, 4 r d parameters a block. 6 puts ViT-L at the published 0.2%.
+        layers: which blocks get untangled attention: ``"all"`` or block numbers.
+        low_rank_principal: rank of an additional update of W_Q, W_K, W_V for the RGB part; 0 is none.
+        constrain: whether a block may only turn a displacement, not lengthen it.
+        reference_grad: whether the gradient runs through the length of the reference displacement.
+        width: hidden width of the pixel-set encoder.
+        cells: cells x cells pixel sets a patch; 1 is the pure set of the paper.
+        indices: ``"auto"`` (those of NDVI, NDWI, MNDWI, NBR, NDMI, BI that the bands allow) or names in spyndex.
+    """
+
+    name: ClassVar[str] = "deflect"
+    rank: int = 6
+    layers: str | tuple[int, ...] = "all"
+    low_rank_principal: int = 0
+    constrain: bool = True
+    reference_grad: bool = True
+    width: int = 32
+    cells: int = 1
+    indices: str | tuple[str, ...] = "auto"
+
+    def __post_init__(self):
+        for field, least in (("rank", 1), ("low_rank_principal", 0), ("width", 1), ("cells", 1)):
+            at_least(self, field, least)
+        if isinstance(self.indices, str) and self.indices != "auto":
+            raise ValueError(f"Deflect(indices={self.indices!r}); choose 'auto' or a tuple of spyndex names")
+
+    def inject(self, vit: VisionTransformer, bands: BandSet) -> nn.Module:
+        vit.requires_grad_(False)
+        weight = vit.patch_embed.proj.weight
+        indices = available_indices(bands) if self.indices == "auto" else tuple(self.indices)
+        encoder = PixelSetEncoder(bands, indices, vit.embed_dim, vit.patch_embed.patch_size, self.width, self.cells)
+        for i in choose_layers(self.layers, len(vit.blocks)):
+            vit.blocks[i] = UntangledBlock(
+                vit.blocks[i], self.rank, self.low_rank_principal, self.constrain, self.reference_grad
+            )
+        return encoder.to(weight)

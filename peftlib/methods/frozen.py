@@ -1,0 +1,41 @@
+"""The two ends of the scale: nothing of the backbone is tuned, or all of it."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from timm.models.vision_transformer import VisionTransformer
+
+from peftlib.methods.base import InputMethod
+
+
+@dataclass(frozen=True)
+class Frozen(InputMethod):
+    """The pretrained backbone as it is; only a head is trained on top. Attributes: see ``InputMethod``."""
+
+    name: ClassVar[str] = "frozen"
+
+
+@dataclass(frozen=True)
+class Full(InputMethod):
+    """Full fine-tuning: every parameter is tuned, the patch embedding included.
+
+    Attributes:
+        new_bands: see ``InputMethod``; by default new bands start at zero and are learnt.
+        train_patch_embed: False leaves the patch embedding as it was.
+    """
+
+    name: ClassVar[str] = "full"
+    new_bands: str = "zero"
+    train_patch_embed: bool = True
+
+    def inject(self, vit: VisionTransformer, bands) -> None:
+        # An image with RGB alone has nothing to inflate; tuning everything on it is still full fine-tuning.
+        method = self if bands.beyond_rgb else Full(new_bands="ignore", train_patch_embed=self.train_patch_embed)
+        super(Full, method).inject(vit, bands)
+
+    def inject_blocks(self, vit: VisionTransformer) -> None:
+        # Scale-MAE computes its position embedding from the ground sampling distance; the stored one is unused.
+        fixed = {"pos_embed"} if type(vit).__name__ == "ScaleMAE" else set()
+        for name, parameter in vit.named_parameters():
+            if name not in fixed and not name.startswith("patch_embed."):
+                parameter.requires_grad_(True)

@@ -1,0 +1,209 @@
+"""From reflectance to what the layers read: value checks, the RGB stretch, per-band standardisation, no-data pixels.
+
+The model normalises inside, so that users cannot get it wrong.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from peftlib.bands import BandSet, default_statistics
+
+NODATA = ("error", "zero")
+
+# Surface and top-of-atmosphere reflectance stays near [0, 1]: clouds, snow and glint reach 1.6, saturated pixels of
+# published data sets 2.8; atmospheric correction leaves slightly negative water.
+USUAL = (-0.2, 1.6)
+POSSIBLE = (-1.0, 10.0)
+KELVIN = (100.0, 400.0)
+UNUSUAL_SHARE = 0.05  # more than this share of values outside USUAL is not reflectance
+
+
+class Channels(NamedTuple):
+    """An image made ready for the layers.
+
+    Attributes:
+        rgb: (B, 3, H, W) in the backbone's order and normalisation.
+        beyond: (B, C - 3, H, W) the other bands, standardised.
+        reflectance: (B, C, H, W) as given, no-data replaced by zero; spectral indices are computed from it.
+        valid: (B, 1, H, W) 1 where every band has data, or None when all pixels do.
+    """
+
+    rgb: Tensor
+    beyond: Tensor
+    reflectance: Tensor
+    valid: Tensor | None
+
+
+def check_reflectance(x: Tensor, bands: BandSet, image_size: tuple[int, int], nodata: str = "error") -> None:
+    """Refuse an image that the model would silently misread.
+
+    Args:
+        x: (B, C, H, W) reflectance in [0, 1] (thermal bands in kelvin).
+        image_size: (H, W) the model was adapted for.
+        nodata: ``"error"`` refuses NaN and infinite pixels, ``"zero"`` lets them pass.
+
+    Raises:
+        ValueError: wrong shape or dtype, non-finite pixels, digital numbers instead of reflectance.
+    """
+    check_shape(x, bands, image_size)
+    values = x.detach()
+    finite = torch.isfinite(values)
+    if not finite.all():
+        if nodata == "error":
+            bad = (~finite).flatten(2).sum(dim=(0, 2))
+            counts = {bands.names[i]: int(n) for i, n in enumerate(bad) if n}
+            raise ValueError(
+                f"image has NaN or infinite pixels, per band {counts}; mask them, or adapt with nodata='zero' "
+                "to leave them out of the pixel set"
+            )
+        values = torch.where(finite, values, torch.zeros_like(values))
+    for i in bands.thermal:
+        kelvin = values[:, i][finite[:, i]]
+        if kelvin.numel() and not (kelvin.min() >= KELVIN[0] and kelvin.max() <= KELVIN[1]):
+            raise ValueError(
+                f"thermal band {bands.names[i]} lies in [{kelvin.min():.4g}, {kelvin.max():.4g}], "
+                f"expected brightness temperature in kelvin, {KELVIN[0]:g}..{KELVIN[1]:g}"
+            )
+    optical = values[:, [i for i in range(len(bands)) if i not in bands.thermal]]
+    low, high = (float(v) for v in optical.aminmax())
+    unusual = float(((optical < USUAL[0]) | (optical > USUAL[1])).float().mean())
+    if low < POSSIBLE[0] or high > POSSIBLE[1] or unusual > UNUSUAL_SHARE:
+        raise ValueError(
+            f"image lies in [{low:.4g}, {high:.4g}], {unusual:.0%} of it outside {list(USUAL)}: expected reflectance "
+            f"in [0, 1]. Digital numbers? Divide by the product's scale (10000 for Sentinel-2, 255 for 8-bit), and "
+            f"turn fill values into NaN"
+        )
+
+
+def check_shape(x: Tensor, bands: BandSet, image_size: tuple[int, int]) -> None:
+    """The part of the check that reads no values, so it costs nothing on any device.
+
+    Raises:
+        ValueError: not a floating-point (B, C, H, W) tensor with these bands and this size.
+    """
+    if x.ndim != 4 or not x.is_floating_point():
+        raise ValueError(f"expected float reflectance (B, C, H, W), got shape {tuple(x.shape)}, {x.dtype}")
+    if x.shape[1] != len(bands):
+        raise ValueError(f"image has {x.shape[1]} channels, the model was adapted to {len(bands)} bands: {bands.names}")
+    if tuple(x.shape[2:]) != tuple(image_size):
+        raise ValueError(
+            f"image is {tuple(x.shape[2:])} pixels, the model was adapted to {tuple(image_size)}; "
+            "resize the image or pass image_size= to adapt"
+        )
+
+
+class ReflectanceInput(nn.Module):
+    """Check, mask and normalise an image.
+
+    RGB is divided by ``rgb_white`` and clipped to [0, 1] (pretraining saw bright 8-bit pictures, reflectance is dark),
+    then takes the backbone's own mean and deviation. Other bands are standardised with buffers that travel with the
+    adapter: sensor defaults until ``fit``.
+
+    Args:
+        bands: the image's bands.
+        image_size: (H, W) in pixels.
+        rgb_mean, rgb_std: the backbone's normalisation of RGB in [0, 1].
+        rgb_white: reflectance that the stretch maps to 1.
+        nodata: ``"error"`` or ``"zero"``: non-finite RGB values become the backbone's mean colour, and a pixel with any
+            non-finite band is absent from the pixel set.
+        rgb_order: positions in (red, green, blue) of the backbone's channels; ``rgb_mean`` is in that order.
+    """
+
+    def __init__(
+        self,
+        bands: BandSet,
+        image_size: tuple[int, int],
+        rgb_mean: Iterable[float],
+        rgb_std: Iterable[float],
+        rgb_white: float = 0.3,
+        nodata: str = "error",
+        rgb_order: Sequence[int] = (0, 1, 2),
+    ):
+        super().__init__()
+        if nodata not in NODATA:
+            raise ValueError(f"nodata={nodata!r}; choose from {NODATA}")
+        if not rgb_white > 0:
+            raise ValueError(f"rgb_white={rgb_white!r}; it is a reflectance and must be positive")
+        self.bands, self.image_size = bands, tuple(image_size)
+        self.beyond = list(bands.beyond_rgb)
+        self.rgb = [bands.rgb[i] for i in rgb_order]
+        self.rgb_white, self.nodata = float(rgb_white), nodata
+        mean, std = default_statistics(bands)
+        self.register_buffer("mean", mean[list(bands.beyond_rgb)].view(-1, 1, 1))
+        self.register_buffer("std", std[list(bands.beyond_rgb)].view(-1, 1, 1))
+        self.register_buffer("rgb_mean", torch.tensor(list(rgb_mean)).view(3, 1, 1), persistent=False)
+        self.register_buffer("rgb_std", torch.tensor(list(rgb_std)).view(3, 1, 1), persistent=False)
+        self._checked_on_device = False
+
+    def forward(self, x: Tensor) -> Channels:
+        """x: (B, C, H, W) reflectance."""
+        self._check(x)
+        valid = None
+        if self.nodata == "zero":
+            finite = torch.isfinite(x)
+            valid = finite.all(dim=1, keepdim=True).to(x.dtype)
+            x = torch.where(finite, x, torch.zeros_like(x))
+            rgb = self.stretch(x) * finite[:, self.rgb]
+        else:
+            rgb = self.stretch(x)
+        # A missing value of another band is the band's mean, for methods that read it through the patch embedding.
+        beyond = (x[:, self.beyond] - self.mean) / self.std
+        if valid is not None:
+            beyond = beyond * finite[:, self.beyond]
+        return Channels(rgb, beyond, x, valid)
+
+    def stretch(self, x: Tensor) -> Tensor:
+        """The RGB part as the backbone knows it: (B, C, H, W) reflectance -> (B, 3, H, W)."""
+        rgb = (x[:, self.rgb] / self.rgb_white).clamp(0.0, 1.0)
+        return (rgb - self.rgb_mean) / self.rgb_std
+
+    def _check(self, x: Tensor) -> None:
+        """Every CPU batch, and on other devices the first one only: reading values back would make each step wait."""
+        if torch.compiler.is_compiling() or x.is_meta:
+            return
+        if x.device.type == "cpu" or not self._checked_on_device:
+            check_reflectance(x, self.bands, self.image_size, self.nodata)
+            self._checked_on_device = x.device.type != "cpu"
+        else:
+            check_shape(x, self.bands, self.image_size)
+
+    @torch.no_grad()
+    def fit(self, batches: Iterable) -> None:
+        """Set mean and deviation of the bands beyond RGB from data, ignoring no-data pixels.
+
+        Args:
+            batches: (B, C, H, W) tensors, or dicts or tuples whose ``"image"`` or first item is one.
+
+        Raises:
+            ValueError: no batches, or a band without a single valid pixel.
+        """
+        beyond = list(self.bands.beyond_rgb)
+        count = torch.zeros(len(beyond), dtype=torch.float64)
+        mean, squares = torch.zeros_like(count), torch.zeros_like(count)
+        for batch in batches:
+            x = batch["image"] if isinstance(batch, dict) else batch[0] if isinstance(batch, tuple | list) else batch
+            check_reflectance(x, self.bands, tuple(x.shape[2:]), self.nodata)
+            values = x[:, beyond].double().cpu().transpose(0, 1).flatten(1)
+            finite = torch.isfinite(values)
+            values = torch.where(finite, values, torch.zeros_like(values))
+            # Chan's update: exact for any number of batches, and without the cancellation of E[x²] - E[x]².
+            n = finite.sum(1)
+            batch_mean = values.sum(1) / n.clamp_min(1)
+            deviation = torch.where(finite, values - batch_mean[:, None], torch.zeros_like(values))
+            total = (count + n).clamp_min(1)
+            shift = batch_mean - mean
+            squares += deviation.square().sum(1) + shift.square() * count * n / total
+            mean += shift * n / total
+            count += n
+        if (count == 0).any():
+            empty = [self.bands.names[b] for b, n in zip(beyond, count, strict=True) if n == 0]
+            raise ValueError(f"no valid pixels to fit the normalisation of {empty}; was the loader empty?")
+        std = (squares / count).sqrt()
+        self.mean.copy_(mean.view(-1, 1, 1))
+        self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)).view(-1, 1, 1))  # a constant band stays 0
+
+    def extra_repr(self) -> str:
+        return f"bands={self.bands.names}, image_size={self.image_size}, rgb_white={self.rgb_white}, nodata={self.nodata}"
