@@ -1,8 +1,8 @@
 """peftlib: adapt RGB-pretrained vision transformers to multispectral satellite images.
 
-    import peftlib as pl
-    vit = pl.load_backbone("dinov2_small")
-    model = pl.adapt(vit, pl.Deflect(), bands=("B02", "B03", "B04", "B08"), sensor="sentinel2", image_size=126)
+import peftlib as pl
+vit = pl.load_backbone("dinov2_small")
+model = pl.adapt(vit, pl.Deflect(), bands=("B02", "B03", "B04", "B08"), sensor="sentinel2", image_size=126)
 """
 
 from peftlib.adapt import AdaptedViT, adapt, count_parameters, load_adapter, save_adapter

@@ -191,12 +191,18 @@ def save_adapter(model: AdaptedViT, path: str | Path) -> Path:
     return path
 
 
-def load_adapter(vit: VisionTransformer, path: str | Path, inplace: bool = False) -> AdaptedViT:
+def load_adapter(
+    vit: VisionTransformer,
+    path: str | Path,
+    image_size: int | tuple[int, int] | None = None,
+    inplace: bool = False,
+) -> AdaptedViT:
     """Adapt a backbone with an adapter from disk.
 
     Args:
         vit: the backbone that the adapter was trained on.
         path: a file of ``save_adapter``.
+        image_size: side, or (H, W), in pixels, where images are of another size than in training.
         inplace: as in ``adapt``.
 
     Raises:
@@ -216,7 +222,7 @@ def load_adapter(vit: VisionTransformer, path: str | Path, inplace: bool = False
     config = json.loads(metadata["config"])
     method = _method_from(config["method"], config["options"])
     model = adapt(
-        vit, method, config["bands"], config["sensor"], tuple(config["image_size"]),
+        vit, method, config["bands"], config["sensor"], image_size or tuple(config["image_size"]),
         rgb_white=config["rgb_white"], nodata=config["nodata"], inplace=inplace,
     )  # fmt: skip
     expected = model.adapter_state()

@@ -1,7 +1,7 @@
 """uAtt, the untangled attention, and the norm constraint (deflection).
 
-Notation: B batch, N tokens (patches plus prefix tokens), d width, h heads, r rank. z = z_P + z_A is the stream of tokens,
-z_A the part that came from the bands beyond RGB.
+Notation: B batch, N tokens (patches plus prefix tokens), d width, h heads, r rank. z = z_P + z_A is the stream of
+tokens, z_A the part that came from the bands beyond RGB.
 """
 
 import torch
@@ -119,12 +119,17 @@ class UntangledBlock(nn.Module):
     def attend(self, qkv: Tensor) -> Tensor:
         """ls1(proj(attention)) of fused queries, keys and values (B, N, 3d) -> (B, N, d)."""
         attn = self.block.attn
-        B, N, _ = qkv.shape
-        q, k, v = qkv.reshape(B, N, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = split_heads(attn, qkv)
         dropout = attn.attn_drop.p if self.training else 0.0
         x = F.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v, dropout_p=dropout)
-        x = attn.norm(x.transpose(1, 2).reshape(B, N, -1))
+        x = attn.norm(x.transpose(1, 2).flatten(2))
         return self.block.ls1(attn.proj_drop(attn.proj(x)))
+
+
+def split_heads(attn: Attention, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Fused (B, N, 3d) -> queries, keys and values, each (B, h, N, d / h)."""
+    B, N, _ = qkv.shape
+    return qkv.reshape(B, N, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def refuse_unplain_block(block: nn.Module) -> None:

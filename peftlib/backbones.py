@@ -90,7 +90,7 @@ _SOURCES = {
         _dinov2_small_hub,
     ),
     "scalemae_large": _Source(
-        BackboneSpec("scalemae_large", licence="CC-BY-NC-4.0", res=1.0, note="fMoW RGB; position embedding scaled by res"),
+        BackboneSpec("scalemae_large", licence="CC-BY-NC-4.0", res=1.0, note="fMoW RGB; positions scaled by res"),
         _scalemae_large,
         _scalemae_hub,
         "torchgeo ScaleMAELarge16_Weights.FMOW_RGB (hub)",

@@ -103,7 +103,7 @@ def band_set(bands: Sequence[str] | Mapping[str, float], sensor: str = "sentinel
         return _custom_band_set(bands)
     if sensor not in SENSORS:
         raise ValueError(f"unknown sensor {sensor!r}; choose from {', '.join(SENSORS)} or 'custom'")
-    if isinstance(bands, str) or isinstance(bands, Mapping):
+    if isinstance(bands, str | Mapping):
         raise ValueError(f"bands must be a sequence of names such as {_RGB[sensor]}, got {bands!r}")
     names = tuple(bands)
     table = SENSORS[sensor]

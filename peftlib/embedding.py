@@ -1,7 +1,7 @@
 """EMB, the untangled patch embedding: a pixel-set encoder beside the frozen RGB patch embedding.
 
-DEFLECT, equation (3): x = x_P + x_A. x_P is what the pretrained patch embedding makes of RGB; x_A carries the radiometry
-of the other bands. Also here: the inflated patch kernel by which the other methods read those bands.
+DEFLECT, equation (3): x = x_P + x_A. x_P is what the pretrained patch embedding makes of RGB; x_A carries the
+radiometry of the other bands. Also here: the inflated patch kernel by which the other methods read those bands.
 """
 
 import torch
@@ -118,7 +118,7 @@ def inflate_patch_embed(patch_embed: nn.Module, bands: BandSet, how: str) -> Non
             ``mean``     the mean of the three;
             ``random``   as a fresh layer would draw them;
             ``nearest``  that of the colour nearest in wavelength.
-            ``repeat``, ``mean`` and ``nearest`` scale all kernels by 3 / C, which keeps the size of what the blocks see.
+            ``repeat``, ``mean`` and ``nearest`` scale all kernels by 3 / C: the blocks see values of the same size.
     """
     if how not in INFLATIONS:
         raise ValueError(f"unknown inflation {how!r}; choose from {INFLATIONS}")

@@ -206,4 +206,4 @@ class ReflectanceInput(nn.Module):
         self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)).view(-1, 1, 1))  # a constant band stays 0
 
     def extra_repr(self) -> str:
-        return f"bands={self.bands.names}, image_size={self.image_size}, rgb_white={self.rgb_white}, nodata={self.nodata}"
+        return f"bands={self.bands.names}, image_size={self.image_size}, {self.rgb_white=}, {self.nodata=}"

@@ -1,12 +1,16 @@
 """Lightning modules: what is trained on top of an adapted ViT, and how."""
 
+from collections.abc import Sequence
+
 import lightning
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
 from peftlib.adapt import AdaptedViT
+from peftlib.datasets import ChipCrops
 from peftlib.decoders import LinearDecoder
 
 
@@ -56,7 +60,8 @@ def quiet_trainer(**options) -> lightning.Trainer:
     import logging
     import warnings
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     silent = {
         "logger": False,
@@ -67,6 +72,35 @@ def quiet_trainer(**options) -> lightning.Trainer:
     return lightning.Trainer(**(silent | options))
 
 
-def tuned_modules(model: nn.Module) -> list[str]:
-    """Names of trainable parameters, in order."""
-    return [name for name, p in model.named_parameters() if p.requires_grad]
+def train_on_crops(
+    model: AdaptedViT,
+    image: Tensor,
+    mask: Tensor,
+    classes: int,
+    steps: int,
+    batch_size: int = 8,
+    lr: float = 2e-3,
+    head_lr: float = 3e-3,
+    seed: int = 0,
+    callbacks: Sequence[lightning.Callback] = (),
+) -> Segmentation:
+    """Train an adapter and a linear decoder on random crops from the left half of one labelled image.
+
+    Args:
+        image: (C, H, W) reflectance; mask: (H, W) class numbers.
+        steps: optimiser steps of ``batch_size`` crops, each of the model's image size.
+        seed: of decoder and crops.
+    """
+    lightning.seed_everything(seed, verbose=False)
+    task = Segmentation(model, classes, lr=lr, head_lr=head_lr)
+    crops = ChipCrops(image, mask, model.image_size[0], "train", steps * batch_size, seed=seed)
+    trainer = quiet_trainer(max_epochs=1, callbacks=list(callbacks), accelerator="cpu")
+    trainer.fit(task, DataLoader(crops, batch_size))
+    return task
+
+
+def crop_accuracy(task: Segmentation, image: Tensor, mask: Tensor, part: str = "test", crops: int = 48) -> float:
+    """Share of pixels that are classified rightly, on fixed crops from one half of a labelled image."""
+    data = ChipCrops(image, mask, task.model.image_size[0], part, crops, seed=2**16)
+    trainer = quiet_trainer(accelerator="cpu")
+    return trainer.test(task, DataLoader(data, 16), verbose=False)[0]["accuracy"]

@@ -37,8 +37,8 @@ def savanna_chip(upsample: int = 1) -> dict:
 def savanna_classes(image: Tensor) -> Tensor:
     """Four per-pixel classes beyond RGB, by index thresholds: (4, H, W) reflectance -> (H, W) in 0..3.
 
-    Open or closed canopy: NDVI against 0.5. Inside each, low or high CVI (chlorophyll vegetation index, N R / G²) against
-    its median there. Not ground truth: a rule on the spectrum, of which RGB sees the first half well and the second badly.
+    Open or closed canopy: NDVI against 0.5. Inside each, low or high CVI (chlorophyll vegetation index, N R / G²)
+    against its median there. Not ground truth: a rule on the spectrum. RGB sees its first half well, its second badly.
     """
     bands = band_set(BANDS)
     ndvi, cvi = (index_function(name, bands)(image[None])[0] for name in ("NDVI", "CVI"))
@@ -50,7 +50,7 @@ def savanna_classes(image: Tensor) -> Tensor:
 class ChipCrops(Dataset):
     """Random square crops, turned and flipped, from the left (train) or right (test) part of a labelled chip.
 
-    A gap of one patch between the two keeps neighbouring pixels apart. Deterministic: item i depends on seed and i alone.
+    A gap of one patch between the two keeps neighbouring pixels apart. Item i depends on seed and i alone.
 
     Args:
         image: (C, H, W) reflectance; mask: (H, W) class numbers.

@@ -85,7 +85,7 @@ def choose(config: Method, field: str, choices: tuple) -> None:
 
 
 def at_least(config: Method, field: str, least: float) -> None:
-    """Raise ValueError unless a field holds a number of at least ``least`` (an int where the field's default is one)."""
+    """Raise ValueError unless a field holds a number of at least ``least`` (an int if its default is one)."""
     value = getattr(config, field)
     default = next(f.default for f in fields(config) if f.name == field)
     whole = isinstance(default, int) and not isinstance(default, bool)

@@ -1,0 +1,50 @@
+# Two commands: `make figures` (set-up, notebooks, figures) and `make test`. `make help` lists the rest.
+SHELL := /bin/bash
+PYTHON ?= python3
+PROFILE ?= quick
+VENV := .venv
+PY := $(VENV)/bin/python
+UV_VERSION := 0.13.9
+NOTEBOOKS := $(sort $(wildcard notebooks/[0-9]*.ipynb))
+
+.DEFAULT_GOAL := help
+.PHONY: help env figures test lab doctor lock clean
+
+help:  ## list the commands
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+env: $(VENV)/.ready  ## set up .venv from requirements.lock
+
+$(VENV)/.ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "peftlib needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Use make PYTHON=python3.12"; exit 1; }
+	@echo "setting up $(VENV) from requirements.lock (about 6 GB with PyTorch's CUDA libraries) ..."
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION) && \
+	  $(VENV)/bin/uv pip sync --quiet --python $(PY) --require-hashes requirements.lock || \
+	  $(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+figures: env  ## run the notebooks (PROFILE=quick) and write figures/
+	@$(PY) -m peftlib weights
+	@$(PY) -m peftlib run --if-changed --profile $(PROFILE) $(NOTEBOOKS)
+
+test: env  ## ruff, pytest, nbval
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check --quiet .
+	@figures=$$(mktemp -d) && trap 'rm -rf "$$figures"' EXIT && TQDM_DISABLE=1 PEFTLIB_FIGURES=$$figures \
+	  $(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 \
+	  --nbval-sanitize-with tests/nbval_sanitize.cfg tests $(NOTEBOOKS)
+
+lab: env  ## open JupyterLab on the notebooks
+	@$(VENV)/bin/jupyter lab --notebook-dir=. notebooks
+
+doctor: env  ## versions, device, weights, data: OK or what to do
+	@$(PY) -m peftlib doctor
+
+lock: env  ## pin again after a change of pyproject.toml
+	@$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --all-extras \
+	  --custom-compile-command "make lock" pyproject.toml -o requirements.lock
+
+clean:  ## remove .venv and runs/ (figures and weights stay)
+	@rm -rf $(VENV) runs

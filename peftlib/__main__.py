@@ -1,0 +1,71 @@
+"""Command line: ``python -m peftlib run | doctor | weights``."""
+
+import argparse
+import sys
+import time
+
+from peftlib.paths import root
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line and do what it says. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="peftlib", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="execute notebooks into runs/, figures into figures/")
+    run.add_argument("notebooks", nargs="+", metavar="NOTEBOOK", help="path, or name in notebooks/")
+    run.add_argument("--profile", default="quick", help="quick (default), real or paper")
+    run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the notebook")
+    run.add_argument("--if-changed", action="store_true", help="skip what is up to date")
+    commands.add_parser("doctor", help="versions, device, weights, data: OK or what to do")
+    commands.add_parser("weights", help="fetch and check the default backbone's weights")
+    options = parser.parse_args(arguments)
+    return {"run": _run, "doctor": _doctor, "weights": _weights}[options.command](options)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from peftlib.runner import NotebookFailed, run_notebooks
+
+    clock = time.perf_counter()
+    try:
+        pairs = [_name_and_value(text) for text in options.set]
+        made = run_notebooks(options.notebooks, options.profile, dict(pairs), options.if_changed)
+    except (ValueError, FileNotFoundError, NotebookFailed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    figures = sorted({path for result in made for path in result.figures})
+    folders = sorted({str(p.parent.relative_to(root()) if p.is_relative_to(root()) else p.parent) for p in figures})
+    ran = sum(result.ran for result in made)
+    print(
+        f"done: {len(made)} notebooks ({ran} executed), {len(figures)} figure files in {', '.join(folders) or 'none'}, "
+        f"{time.perf_counter() - clock:.0f} s"
+    )
+    return 0
+
+
+def _name_and_value(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise ValueError(f"--set {text!r}; write --set name=value")
+    return name, value
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from peftlib.doctor import doctor
+
+    return 0 if doctor() else 1
+
+
+def _weights(_: argparse.Namespace) -> int:
+    from peftlib.weights import dinov2_small_state
+
+    try:
+        dinov2_small_state()
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print("weights: dinov2_small ready")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
