@@ -1,5 +1,6 @@
 """One style, one colour per method, pictures of images and tokens, figures that are saved the same way each time."""
 
+import io
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -7,10 +8,11 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from peftlib.paths import figures_dir, root
+from peftlib.paths import figures_dir
 
 _PALETTE = sns.color_palette("colorblind")
 METHOD_COLOURS = {
@@ -67,9 +69,9 @@ def save_figure(figure: Figure, name: str, profile: str) -> list[Path]:
 
 
 def show_paths(paths: list[Path]) -> None:
-    """Print where figures went, relative to the repository where they lie in it."""
+    """Print the figures written, by profile and name."""
     for path in paths:
-        print("wrote", path.relative_to(root()) if path.is_relative_to(root()) else path.name)
+        print(f"wrote {path.parent.name}/{path.name}")
 
 
 def composite(image: Tensor, bands: tuple[str, ...], shown: tuple[str, str, str]) -> np.ndarray:
@@ -100,6 +102,15 @@ def show_map(ax: Axes, values: Tensor, grid: tuple[int, int], title: str = "", l
     return shown
 
 
+def show_classes(ax: Axes, mask: Tensor, names: tuple[str, ...], title: str = ""):
+    """Class numbers as a map with a key of their names. mask: (H, W) in 0..len(names) - 1."""
+    colours = sns.color_palette("YlGn", len(names))
+    shown = show_image(ax, mask, title, cmap=ListedColormap(colours), vmin=-0.5, vmax=len(names) - 0.5)
+    keys = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in colours]
+    ax.legend(keys, names, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2)
+    return shown
+
+
 def probe_bars(ax: Axes, table: pd.DataFrame, colours: dict[str, tuple]) -> None:
     """Held-out R² as grouped horizontal bars: rows targets, columns feature sets."""
     height = 0.8 / len(table.columns)
@@ -107,7 +118,7 @@ def probe_bars(ax: Axes, table: pd.DataFrame, colours: dict[str, tuple]) -> None
         y = np.arange(len(table)) + (j - (len(table.columns) - 1) / 2) * height
         ax.barh(y, table[column].clip(lower=0), height=height, label=column, color=colours.get(column, "0.6"))
     ax.set_yticks(range(len(table)), table.index)
-    ax.invert_yaxis()
+    ax.set_ylim(len(table) - 0.5, -0.5)  # first row on top
     ax.set_xlim(0, 1)
     ax.set_xlabel("held-out R² (negative values drawn as 0)")
 
@@ -131,9 +142,10 @@ def attention_figure(
         query: (row, column) of the query patch.
     """
     n = grid[0] * grid[1]
-    figure, axes = plt.subplots(2, 4, figsize=(13, 6.2))
-    top = [axes[0, 0], axes[0, 1], axes[0, 2], axes[0, 3]]
-    for ax, (pair, logits) in zip(top, products.items(), strict=True):
+    # Not through pyplot: sliders redraw from another thread, and pyplot's list of figures is not made for that.
+    figure = Figure(figsize=(13, 6.2))
+    axes = figure.subplots(2, 4)
+    for ax, (pair, logits) in zip(axes[0], products.items(), strict=True):
         values = logits[-n:] - logits[-n:].mean()
         limit = float(values.abs().max()) or 1.0
         label = "logit, centred"
@@ -153,6 +165,13 @@ def attention_figure(
         ax.add_patch(plt.Rectangle(corner, x, y, fill=False, edgecolor="yellow", linewidth=1.2))
     figure.suptitle(title)
     return figure
+
+
+def to_png(figure: Figure) -> bytes:
+    """A figure as PNG, for an ``ipywidgets.Image``."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=80)
+    return buffer.getvalue()
 
 
 def share_bars(ax: Axes, shares: pd.DataFrame) -> None:

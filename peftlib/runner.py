@@ -16,6 +16,7 @@ from pathlib import Path
 from peftlib.paths import figures_dir, root, runs_dir
 
 PROFILES = ("quick", "real", "paper")
+CELL_TIMEOUT = {"quick": 900}  # seconds a cell may take before it counts as hanging; other profiles train for hours
 _TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "tuple": tuple, "dict": dict}
 
 
@@ -146,6 +147,8 @@ def _run(notebook: Path, profile: str, parameters: Mapping[str, object]) -> Made
             parameters=dict(parameters),
             cwd=str(notebook.parent),
             progress_bar=sys.stderr.isatty(),
+            execution_timeout=CELL_TIMEOUT.get(profile),
+            extra_arguments=["--log-level=ERROR"],  # to the kernel: no warning about its own transport
         )
         seconds = time.perf_counter() - clock
         figures = _written_since(figures_dir(profile), started)

@@ -4,6 +4,6 @@ A sample is a dict: ``image`` (C, H, W) float32 reflectance, ``label`` or ``mask
 in channel order), ``sensor``, and ``meta`` with ``gsd`` in metres and the source.
 """
 
-from peftlib.datasets.savanna import ChipCrops, savanna_chip, savanna_classes
+from peftlib.datasets.savanna import CLASSES, ChipCrops, savanna_chip, savanna_classes
 
-__all__ = ["ChipCrops", "savanna_chip", "savanna_classes"]
+__all__ = ["CLASSES", "ChipCrops", "savanna_chip", "savanna_classes"]

@@ -1,0 +1,62 @@
+"""Small models and images that the tests share."""
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+import peftlib as pl
+from peftlib.bands import band_set
+
+SENTINEL2 = tuple(pl.SENSORS["sentinel2"])  # 13 bands; red, green, blue are B04, B03, B02
+SAVANNA = ("B02", "B03", "B04", "B08")  # blue first, as files have them
+
+
+def tiny_vit(seed: int = 0, **options) -> VisionTransformer:
+    """A ViT of 32 px, 16 patches and 2 prefix tokens whose every parameter matters (none is 0, 1 or equal to another).
+
+    Fresh LayerNorms, biases and layer scales would hide a term that is dropped or applied twice.
+    """
+    settings = dict(img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=2, num_classes=0, init_values=0.5)
+    settings |= dict(reg_tokens=1) | options
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        vit = VisionTransformer(**settings)
+        with torch.no_grad():
+            for parameter in vit.parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return vit.eval()
+
+
+def images(bands=SENTINEL2, sensor="sentinel2", batch=2, size=(32, 32), seed=0) -> Tensor:
+    """Random reflectance (B, C, H, W) in [0.01, 0.5]; thermal bands in kelvin."""
+    bands = band_set(bands, sensor)
+    x = 0.01 + 0.49 * torch.rand(batch, len(bands), *size, generator=torch.Generator().manual_seed(seed))
+    for i in bands.thermal:
+        x[:, i] = 280 + 20 * x[:, i]
+    return x
+
+
+def randomise(module: nn.Module, scale: float = 0.2, seed: int = 1) -> nn.Module:
+    """Move every trainable parameter off its start, as training would."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.add_(scale * torch.randn(parameter.shape, generator=draw).to(parameter))
+    return module
+
+
+def adapted(method, bands=SENTINEL2, vit=None, seed=0, **options) -> pl.AdaptedViT:
+    """A freshly adapted tiny ViT, the same at every call."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return pl.adapt(vit if vit is not None else tiny_vit(), method, bands, **options)
+
+
+def pretrained_tokens(vit: VisionTransformer, x: Tensor, rgb=(3, 2, 1), white: float = 0.3) -> Tensor:
+    """What the pretrained model says to the RGB part of an image, with the stretch written out."""
+    colours = torch.stack([x[:, i] for i in rgb], dim=1)
+    shown = torch.clamp(colours / white, 0, 1)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.no_grad():
+        return vit.forward_features((shown - mean) / std)

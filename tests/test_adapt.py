@@ -1,0 +1,268 @@
+"""What adapt promises of every method in the registry: a new method fails here until it keeps the promises."""
+
+import copy
+
+import pytest
+import torch
+from helpers import SAVANNA, SENTINEL2, adapted, images, pretrained_tokens, randomise, tiny_vit
+from timm.models import create_model
+from torch import nn
+
+import peftlib as pl
+from peftlib.methods.base import InputMethod
+
+LINEARS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+ENCODER = ("pixel_mlp.0", "pixel_mlp.2", "patch_mlp.0", "patch_mlp.1", "patch_mlp.3")
+# What each method tunes on the tiny ViT with its default options, by name.
+TUNED = {
+    "frozen": set(),
+    "full": {f"vit.{name}" for name, _ in tiny_vit().named_parameters()},
+    "lora": {f"vit.blocks.{i}.{linear}.{ab}.weight" for i in range(3) for linear in LINEARS for ab in "AB"},
+    "deflect": {f"auxiliary.{layer}.{kind}" for layer in ENCODER for kind in ("weight", "bias")}
+    | {f"vit.blocks.{i}.auxiliary.{uv}.weight" for i in range(3) for uv in "UV"},
+}
+DEFAULTS = [pytest.param(config(), id=name) for name, config in pl.METHODS.items()]
+ZERO_INFLATED = [
+    pytest.param(config(new_bands="zero"), id=f"{name}-zero")
+    for name, config in pl.METHODS.items()
+    if issubclass(config, InputMethod)
+]
+
+
+def train(model: pl.AdaptedViT, steps: int) -> None:
+    """Optimiser steps on a loss that has no reason to leave any tuned parameter alone."""
+    tuned = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(tuned, lr=1e-2, weight_decay=0.1) if tuned else None
+    goal = torch.randn(2, 18, 32)
+    for step in range(steps):
+        loss = (model(images(model.bands.names, seed=step)) - goal).square().mean()
+        if optimiser:
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+
+
+# --- the start ---
+
+
+@pytest.mark.parametrize("method", DEFAULTS + ZERO_INFLATED)
+def test_the_adapted_model_starts_as_the_pretrained_one(method, vit, x):
+    x = x.clone()
+    x[:, 3, :4, :4] = 0.9  # clipped by the stretch
+    got = pl.adapt(vit, method, SENTINEL2)(x)
+    assert (got - pretrained_tokens(vit, x)).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("method", DEFAULTS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(class_token=False, reg_tokens=0, global_pool="avg"),
+        dict(reg_tokens=4, no_embed_class=True),
+        dict(pre_norm=True, init_values=None),
+        dict(dynamic_img_size=True),
+        dict(pos_embed="none"),
+        dict(qkv_bias=False, num_classes=5),
+    ],
+    ids=lambda options: ",".join(options),
+)
+def test_other_forms_of_vit_start_as_themselves_too(method, options, x):
+    vit = tiny_vit(**options)
+    assert (pl.adapt(vit, method, SENTINEL2)(x) - pretrained_tokens(vit, x)).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("method", DEFAULTS)
+def test_images_that_are_not_square_and_batches_of_one(method, vit):
+    x = images(SAVANNA, batch=1, size=(40, 24))
+    model = pl.adapt(vit, method, SAVANNA, image_size=(40, 24))
+    reference = tiny_vit(dynamic_img_size=True)  # timm's own resampling of the position grid
+    assert model.grid_size == (5, 3) and model(x).shape == (1, 2 + 15, 32)
+    torch.testing.assert_close(model(x), pretrained_tokens(reference, x, rgb=(2, 1, 0)), rtol=0, atol=1e-5)
+
+
+def test_other_inflations_start_elsewhere(vit, x):
+    for how in ("repeat", "mean", "random", "nearest"):
+        got = pl.adapt(vit, pl.Frozen(new_bands=how), SENTINEL2)(x)
+        assert (got - pretrained_tokens(vit, x)).abs().max() > 1e-2, how
+
+
+# --- the given ViT ---
+
+
+@pytest.mark.parametrize("method", DEFAULTS)
+def test_the_given_vit_is_untouched(method, vit, x):
+    picture = torch.randn(1, 3, 32, 32)
+    before = {name: tensor.clone() for name, tensor in vit.state_dict().items()}
+    trainable = [p.requires_grad for p in vit.parameters()]
+    tokens = vit.forward_features(picture)
+    model = randomise(pl.adapt(vit, method, SENTINEL2, image_size=64))
+    model.train()
+    assert vit.state_dict().keys() == before.keys()
+    assert all(torch.equal(vit.state_dict()[name], tensor) for name, tensor in before.items())
+    assert [p.requires_grad for p in vit.parameters()] == trainable and not vit.training
+    assert torch.equal(vit.forward_features(picture), tokens)
+    pl.adapt(vit, method, SENTINEL2)(x)  # and it can be adapted again
+
+
+@pytest.mark.parametrize("method", DEFAULTS)
+def test_inplace_is_the_same_model_without_a_copy(method, x):
+    vit = tiny_vit()
+    model = adapted(method, vit=vit, inplace=True)
+    assert model.vit is vit
+    assert torch.equal(randomise(model)(x), randomise(adapted(method))(x))
+
+
+def test_an_adapted_vit_is_not_adapted_again(vit):
+    model = pl.adapt(vit, pl.LoRA(), SENTINEL2, inplace=True)
+    for used in (vit, model.vit):
+        with pytest.raises(ValueError, match="already adapted"):
+            pl.adapt(used, pl.LoRA(), SENTINEL2)
+
+
+@pytest.mark.parametrize("wrong", [dict(layers=(7,)), dict(cells=3), dict(indices=("NOPE",))])
+def test_a_refused_inplace_adapt_leaves_the_vit_whole(wrong, vit, x):
+    tokens = pretrained_tokens(vit, x)
+    trainable = [p.requires_grad for p in vit.parameters()]
+    with pytest.raises(ValueError):
+        pl.adapt(vit, pl.Deflect(**wrong), SENTINEL2, image_size=64, inplace=True)
+    assert tuple(vit.patch_embed.img_size) == (32, 32)
+    assert [p.requires_grad for p in vit.parameters()] == trainable
+    assert torch.equal(pretrained_tokens(vit, x), tokens)
+
+
+# --- training ---
+
+
+@pytest.mark.parametrize("method", DEFAULTS)
+def test_exactly_the_named_parameters_are_tuned(method):
+    assert set(TUNED) == set(pl.METHODS), "a method without its list of tuned parameters"
+    model = adapted(method)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == TUNED[method.name]
+    expected = sum(p.numel() for name, p in model.named_parameters() if name in TUNED[method.name])
+    assert pl.count_parameters(model)["tuned"] == expected
+
+
+@pytest.mark.parametrize("method", DEFAULTS)
+def test_frozen_tensors_are_bit_equal_after_ten_steps(method):
+    model = adapted(method)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    train(model, 10)
+    tuned = TUNED[method.name]
+    after = model.state_dict()
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert changed == tuned
+
+
+@pytest.mark.parametrize("method", [*DEFAULTS, *ZERO_INFLATED])
+def test_every_tuned_tensor_gets_a_gradient_within_two_steps(method):
+    model = adapted(method)
+    train(model, 2)
+    model.zero_grad()
+    if any(p.requires_grad for p in model.parameters()):
+        model(images()).square().mean().backward()
+    without = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    assert not without
+
+
+@pytest.mark.parametrize("options", [dict(num_classes=10), dict(global_pool="avg"), dict(global_pool="map")])
+def test_full_fine_tuning_leaves_alone_what_tokens_do_not_pass(options):
+    """Classifier head, norm and pooling after the tokens: DDP refuses parameters that never get a gradient."""
+    model = adapted(pl.Full(), ("B04", "B03", "B02"), vit=tiny_vit(**options))
+    model(images(("B04", "B03", "B02"))).square().sum().backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert pl.count_parameters(model)["percent"] == 100.0
+
+
+@pytest.mark.parametrize("method", DEFAULTS)
+def test_autocast_trains_with_finite_numbers(method, x):
+    model = randomise(adapted(method))
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = model(x)
+        loss = tokens.float().square().mean()
+    assert torch.isfinite(tokens).all()
+    tuned = [p for p in model.parameters() if p.requires_grad]
+    if tuned:
+        loss.backward()
+        assert all(torch.isfinite(p.grad).all() for p in tuned)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("method", DEFAULTS)
+def test_the_whole_model_moves_to_another_type(method, dtype, x):
+    model = randomise(adapted(method))
+    expected = model(x)
+    got = model.to(dtype)(x.to(dtype))
+    assert got.dtype == dtype
+    tolerance = 0.5 if dtype == torch.bfloat16 else 1e-3
+    assert (got.float() - expected).abs().max() < tolerance
+
+
+@pytest.mark.parametrize("method", DEFAULTS)
+def test_state_dict_and_deepcopy_carry_everything(method, x):
+    model = randomise(adapted(method)).fit_normalization([x])
+    fresh = adapted(method, seed=5)
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(fresh(x), model(x))
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin(x), model(x))
+    randomise(twin, seed=9)
+    assert not TUNED[method.name] or not torch.equal(twin(x), model(x))
+
+
+def test_the_model_compiles_to_one_graph(x):
+    model = randomise(adapted(pl.Deflect(), nodata="zero"))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+# --- counting ---
+
+
+def test_the_published_column_on_scalemae_large():
+    with torch.device("meta"):
+        vit = pl.load_backbone("scalemae_large", weights="random")
+        percent = {
+            name: pl.count_parameters(pl.adapt(vit, config(), SENTINEL2))["percent"]
+            for name, config in pl.METHODS.items()
+        }
+        rgb_only = pl.count_parameters(pl.adapt(vit, pl.Full(), ("B04", "B03", "B02")))["percent"]
+    assert percent["full"] == pytest.approx(100, abs=1.0) and rgb_only == pytest.approx(100, abs=0.1)
+    assert round(percent["frozen"], 1) == 0.0
+    assert round(percent["lora"], 1) == 2.1
+    assert 0.15 <= percent["deflect"] <= 0.3 and round(percent["deflect"], 1) == 0.2
+
+
+def test_counts_by_hand():
+    counts = pl.count_parameters(adapted(pl.Deflect(rank=3, layers=(0, 2)), SAVANNA))
+    s = 1 + 2  # near infrared; NDVI and NDWI
+    encoder = (s * 32 + 32) + (32 * 32 + 32) + 2 * 64 + (64 * 64 + 64) + (64 * 32 + 32)
+    assert counts["tuned_input"] == encoder
+    assert counts["tuned"] == encoder + 2 * 4 * 3 * 32  # 4 r d a block
+    assert counts["encoder"] == sum(p.numel() for p in tiny_vit().parameters())
+    assert counts["percent"] == pytest.approx(100 * counts["tuned"] / counts["encoder"])
+
+
+# --- wrong calls ---
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (dict(method="deflect"), ["'deflect'", "Deflect()", "LoRA()"]),
+        (dict(method=pl.Deflect), ["Deflect", "LoRA()"]),
+        (dict(sensor="sentinel3"), ["sentinel3", "landsat8"]),
+        (dict(image_size=30), ["(30, 30)", "(8, 8)", "(32, 32)"]),
+        (dict(image_size=(32, 36)), ["(32, 36)", "(8, 8)"]),
+        (dict(image_size=0), ["(0, 0)"]),
+        (dict(image_size=32.5), ["32.5"]),
+        (dict(image_size=(32, 32, 32)), ["(32, 32, 32)"]),
+        (dict(vit=nn.Linear(2, 2)), ["Linear", "VisionTransformer"]),
+        (dict(vit=create_model("resnet10t", num_classes=0)), ["ResNet", "VisionTransformer"]),
+        (dict(vit=tiny_vit(patch_drop_rate=0.5)), ["patch_drop_rate"]),
+    ],
+)
+def test_wrong_arguments_are_named(call, says, vit):
+    call = dict(vit=vit, method=pl.Deflect(), bands=SENTINEL2) | call
+    with pytest.raises(ValueError) as error:
+        pl.adapt(**call)
+    assert all(text in str(error.value) for text in says), str(error.value)

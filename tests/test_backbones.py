@@ -1,0 +1,211 @@
+"""Backbones: what loads, what it is called, and position grids of any size."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import SENTINEL2, images, tiny_vit
+from safetensors.torch import save_file
+from timm.models import create_model
+from timm.models.vision_transformer import VisionTransformer
+
+import peftlib as pl
+from peftlib.backbones import BackboneSpec, backbone_hash, resize_, spec_of
+
+TIMM = "vit_tiny_patch16_224"
+
+
+def scalemae(res: float = 1.0, img_size: int = 32) -> VisionTransformer:
+    models = pytest.importorskip("torchgeo.models")
+    torch.manual_seed(0)
+    options = dict(img_size=img_size, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=0)
+    return models.ScaleMAE(res=res, **options).eval()
+
+
+# --- by name ---
+
+
+def test_a_timm_vit_by_name():
+    vit = pl.load_backbone(TIMM, weights="random", image_size=(32, 64))
+    assert vit.forward_features(torch.zeros(1, 3, 32, 64)).shape == (1, 1 + 8, 192)
+    assert not vit.training and isinstance(vit.spec, BackboneSpec)
+    assert vit.spec.name == TIMM and vit.spec.weights == "random" and vit.spec.res is None
+    assert vit.spec.mean == (0.5, 0.5, 0.5)  # timm's ViTs of this family are not normalised as ImageNet
+    assert isinstance(vit.head, torch.nn.Identity)
+    model = pl.adapt(vit, pl.Deflect(), SENTINEL2)
+    x = images(size=(32, 64))
+    shown = ((x[:, [3, 2, 1]] / 0.3).clamp(0, 1) - 0.5) / 0.5
+    torch.testing.assert_close(model(x), vit.forward_features(shown), rtol=0, atol=1e-6)
+
+
+def test_two_random_backbones_differ():
+    a, b = (pl.load_backbone(TIMM, weights="random") for _ in range(2))
+    assert backbone_hash(a) != backbone_hash(b)
+
+
+def test_dinov2_by_name_without_weights():
+    vit = pl.load_backbone("dinov2_small", weights="random", image_size=28)
+    assert vit.patch_embed.grid_size == (2, 2) and vit.num_prefix_tokens == 1 and vit.embed_dim == 384
+    assert "dinov2_small" in pl.BACKBONES and "MIT" in vit.spec.licence
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (dict(name="dinov9"), ["'dinov9'", "dinov2_small", "scalemae_large", "timm"]),
+        (dict(name="vit_tiny_patch"), ["vit_tiny_patch16_224"]),
+        (dict(name="resnet10t"), ["resnet10t", "ResNet", "VisionTransformer"]),
+        (dict(name=TIMM, res=10.0), [TIMM, "10.0", "no effect"]),
+        (dict(name="dinov2_small", res=10), ["dinov2_small", "10"]),
+        (dict(name=TIMM, image_size=30), ["(30, 30)", "(16, 16)", "(32, 32)"]),
+        (dict(name=TIMM, image_size="big"), ["'big'"]),
+    ],
+)
+def test_wrong_names_and_options_are_named(call, says):
+    with pytest.raises(ValueError) as error:
+        pl.load_backbone(**(dict(weights="random") | call))
+    assert all(text in str(error.value) for text in says), str(error.value)
+
+
+def test_vits_of_other_kinds_are_refused_before_training():
+    """A convolutional stem has no patch kernels to inflate and no patches of its own size to pool."""
+    hybrid = create_model("vit_tiny_r_s16_p8_224", num_classes=0)
+    for method in (pl.Deflect(), pl.LoRA(new_bands="zero")):
+        with pytest.raises(ValueError, match="HybridEmbed"):
+            pl.adapt(hybrid, method, SENTINEL2)
+
+
+def test_spec_of_a_users_own_vit():
+    assert spec_of(tiny_vit()).weights == "given"
+    assert spec_of(create_model(TIMM, num_classes=0)).mean == (0.5, 0.5, 0.5)
+
+
+# --- weights from a path ---
+
+
+@pytest.fixture
+def saved():
+    """A timm ViT's own state dict."""
+    torch.manual_seed(3)
+    return create_model(TIMM, num_classes=0).state_dict()
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_weights_from_a_path(suffix, saved, tmp_path):
+    path = tmp_path / f"mine{suffix}"
+    save_file(saved, path) if suffix == ".safetensors" else torch.save(saved, path)
+    for given in (path, str(path)):
+        vit = pl.load_backbone(TIMM, weights=given)
+        assert all(torch.equal(vit.state_dict()[name], tensor) for name, tensor in saved.items())
+        assert vit.spec.weights == str(path)
+
+
+def test_weights_that_do_not_fit_list_what_is_wrong(saved, tmp_path):
+    path = tmp_path / "mine.safetensors"
+    saved["stem.weight"] = saved.pop("cls_token")
+    saved["norm.bias"] = torch.zeros(7)
+    save_file(saved, path)
+    with pytest.raises(ValueError) as error:
+        pl.load_backbone(TIMM, weights=path)
+    for text in ("mine.safetensors", "missing: cls_token", "unexpected: stem.weight", "norm.bias: (7,)", "(192,)"):
+        assert text in str(error.value)
+
+
+def test_no_weights_at_a_path(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.pt"):
+        pl.load_backbone(TIMM, weights=tmp_path / "nothing.pt")
+
+
+@pytest.mark.parametrize("weights", ["default", "hub"])
+def test_no_network_says_what_to_do(weights, monkeypatch):
+    real = create_model
+
+    def offline(name, pretrained=False, **options):
+        if pretrained:
+            raise ConnectionError("name resolution failed")
+        return real(name, **options)
+
+    monkeypatch.setattr("peftlib.backbones.timm.create_model", offline)
+    with pytest.raises(OSError, match=rf"{TIMM}.*name resolution failed.*weights='random'.*weights=PATH"):
+        pl.load_backbone(TIMM, weights=weights)
+
+
+# --- positions ---
+
+
+def test_the_same_size_is_no_change():
+    vit = tiny_vit()
+    before = vit.pos_embed
+    resize_(vit, 32)
+    assert vit.pos_embed is before
+
+
+@pytest.mark.parametrize("size", [(64, 64), (16, 48), (8, 8)])
+@pytest.mark.parametrize("no_embed_class", [False, True])
+@pytest.mark.parametrize("antialias", [False, True])
+def test_position_grids_are_resampled(size, no_embed_class, antialias):
+    vit = tiny_vit(no_embed_class=no_embed_class)
+    vit.spec = BackboneSpec("tiny", antialias=antialias)
+    old = vit.pos_embed.detach().clone()
+    resize_(vit, size)
+    prefix = 0 if no_embed_class else 2
+    grid = (size[0] // 8, size[1] // 8)
+    assert torch.equal(vit.pos_embed[:, :prefix], old[:, :prefix])
+    picture = old[:, prefix:].reshape(1, 4, 4, 32).permute(0, 3, 1, 2)
+    expected = F.interpolate(picture, grid, mode="bicubic", antialias=antialias).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(vit.pos_embed[:, prefix:], expected)
+    assert vit.forward_features(torch.zeros(1, 3, *size)).shape == (1, 2 + grid[0] * grid[1], 32)
+
+
+def test_resampling_keeps_the_requires_grad_flag():
+    vit = tiny_vit()
+    vit.pos_embed.requires_grad_(False)
+    resize_(vit, 64)
+    assert not vit.pos_embed.requires_grad
+
+
+def test_the_hash_is_of_weights_and_not_of_size_or_head():
+    a, b = tiny_vit(), tiny_vit()
+    resize_(b, 64)
+    assert backbone_hash(a) == backbone_hash(b)
+    b.reset_classifier(5)
+    assert backbone_hash(a) == backbone_hash(b)
+    assert backbone_hash(tiny_vit(seed=1)) != backbone_hash(a)
+
+
+# --- Scale-MAE ---
+
+
+def test_scalemae_reads_the_ground_sampling_distance():
+    near, far = scalemae(1.0), scalemae(10.0)
+    far.load_state_dict(near.state_dict())
+    picture = torch.randn(1, 3, 32, 32)
+    assert not torch.allclose(near.forward_features(picture), far.forward_features(picture), atol=1e-3)
+    x = images()
+    models = [pl.adapt(vit, pl.Deflect(), SENTINEL2) for vit in (near, far)]
+    assert not torch.allclose(models[0](x), models[1](x), atol=1e-3)
+
+
+def test_scalemae_at_another_size_takes_square_images_alone():
+    model = pl.adapt(scalemae(), pl.Deflect(), SENTINEL2, image_size=48)
+    fresh = scalemae(img_size=48)
+    state = scalemae().state_dict() | {"pos_embed": fresh.pos_embed}
+    fresh.load_state_dict(state)
+    x = images(size=(48, 48))
+    same = pl.adapt(fresh, pl.Deflect(), SENTINEL2)
+    torch.testing.assert_close(model(x), same(x), rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match=r"square.*\(32, 64\)"):
+        pl.adapt(scalemae(), pl.Deflect(), SENTINEL2, image_size=(32, 64))
+
+
+def test_scalemae_full_fine_tuning_has_no_unused_parameter():
+    model = pl.adapt(scalemae(), pl.Full(), SENTINEL2)
+    model(images()).square().sum().backward()
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_scalemae_large_records_its_distance():
+    with torch.device("meta"):
+        default = pl.load_backbone("scalemae_large", weights="random")
+        coarse = pl.load_backbone("scalemae_large", weights="random", res=10)
+    assert (default.spec.res, default.res) == (1.0, 1.0) and (coarse.spec.res, coarse.res) == (10, 10.0)
+    assert "NC" in default.spec.licence

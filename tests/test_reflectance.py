@@ -1,0 +1,225 @@
+"""What an image must look like, and how it is normalised."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import SAVANNA, SENTINEL2, adapted, images
+
+import peftlib as pl
+from peftlib.bands import SENSORS, band_set
+from peftlib.reflectance import ReflectanceInput, check_reflectance
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def module(bands=SENTINEL2, sensor="sentinel2", size=(32, 32), **options) -> ReflectanceInput:
+    return ReflectanceInput(band_set(bands, sensor), size, MEAN, STD, **options)
+
+
+def broken(kind: str, x: torch.Tensor) -> torch.Tensor:
+    x = x.clone()
+    if kind == "digital numbers":
+        return x * 10_000
+    if kind == "8-bit":
+        return (x * 255).round()
+    if kind == "8-bit without scale, dark":
+        return (x * 20).round()  # at most 10: only their share gives them away
+    if kind == "fill value":
+        x[0, 0, 0, 0] = -9999.0
+    if kind == "nan":
+        x[1, 7, 3, 4] = float("nan")
+    if kind == "inf":
+        x[1, 7, 3, 4] = float("inf")
+    return x
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("digital numbers", ["expected reflectance", "10000"]),
+        ("8-bit", ["expected reflectance", "255"]),
+        ("8-bit without scale, dark", ["expected reflectance", "%"]),
+        ("fill value", ["-9999", "fill"]),
+        ("nan", ["NaN or infinite", "B08", "1", "nodata='zero'"]),
+        ("inf", ["NaN or infinite", "B08"]),
+    ],
+)
+def test_values_that_are_no_reflectance_are_refused(kind, says, x):
+    model = adapted(pl.Deflect())
+    model(x)  # the same image is fine before it is broken
+    with pytest.raises(ValueError) as error:
+        model(broken(kind, x))
+    assert all(text in str(error.value) for text in says), str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("image", "says"),
+    [
+        (torch.rand(2, 12, 32, 32), ["12 channels", "13 bands", "B8A"]),
+        (torch.rand(2, 13, 32, 40), ["(32, 40)", "(32, 32)", "image_size"]),
+        (torch.rand(13, 32, 32), ["(13, 32, 32)", "(B, C, H, W)"]),
+        (torch.zeros(2, 13, 32, 32, dtype=torch.uint16), ["uint16", "float"]),
+        (torch.zeros(2, 13, 32, 32, dtype=torch.int64), ["int64", "float"]),
+    ],
+)
+def test_wrong_shapes_and_types_are_refused(image, says):
+    with pytest.raises(ValueError) as error:
+        module()(image)
+    assert all(text in str(error.value) for text in says), str(error.value)
+
+
+def test_bright_clouds_and_slightly_negative_water_pass():
+    x = images()
+    x[:, :, :3, :3] = 1.55
+    x[:, :, 10:12] = -0.05
+    x[0, 0, 31, 31] = 2.8  # one saturated pixel
+    assert torch.isfinite(module()(x).rgb).all()
+
+
+def test_missing_pixels_do_not_hide_wrong_ones():
+    """With no-data allowed, the share of impossible values is one of the pixels that have data."""
+    x = images() * 10  # most values beyond 1.6, none beyond 10
+    x[:, :, 2:] = float("nan")
+    with pytest.raises(ValueError, match="expected reflectance"):
+        check_reflectance(x, band_set(SENTINEL2), (32, 32), nodata="zero")
+
+
+def test_thermal_bands_are_kelvin():
+    bands = tuple(SENSORS["landsat8"])
+    kelvin = images(bands, "landsat8")
+    module(bands, "landsat8")(kelvin)
+    celsius = kelvin.clone()
+    celsius[:, bands.index("B10")] -= 273.15
+    with pytest.raises(ValueError, match=r"B10.*kelvin"):
+        module(bands, "landsat8")(celsius)
+
+
+def test_an_empty_batch_gives_empty_tokens():
+    assert adapted(pl.Deflect())(images()[:0]).shape == (0, 18, 32)
+
+
+# --- the stretch and the standardisation ---
+
+
+@pytest.mark.parametrize("white", [0.3, 0.15])
+def test_rgb_is_divided_by_white_clipped_and_normalised(white):
+    x = images(SAVANNA)
+    x[0, :, 0, 0], x[0, :, 0, 1] = -0.05, 0.9
+    got = module(SAVANNA, rgb_white=white)(x).rgb
+    for channel, name in enumerate(("B04", "B03", "B02")):
+        band = x[:, SAVANNA.index(name)].numpy().astype(np.float64)
+        expected = (np.clip(band / white, 0, 1) - MEAN[channel]) / STD[channel]
+        np.testing.assert_allclose(got[:, channel], expected, atol=1e-5)
+
+
+def test_other_bands_are_standardised_in_their_own_order():
+    layer = module(("B08", "B04", "B11", "B03", "B02"))
+    layer.mean.copy_(torch.tensor([0.2, 0.1]).view(-1, 1, 1))
+    layer.std.copy_(torch.tensor([0.5, 0.25]).view(-1, 1, 1))
+    x = images(("B08", "B04", "B11", "B03", "B02"))
+    beyond = layer(x).beyond
+    torch.testing.assert_close(beyond[:, 0], (x[:, 0] - 0.2) / 0.5)
+    torch.testing.assert_close(beyond[:, 1], (x[:, 2] - 0.1) / 0.25)
+
+
+def test_rgb_white_changes_the_tokens(x):
+    assert not torch.allclose(adapted(pl.Frozen())(x), adapted(pl.Frozen(), rgb_white=0.2)(x), atol=1e-3)
+
+
+def test_backbones_with_another_channel_order_get_their_order():
+    x = images(SAVANNA)
+    rgb = module(SAVANNA)(x).rgb
+    bgr = ReflectanceInput(band_set(SAVANNA), (32, 32), MEAN[::-1], STD[::-1], rgb_order=(2, 1, 0))(x).rgb
+    torch.testing.assert_close(bgr, rgb.flip(1))
+
+
+@pytest.mark.parametrize("white", [0, -0.3, float("nan")])
+def test_rgb_white_must_be_positive(white, vit):
+    with pytest.raises(ValueError, match="rgb_white"):
+        pl.adapt(vit, pl.Frozen(), SENTINEL2, rgb_white=white)
+
+
+def test_unknown_nodata_lists_the_choices(vit):
+    with pytest.raises(ValueError, match=r"'ignore'.*error.*zero"):
+        pl.adapt(vit, pl.Frozen(), SENTINEL2, nodata="ignore")
+
+
+# --- pixels without data ---
+
+
+def test_nodata_zero_marks_pixels_and_fills_with_means():
+    x = images(SAVANNA)
+    x[0, 3, 5, 6] = float("nan")  # near infrared alone is missing
+    x[1, 2, 1, 2] = float("inf")  # red alone is missing
+    channels = module(SAVANNA, nodata="zero")(x)
+    absent = (channels.valid == 0).nonzero().tolist()
+    assert absent == [[0, 0, 5, 6], [1, 0, 1, 2]]
+    assert channels.beyond[0, 0, 5, 6] == 0 and channels.rgb[1, 0, 1, 2] == 0  # means, once standardised
+    assert channels.rgb[0, :, 5, 6].abs().min() > 0  # what is there stays
+    assert all(torch.isfinite(t).all() for t in channels)
+
+
+def test_nodata_zero_changes_nothing_without_missing_pixels(x):
+    kept, masked = module()(x), module(nodata="zero")(x)
+    assert kept.valid is None and bool((masked.valid == 1).all())
+    assert all(torch.equal(a, b) for a, b in zip(kept[:3], masked[:3], strict=True))
+
+
+# --- fit ---
+
+
+@pytest.mark.parametrize("wrap", ["tensor", "dict", "tuple"])
+def test_fit_is_numpys_mean_and_deviation_over_batches(wrap):
+    batches = [images(SAVANNA, batch=b, seed=b) for b in (3, 1, 2)]
+    for batch in batches:
+        batch[:, 3] += 0.4  # mean far above the deviation
+    form = {"tensor": lambda b: b, "dict": lambda b: {"image": b}, "tuple": lambda b: (b, 0)}[wrap]
+    layer = module(SAVANNA)
+    layer.fit(form(b) for b in batches)
+    values = np.concatenate([b[:, 3].numpy().ravel() for b in batches]).astype(np.float64)
+    assert float(layer.mean) == pytest.approx(values.mean(), rel=1e-6)
+    assert float(layer.std) == pytest.approx(values.std(), rel=1e-5)
+
+
+def test_fit_leaves_out_missing_values():
+    first, second = images(SENTINEL2, seed=1), images(SENTINEL2, seed=2)
+    first[:, 7, :20] = float("nan")
+    second[0, 7, 0, 0] = float("-inf")
+    layer = module(nodata="zero")
+    layer.fit([first, second])
+    values = torch.cat([first, second])[:, 7].numpy().ravel().astype(np.float64)
+    values = values[np.isfinite(values)]
+    row = [n for n in SENTINEL2 if n not in ("B02", "B03", "B04")].index("B08")
+    assert float(layer.mean[row]) == pytest.approx(values.mean(), rel=1e-6)
+    assert float(layer.std[row]) == pytest.approx(values.std(), rel=1e-5)
+
+
+def test_fit_changes_the_tokens_and_returns_the_model(x):
+    model = adapted(pl.Frozen(new_bands="nearest"))
+    before = model(x)
+    assert model.fit_normalization([x]) is model
+    assert not torch.allclose(before, model(x), atol=1e-3)
+
+
+def test_a_constant_band_becomes_zero_not_nan():
+    x = images(SAVANNA)
+    x[:, 3] = 0.25
+    layer = module(SAVANNA)
+    layer.fit([x])
+    assert layer(x).beyond.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("batches", "nodata", "says"),
+    [
+        ([], "error", "empty"),
+        ([torch.full((1, 4, 32, 32), float("nan"))], "zero", "B08"),
+        ([images(SAVANNA) * 1e4], "error", "expected reflectance"),
+    ],
+)
+def test_fit_refuses_what_it_cannot_use(batches, nodata, says):
+    layer = module(SAVANNA, nodata=nodata)
+    before = layer.mean.clone()
+    with pytest.raises(ValueError, match=says):
+        layer.fit(batches)
+    assert torch.equal(layer.mean, before)

