@@ -1,25 +1,26 @@
 """adapt: a backbone, a method and bands become one module. Counting, and saving and loading the adapter alone."""
 
 import copy
+import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from peftlib.attention import UntangledBlock
-from peftlib.backbones import backbone_hash, pair, resize_, spec_of
+from peftlib.attention import UntangledBlock, auxiliary_after_norm
+from peftlib.backbones import BEYOND_TOKENS, backbone_hash, pair, resize_, spec_of
 from peftlib.bands import BandSet, band_set
 from peftlib.methods import METHODS, Method
 from peftlib.reflectance import Channels, ReflectanceInput
-from peftlib.weights import atomic_path
+from peftlib.weights import atomic_path, fingerprint
 
 FORMAT = "peftlib adapter 1"
 
@@ -46,14 +47,13 @@ class AdaptedViT(nn.Module):
         super().__init__()
         self.spec = spec_of(vit)
         self.backbone_hash = backbone_hash(vit)
-        self.encoder_parameters = sum(p.numel() for n, p in vit.named_parameters() if not n.startswith("head."))
+        self.encoder_parameters = sum(p.numel() for n, p in vit.named_parameters() if not n.startswith(BEYOND_TOKENS))
         resize_(vit, image_size)
         self.method, self.bands, self.image_size = method, bands, image_size
         self.auxiliary = method.inject(vit, bands)
         self.vit = vit
-        order = ["RGB".index(channel) for channel in self.spec.channels]
         self.reflectance = ReflectanceInput(
-            bands, image_size, self.spec.mean, self.spec.std, rgb_white, nodata, rgb_order=order
+            bands, image_size, self.spec.mean, self.spec.std, rgb_white, nodata, self.spec.rgb_order
         )
         self.reflectance.to(vit.patch_embed.proj.weight)
 
@@ -74,10 +74,11 @@ class AdaptedViT(nn.Module):
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """What enters the first block: z (B, N, d) with positions and prefix tokens, and its auxiliary part z_A."""
         x_P, x_A = self.embed_patches(self.reflectance(x))
-        z = self.vit.norm_pre(self.vit._pos_embed(x_P if x_A is None else x_P + x_A))
-        if x_A is None:
-            return z, None
-        return z, F.pad(x_A, (0, 0, self.vit.num_prefix_tokens, 0))
+        z = self.vit._pos_embed(x_P if x_A is None else x_P + x_A)
+        z_A = None if x_A is None else F.pad(x_A, (0, 0, self.vit.num_prefix_tokens, 0))
+        if z_A is not None and isinstance(self.vit.norm_pre, nn.LayerNorm):  # CLIP's ViTs
+            z_A = auxiliary_after_norm(self.vit.norm_pre, z, z_A)
+        return self.vit.norm_pre(z), z_A
 
     def embed_patches(self, channels: Channels) -> tuple[Tensor, Tensor | None]:
         """x_P and x_A, each (B, n, d)."""
@@ -138,10 +139,22 @@ def adapt(
         raise ValueError("peftlib needs every patch token; build the ViT with patch_drop_rate=0")
     resolved = band_set(bands, sensor)
     size = pair(image_size if image_size is not None else vit.patch_embed.img_size)
-    vit = vit if inplace else copy.deepcopy(vit)
+    if not isinstance(vit.patch_embed, PatchEmbed):
+        raise ValueError(f"peftlib needs timm's plain PatchEmbed, this ViT has a {type(vit.patch_embed).__name__}")
+    if inplace:  # what is going to fail shall fail before the user's only copy is touched
+        with torch.random.fork_rng(devices=[]):
+            AdaptedViT(_without_weights(vit), method, resolved, size, rgb_white, nodata)
+    else:
+        vit = copy.deepcopy(vit)
     model = AdaptedViT(vit, method, resolved, size, rgb_white, nodata)
     vit.peftlib_adapted = True
-    return model
+    return model.train(vit.training)  # new modules start in training mode; a backbone in eval mode stays in it
+
+
+def _without_weights(vit: VisionTransformer) -> VisionTransformer:
+    """A copy on the meta device, which takes no memory."""
+    tensors = [*vit.parameters(), *vit.buffers()]
+    return copy.deepcopy(vit, {id(t): torch.empty_like(t, device="meta") for t in tensors})
 
 
 def count_parameters(model: AdaptedViT) -> dict[str, float]:
@@ -178,13 +191,14 @@ def save_adapter(model: AdaptedViT, path: str | Path) -> Path:
         "rgb_white": model.reflectance.rgb_white,
         "nodata": model.reflectance.nodata,
     }
+    state = {name: tensor.contiguous().cpu() for name, tensor in model.adapter_state().items()}
     metadata = {
         "format": FORMAT,
         "config": json.dumps(config),
         "backbone": model.spec.name,
         "backbone_hash": model.backbone_hash,
     }
-    state = {name: tensor.contiguous().cpu() for name, tensor in model.adapter_state().items()}
+    metadata["digest"] = _digest(metadata, state)
     path = Path(path)
     with atomic_path(path) as temporary:
         save_file(state, temporary, metadata=metadata)
@@ -221,8 +235,13 @@ def load_adapter(
         )
     config = json.loads(metadata["config"])
     method = _method_from(config["method"], config["options"])
+    trained_at = tuple(config["image_size"])
+    if "vit.pos_embed" in state and image_size is not None and pair(image_size) != trained_at:
+        raise ValueError(
+            f"adapter {path.name} tuned the position embedding at {trained_at}; it has no other image size"
+        )
     model = adapt(
-        vit, method, config["bands"], config["sensor"], image_size or tuple(config["image_size"]),
+        vit, method, config["bands"], config["sensor"], trained_at if image_size is None else image_size,
         rgb_white=config["rgb_white"], nodata=config["nodata"], inplace=inplace,
     )  # fmt: skip
     expected = model.adapter_state()
@@ -244,14 +263,27 @@ def _read_adapter(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise ValueError(f"{path} is not a whole safetensors file; truncated or damaged? ({error})") from error
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} is no adapter of this library (format {metadata.get('format')!r}, need {FORMAT!r})")
-    bad = [name for name, tensor in state.items() if not all(map(math.isfinite, tensor.double().aminmax()))]
+    if metadata.get("digest") != _digest(metadata, state):
+        raise ValueError(f"{path} is damaged: its contents are not those that were saved")
+    bad = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if bad:
         raise ValueError(f"{path} has non-finite values in {bad[:5]}")
     return metadata, state
+
+
+def _digest(metadata: Mapping[str, str], state: Mapping[str, Tensor]) -> str:
+    """sha256 over everything in an adapter file, so that a flipped bit is an error and no other model."""
+    facts = json.dumps({key: value for key, value in metadata.items() if key != "digest"}, sort_keys=True)
+    return hashlib.sha256((facts + fingerprint(state)).encode()).hexdigest()
 
 
 def _method_from(name: str, options: dict) -> Method:
     if name not in METHODS:
         raise ValueError(f"adapter of unknown method {name!r}; choose from {', '.join(METHODS)}")
     as_tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    known = {field.name for field in fields(METHODS[name])}
+    if not set(as_tuples) <= known:
+        raise ValueError(
+            f"adapter has options {sorted(set(as_tuples) - known)} that {name} does not know: {sorted(known)}"
+        )
     return METHODS[name](**as_tuples)

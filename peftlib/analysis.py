@@ -192,15 +192,15 @@ class DeflectionRecorder(lightning.Callback):
 
     Args:
         x: (B, C, H, W) reflectance to look at.
+        pretrained: the model before any training, to measure drift from: ``adapt(vit, Frozen(), ...)``.
         every: steps between two looks; step 0, before any update, and the last step are always recorded.
     """
 
-    def __init__(self, x: Tensor, every: int = 10):
+    def __init__(self, x: Tensor, pretrained: AdaptedViT, every: int = 10):
         self.x, self.every, self.tables = x, every, []
+        self.pretrained_out = block_outputs(pretrained.eval(), x)
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        # Before the first update the adapted model is the pretrained one.
-        self.pretrained_out = block_outputs(module.model, self.x)
         self._record(module, step=0)
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_) -> None:

@@ -27,7 +27,7 @@ def constrain_norm(D: Tensor, D_ref: Tensor, reference_grad: bool = True, eps: f
 
         D' = D * ||D_ref|| / max(||D||, eps)
 
-    A zero D stays zero, and a token whose lengths are not finite keeps its D.
+    A token keeps its D where that is shorter than eps (zero stays zero), or a length is not finite.
 
     D, D_ref: (B, N, d) displacements of the adapted and of the pretrained block -> (B, N, d).
     """
@@ -36,8 +36,8 @@ def constrain_norm(D: Tensor, D_ref: Tensor, reference_grad: bool = True, eps: f
     reference = torch.linalg.vector_norm(D_ref, dim=-1, keepdim=True, dtype=precision)
     if not reference_grad:
         reference = reference.detach()
-    finite = torch.isfinite(length) & torch.isfinite(reference)
-    scale = torch.where(finite, reference / length.clamp_min(eps), torch.ones_like(length))
+    scalable = (length > eps) & torch.isfinite(length) & torch.isfinite(reference)
+    scale = torch.where(scalable, reference / length.clamp_min(eps), torch.ones_like(length))
     return (D * scale).to(D.dtype)
 
 

@@ -43,6 +43,11 @@ class BackboneSpec:
     antialias: bool = True
     note: str = ""
 
+    @property
+    def rgb_order(self) -> tuple[int, int, int]:
+        """Positions in (red, green, blue) of the model's channels."""
+        return tuple("RGB".index(channel) for channel in self.channels)
+
 
 @dataclass(frozen=True)
 class _Source:
@@ -161,6 +166,8 @@ def _weights(source: _Source, weights: str | Path) -> tuple[dict[str, Tensor] | 
     if weights == "random":
         return None, "random"
     if weights not in ("default", "hub"):
+        if not Path(weights).is_file():
+            raise FileNotFoundError(f"weights={str(weights)!r}: no such file; 'default', 'random', 'hub' or a path")
         return load_state(weights), str(weights)
     fetch, origin = (source.default, source.default_name) if weights == "default" else (source.hub, f"{name} (hub)")
     try:
@@ -188,8 +195,14 @@ def spec_of(vit: VisionTransformer) -> BackboneSpec:
     )
 
 
+# What a ViT may have behind its tokens: heads and poolings. They are no part of the encoder that we adapt.
+BEYOND_TOKENS = ("head.", "fc_norm.", "attn_pool.")
+
+
 def resize_(vit: VisionTransformer, image_size: int | tuple[int, int]) -> None:
     """Resample the position embedding of a ViT, in place, to an image of another size.
+
+    Always from the pretrained grid, so that two steps give what one would have given.
 
     Raises:
         ValueError: a size that the patch does not divide, or that is not square where the model needs it to be.
@@ -207,12 +220,22 @@ def resize_(vit: VisionTransformer, image_size: int | tuple[int, int]) -> None:
     embed.set_input_size(img_size=size)
     if vit.pos_embed is None or tuple(embed.grid_size) == tuple(old_grid):
         return
-    prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
+    positions, grid = _pretrained_positions(vit, old_grid)
     resampled = resample_abs_pos_embed(
-        vit.pos_embed.detach(), new_size=list(embed.grid_size), old_size=list(old_grid),
-        num_prefix_tokens=prefix, antialias=spec_of(vit).antialias,
+        positions, new_size=list(embed.grid_size), old_size=list(grid), antialias=spec_of(vit).antialias,
+        num_prefix_tokens=0 if vit.no_embed_class else vit.num_prefix_tokens,
     )  # fmt: skip
     vit.pos_embed = torch.nn.Parameter(resampled, requires_grad=vit.pos_embed.requires_grad)
+    vit.pretrained_positions = (positions, grid, resampled.clone())
+
+
+def _pretrained_positions(vit: VisionTransformer, grid: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+    """The position embedding before any resampling, unless it was trained or replaced since."""
+    now = vit.pos_embed.detach()
+    positions, old_grid, resampled = getattr(vit, "pretrained_positions", (now, grid, now))
+    if now.is_meta or resampled.is_meta or not torch.equal(now.cpu(), resampled.cpu()):
+        return now.clone(), grid
+    return positions.to(now), old_grid
 
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -226,5 +249,5 @@ def pair(size: int | tuple[int, int]) -> tuple[int, int]:
 
 def backbone_hash(vit: VisionTransformer) -> str:
     """Fingerprint of a backbone's weights, blind to head and position grid: the same at any image size."""
-    skip = ("head.", "pos_embed")
+    skip = (*BEYOND_TOKENS, "pos_embed")
     return fingerprint({n: t for n, t in vit.state_dict().items() if not n.startswith(skip)})

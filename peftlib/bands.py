@@ -109,7 +109,8 @@ def band_set(bands: Sequence[str] | Mapping[str, float], sensor: str = "sentinel
     table = SENSORS[sensor]
     unknown = [name for name in names if name not in table]
     if unknown:
-        hint = difflib.get_close_matches(str(unknown[0]), table, n=1, cutoff=0.4)
+        padded = str(unknown[0]).upper().replace("B", "B0", 1)  # B8 is B08, not B8A
+        hint = [padded] if padded in table else difflib.get_close_matches(str(unknown[0]), table, n=1, cutoff=0.4)
         hint = f" (did you mean {hint[0]}?)" if hint else ""
         raise ValueError(f"unknown {sensor} bands {unknown}{hint}; choose from {', '.join(table)}")
     _refuse_repeated(names)
@@ -228,10 +229,13 @@ def index_function(name: str, bands: BandSet):
         raise ValueError(f"index {name} needs {_inputs(name)} ({missing} missing among {bands.names})")
     entry = _spyndex().indices[name]
     constants = {
-        symbol: float(_spyndex().constants[symbol].default)
+        symbol: _spyndex().constants[symbol].default
         for symbol in entry.bands
         if symbol in _spyndex().constants and symbol not in have
     }
+    open_constants = [symbol for symbol, value in constants.items() if not isinstance(value, int | float)]
+    if open_constants:
+        raise ValueError(f"index {name} needs constants {open_constants} that have no standard value")
     symbols = _inputs(name)
     positions = [have[symbol] for symbol in symbols]
     formula = eval(f"lambda {', '.join(symbols)}: {_arithmetic_only(entry.formula)}", constants)
@@ -256,7 +260,7 @@ class SpectralIndices(nn.Module):
 
     def __init__(self, names: Sequence[str], bands: BandSet):
         super().__init__()
-        self.names = tuple(names)
+        self.names, self.bands = tuple(names), bands
         self.functions = [index_function(name, bands) for name in self.names]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -265,6 +269,13 @@ class SpectralIndices(nn.Module):
             return x[:, :0]
         values = torch.stack([function(x) for function in self.functions], dim=1)
         return torch.nan_to_num(values, nan=0.0).clamp(-1.0, 1.0)
+
+    def __getstate__(self) -> dict:
+        return {key: value for key, value in self.__dict__.items() if key != "functions"}  # compiled, so not picklable
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self.functions = [index_function(name, self.bands) for name in self.names]
 
     def extra_repr(self) -> str:
         return ", ".join(self.names)

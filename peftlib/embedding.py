@@ -66,7 +66,8 @@ class PixelSetEncoder(nn.Module):
         spectrum = torch.cat([channels.beyond, self.indices(channels.reflectance)], dim=1)
         features = self.pixel_mlp(spectrum)
         mean, std, share = pooled_moments(features, channels.valid, self.cell_size)
-        x_A = self.patch_mlp(self._tokens(torch.cat([mean, std], dim=1)))
+        code = self._tokens(torch.cat([mean, std], dim=1))
+        x_A = self.patch_mlp(code.to(self.patch_mlp[-1].weight.dtype))
         if share is None:
             return x_A
         return x_A * (self._tokens(share).sum(-1, keepdim=True) > 0)
@@ -107,8 +108,10 @@ def pooled_moments(
 INFLATIONS = ("zero", "repeat", "mean", "random", "nearest")
 
 
-def inflate_patch_embed(patch_embed: nn.Module, bands: BandSet, how: str) -> None:
-    """Give a timm ``PatchEmbed`` kernels for the bands beyond RGB, in place. Channels become R, G, B, then the others.
+def inflate_patch_embed(
+    patch_embed: nn.Module, bands: BandSet, how: str, rgb_order: tuple[int, int, int] = (0, 1, 2)
+) -> None:
+    """Give a timm ``PatchEmbed`` kernels for the bands beyond RGB, in place: behind the model's own three channels.
 
     Args:
         patch_embed: with ``proj``, an RGB ``nn.Conv2d``; its three kernels stay those of red, green and blue, by name.
@@ -119,6 +122,7 @@ def inflate_patch_embed(patch_embed: nn.Module, bands: BandSet, how: str) -> Non
             ``random``   as a fresh layer would draw them;
             ``nearest``  that of the colour nearest in wavelength.
             ``repeat``, ``mean`` and ``nearest`` scale all kernels by 3 / C: the blocks see values of the same size.
+        rgb_order: positions in (red, green, blue) of the model's own channels.
     """
     if how not in INFLATIONS:
         raise ValueError(f"unknown inflation {how!r}; choose from {INFLATIONS}")
@@ -129,7 +133,7 @@ def inflate_patch_embed(patch_embed: nn.Module, bands: BandSet, how: str) -> Non
         3 + new_bands, old.out_channels, old.kernel_size, old.stride, bias=old.bias is not None,
         device=rgb.device, dtype=rgb.dtype,
     )  # fmt: skip
-    source = {
+    colours = {
         "repeat": [i % 3 for i in range(new_bands)],
         "nearest": [_nearest_colour(bands, i) for i in bands.beyond_rgb],
     }
@@ -141,7 +145,7 @@ def inflate_patch_embed(patch_embed: nn.Module, bands: BandSet, how: str) -> Non
         elif how == "mean":
             extra = rgb.mean(1, keepdim=True).expand(-1, new_bands, -1, -1)
         else:
-            extra = rgb[:, source[how]]
+            extra = rgb[:, [rgb_order.index(colour) for colour in colours[how]]]
         scale = 1.0 if how in ("zero", "random") else 3 / (3 + new_bands)
         new.weight.copy_(torch.cat([rgb, extra], dim=1) * scale)
         if old.bias is not None:

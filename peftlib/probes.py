@@ -38,6 +38,8 @@ def patch_targets(image: Tensor, bands: BandSet, nir: str, patch: int) -> pd.Dat
     Returns:
         a column a target, n rows.
     """
+    if nir not in bands.names:
+        raise ValueError(f"nir={nir!r} is not among the bands {bands.names}")
     x = image[None].double()
 
     def mean(t: Tensor) -> Tensor:  # (1, 1, H, W) -> (n,)

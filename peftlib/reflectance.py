@@ -49,17 +49,17 @@ def check_reflectance(x: Tensor, bands: BandSet, image_size: tuple[int, int], no
         ValueError: wrong shape or dtype, non-finite pixels, digital numbers instead of reflectance.
     """
     check_shape(x, bands, image_size)
+    if x.numel() == 0:
+        return
     values = x.detach()
     finite = torch.isfinite(values)
-    if not finite.all():
-        if nodata == "error":
-            bad = (~finite).flatten(2).sum(dim=(0, 2))
-            counts = {bands.names[i]: int(n) for i, n in enumerate(bad) if n}
-            raise ValueError(
-                f"image has NaN or infinite pixels, per band {counts}; mask them, or adapt with nodata='zero' "
-                "to leave them out of the pixel set"
-            )
-        values = torch.where(finite, values, torch.zeros_like(values))
+    if not finite.all() and nodata == "error":
+        bad = (~finite).flatten(2).sum(dim=(0, 2))
+        counts = {bands.names[i]: int(n) for i, n in enumerate(bad) if n}
+        raise ValueError(
+            f"image has NaN or infinite pixels, per band {counts}; mask them, or adapt with nodata='zero' "
+            "to leave them out of the pixel set"
+        )
     for i in bands.thermal:
         kelvin = values[:, i][finite[:, i]]
         if kelvin.numel() and not (kelvin.min() >= KELVIN[0] and kelvin.max() <= KELVIN[1]):
@@ -67,7 +67,10 @@ def check_reflectance(x: Tensor, bands: BandSet, image_size: tuple[int, int], no
                 f"thermal band {bands.names[i]} lies in [{kelvin.min():.4g}, {kelvin.max():.4g}], "
                 f"expected brightness temperature in kelvin, {KELVIN[0]:g}..{KELVIN[1]:g}"
             )
-    optical = values[:, [i for i in range(len(bands)) if i not in bands.thermal]]
+    rows = [i for i in range(len(bands)) if i not in bands.thermal]
+    optical = values[:, rows][finite[:, rows]]
+    if optical.numel() == 0:
+        return
     low, high = (float(v) for v in optical.aminmax())
     unusual = float(((optical < USUAL[0]) | (optical > USUAL[1])).float().mean())
     if low < POSSIBLE[0] or high > POSSIBLE[1] or unusual > UNUSUAL_SHARE:

@@ -52,20 +52,50 @@ def declared_parameters(notebook: Path) -> dict[str, tuple[str, object]]:
     Raises:
         ValueError: no such cell, or a line of another form.
     """
-    cells = [
-        c for c in json.loads(notebook.read_text())["cells"] if "parameters" in c.get("metadata", {}).get("tags", [])
-    ]
+    cells = [c for c in _cells(notebook) if "parameters" in c.get("metadata", {}).get("tags", [])]
     if len(cells) != 1:
         raise ValueError(f"{notebook.name} has {len(cells)} cells tagged 'parameters'; it needs one")
     declared = {}
     for node in ast.parse("".join(cells[0]["source"])).body:
         if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None):
             raise ValueError(f"{notebook.name}, parameters, line {node.lineno}: write 'name: type = literal  # help'")
-        kind = ast.unparse(node.annotation)
-        if kind.split("[")[0] not in _TYPES:
-            raise ValueError(f"{notebook.name}, parameters: type {kind!r} of {node.target.id}; use {sorted(_TYPES)}")
-        declared[node.target.id] = (kind, ast.literal_eval(node.value))
+        name, kind = node.target.id, ast.unparse(node.annotation)
+        if not _known(kind):
+            raise ValueError(
+                f"{notebook.name}, parameters: type {kind!r} of {name}; use {', '.join(_TYPES)}, list[int]"
+            )
+        try:
+            default = ast.literal_eval(node.value)
+        except ValueError:
+            raise ValueError(f"{notebook.name}, parameters, line {node.lineno}: {name} is no literal") from None
+        if not _is(default, kind):
+            raise ValueError(f"{notebook.name}, parameters: default {default!r} of {name} is not of type {kind}")
+        declared[name] = (kind, default)
     return declared
+
+
+def _cells(notebook: Path) -> list[dict]:
+    try:
+        cells = json.loads(notebook.read_text())["cells"]
+        if not all(isinstance(cell["source"], str | list) for cell in cells):
+            raise TypeError("cells without source")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{notebook} is not a notebook; damaged? ({error})") from error
+    return cells
+
+
+def _known(kind: str) -> bool:
+    """``int``, ``str`` ..., or a list or tuple of one of them, ``list[int]``."""
+    base, _, member = kind.removesuffix("]").partition("[")
+    return base in _TYPES and (not member or (base in ("list", "tuple") and member.split(",")[0] in _TYPES))
+
+
+def _is(value: object, kind: str) -> bool:
+    """Whether a literal is of a declared type; an int is a float too, a bool is no int."""
+    base, _, member = kind.removesuffix("]").partition("[")
+    if type(value) is int and base == "float":
+        return True
+    return type(value) is _TYPES[base] and (not member or all(_is(item, member.split(",")[0]) for item in value))
 
 
 def read_parameters(notebook: Path, profile: str, settings: Mapping[str, str]) -> dict[str, object]:
@@ -77,6 +107,7 @@ def read_parameters(notebook: Path, profile: str, settings: Mapping[str, str]) -
     Raises:
         ValueError: unknown profile or parameter, or a value of another type; the message lists what there is.
     """
+    profile = settings.get("profile", profile)
     if profile not in PROFILES:
         raise ValueError(f"unknown profile {profile!r}; choose from {', '.join(PROFILES)}")
     declared = declared_parameters(notebook)
@@ -90,18 +121,15 @@ def read_parameters(notebook: Path, profile: str, settings: Mapping[str, str]) -
 
 def convert(name: str, kind: str, text: str) -> object:
     """Text -> a value of a declared type; ``1e-4`` is a float, ``3`` one too, ``3.5`` no int."""
-    base = _TYPES[kind.split("[")[0]]
-    if base is str:
+    if kind == "str":
         return text
     try:
-        value = {"true": True, "false": False}.get(text.lower()) if base is bool else ast.literal_eval(text)
+        value = {"true": True, "false": False}.get(text.lower()) if kind == "bool" else ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = None
-    if base is float and type(value) is int:
-        value = float(value)
-    if type(value) is not base:
+    if not _is(value, kind):
         raise ValueError(f"parameter {name}={text!r} is not of type {kind}")
-    return value
+    return float(value) if kind == "float" else value
 
 
 def run_notebooks(
@@ -117,13 +145,14 @@ def run_notebooks(
         NotebookFailed: a cell raised.
     """
     paths = [find_notebook(name) for name in notebooks]
+    profile = (settings or {}).get("profile", profile)  # --set profile=real is --profile real
     plans = [(path, read_parameters(path, profile, settings or {})) for path in paths]
+    for variable in ("PEFTLIB_DATA", "PEFTLIB_WEIGHTS", "PEFTLIB_FIGURES", "PEFTLIB_RUNS"):
+        if os.environ.get(variable):  # relative to the caller's folder, and the kernel runs in the notebook's
+            os.environ[variable] = str(Path(os.environ[variable]).absolute())
     made = []
     for path, parameters in plans:
-        result = None
-        if if_changed:
-            result = _unchanged(path, profile, parameters)
-        result = result or _run(path, profile, parameters)
+        result = (_unchanged(path, profile, parameters) if if_changed else None) or _run(path, profile, parameters)
         made.append(result)
         state = f"{result.seconds:6.1f} s" if result.ran else f"up to date (made in {result.seconds:.1f} s)"
         print(f"{path.stem:34s} {state}, {len(result.figures)} figure files", flush=True)
@@ -133,13 +162,14 @@ def run_notebooks(
 def _run(notebook: Path, profile: str, parameters: Mapping[str, object]) -> Made:
     import nbformat
     import papermill
+    from jupyter_client.kernelspec import NoSuchKernel
     from papermill.exceptions import PapermillExecutionError
 
     target = runs_dir() / profile / notebook.name
     failed = target.with_suffix(".failed.ipynb")
     temporary = target.with_name(f".{notebook.stem}.{os.getpid()}.ipynb")
     target.parent.mkdir(parents=True, exist_ok=True)
-    started, clock = time.time(), time.perf_counter()
+    before, clock = _figures(profile), time.perf_counter()
     try:
         papermill.execute_notebook(
             str(notebook),
@@ -151,7 +181,7 @@ def _run(notebook: Path, profile: str, parameters: Mapping[str, object]) -> Made
             extra_arguments=["--log-level=ERROR"],  # to the kernel: no warning about its own transport
         )
         seconds = time.perf_counter() - clock
-        figures = _written_since(figures_dir(profile), started)
+        figures = tuple(path for path, stamp in _figures(profile).items() if before.get(path) != stamp)
         document = nbformat.read(temporary, as_version=4)
         document.metadata["peftlib"] = {
             "digest": digest(notebook, parameters),
@@ -168,16 +198,16 @@ def _run(notebook: Path, profile: str, parameters: Mapping[str, object]) -> Made
             f"{notebook.name}, cell [{error.exec_count}]: {error.ename}: {error.evalue}\n"
             f"{error.source.strip()}\n(executed up to there: {failed})"
         ) from error
-    except RuntimeError as error:  # the kernel died, or a cell ran out of time
+    except (RuntimeError, TimeoutError, NoSuchKernel) as error:  # it died, a cell took too long, or it is not here
         raise NotebookFailed(f"{notebook.name}: {type(error).__name__}: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _written_since(folder: Path, started: float) -> tuple[Path, ...]:
-    """Figures of a run. One second of grace: file systems round times."""
-    files = folder.glob("*.p[nd][gf]") if folder.is_dir() else ()
-    return tuple(sorted(p for p in files if p.stat().st_mtime >= started - 1))
+def _figures(profile: str) -> dict[Path, tuple[int, int]]:
+    """Figures that are there -> when they were written, and their file number (a rename gives a new one)."""
+    files = sorted(p for p in figures_dir(profile).glob("*.p[nd][gf]") if not p.name.startswith("."))
+    return {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in files}
 
 
 def _unchanged(notebook: Path, profile: str, parameters: Mapping[str, object]) -> Made | None:
@@ -195,7 +225,7 @@ def _unchanged(notebook: Path, profile: str, parameters: Mapping[str, object]) -
 
 def digest(notebook: Path, parameters: Mapping[str, object]) -> str:
     """sha256 of all that can change a run: the notebook's sources, its parameters, the package, the pinned versions."""
-    sources = ["".join(cell["source"]) for cell in json.loads(notebook.read_text())["cells"]]
+    sources = ["".join(cell["source"]) for cell in _cells(notebook)]
     seen = hashlib.sha256(json.dumps([sources, dict(parameters)], sort_keys=True).encode())
     package = Path(__file__).parent
     files = [*sorted(package.rglob("*.py")), package.parent / "requirements.lock"]

@@ -76,8 +76,9 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{path} ({path.stat().st_size:,} bytes) is not a readable weights file; truncated or damaged? ({error})"
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        kind = sorted(state)[:5] if isinstance(state, dict) else type(state).__name__
+    plain = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    if not plain:
+        kind = list(state)[:5] if isinstance(state, dict) else type(state).__name__
         raise ValueError(f"{path} holds no plain dict name -> tensor (found {kind})")
     return state
 

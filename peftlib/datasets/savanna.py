@@ -65,7 +65,7 @@ class ChipCrops(Dataset):
         if part not in ("train", "test"):
             raise ValueError(f"part={part!r}; choose 'train' or 'test'")
         half = image.shape[2] // 2
-        columns = slice(0, half - gap // 2) if part == "train" else slice(half + gap // 2, image.shape[2])
+        columns = slice(0, half - gap // 2) if part == "train" else slice(half + gap - gap // 2, image.shape[2])
         self.image, self.mask = image[:, :, columns], mask[:, columns]
         if size > min(self.image.shape[1:]):
             raise ValueError(f"crops of {size} px do not fit into the {part} half, {tuple(self.image.shape[1:])} px")

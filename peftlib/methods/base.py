@@ -9,6 +9,7 @@ from typing import ClassVar
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from peftlib.backbones import spec_of
 from peftlib.bands import BandSet
 from peftlib.embedding import INFLATIONS, inflate_patch_embed
 
@@ -59,6 +60,7 @@ class InputMethod(Method):
 
     def __post_init__(self):
         choose(self, "new_bands", (IGNORE, *INFLATIONS))
+        choose(self, "train_patch_embed", (True, False))
 
     @property
     def inflated(self) -> bool:
@@ -68,7 +70,7 @@ class InputMethod(Method):
         if self.inflated:
             if not bands.beyond_rgb:
                 raise ValueError(f"new_bands={self.new_bands!r}, but bands {bands.names} have none beyond RGB")
-            inflate_patch_embed(vit.patch_embed, bands, self.new_bands)
+            inflate_patch_embed(vit.patch_embed, bands, self.new_bands, spec_of(vit).rgb_order)
         vit.requires_grad_(False)
         vit.patch_embed.requires_grad_(self.train_patch_embed)
         self.inject_blocks(vit)
@@ -80,7 +82,7 @@ class InputMethod(Method):
 def choose(config: Method, field: str, choices: tuple) -> None:
     """Raise ValueError unless a field holds one of the choices."""
     value = getattr(config, field)
-    if value not in choices:
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
         raise ValueError(f"{type(config).__name__}({field}={value!r}); choose from {choices}")
 
 
@@ -103,7 +105,8 @@ def choose_layers(layers: str | tuple[int, ...], depth: int) -> tuple[int, ...]:
     """
     if layers == "all":
         return tuple(range(depth))
-    if isinstance(layers, str) or not all(isinstance(i, int) and -depth <= i < depth for i in layers):
+    numbers = isinstance(layers, tuple | list) and all(isinstance(i, int) and -depth <= i < depth for i in layers)
+    if not numbers:
         raise ValueError(f"layers={layers!r}; choose 'all' or block numbers from 0 to {depth - 1}")
     chosen = sorted(i % depth for i in layers)
     if len(set(chosen)) < len(chosen):

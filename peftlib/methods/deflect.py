@@ -9,7 +9,7 @@ from torch import nn
 from peftlib.attention import UntangledBlock
 from peftlib.bands import BandSet, available_indices
 from peftlib.embedding import PixelSetEncoder
-from peftlib.methods.base import Method, at_least, choose_layers
+from peftlib.methods.base import Method, at_least, choose, choose_layers
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,14 @@ class Deflect(Method):
     def __post_init__(self):
         for field, least in (("rank", 1), ("low_rank_principal", 0), ("width", 1), ("cells", 1)):
             at_least(self, field, least)
+        choose(self, "constrain", (True, False))
+        choose(self, "reference_grad", (True, False))
         if isinstance(self.indices, str) and self.indices != "auto":
             raise ValueError(f"Deflect(indices={self.indices!r}); choose 'auto' or a tuple of spyndex names")
 
     def inject(self, vit: VisionTransformer, bands: BandSet) -> nn.Module:
+        if not isinstance(vit.norm_pre, nn.Identity | nn.LayerNorm):
+            raise ValueError(f"DEFLECT splits a LayerNorm, and norm_pre is {type(vit.norm_pre).__name__}")
         vit.requires_grad_(False)
         weight = vit.patch_embed.proj.weight
         indices = available_indices(bands) if self.indices == "auto" else tuple(self.indices)

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from timm.models.vision_transformer import VisionTransformer
 
+from peftlib.backbones import BEYOND_TOKENS
 from peftlib.methods.base import InputMethod
 
 
@@ -34,8 +35,8 @@ class Full(InputMethod):
         super(Full, method).inject(vit, bands)
 
     def inject_blocks(self, vit: VisionTransformer) -> None:
-        # Scale-MAE computes its position embedding from the ground sampling distance; the stored one is unused.
-        fixed = {"pos_embed"} if type(vit).__name__ == "ScaleMAE" else set()
+        # Only what tokens pass. Scale-MAE computes its positions from the ground sampling distance.
+        unused = ("pos_embed",) if type(vit).__name__ == "ScaleMAE" else ()
         for name, parameter in vit.named_parameters():
-            if name not in fixed and not name.startswith("patch_embed."):
+            if not name.startswith((*BEYOND_TOKENS, *unused, "patch_embed.")):
                 parameter.requires_grad_(True)

@@ -49,7 +49,9 @@ class LoRA(InputMethod):
     def __post_init__(self):
         super().__post_init__()
         at_least(self, "rank", 1)
-        if not self.targets or isinstance(self.targets, str) or not set(self.targets) <= set(TARGETS):
+        at_least(self, "alpha", 0.0)
+        known = isinstance(self.targets, tuple | list) and set(self.targets) <= set(TARGETS)
+        if not known or not self.targets or len(set(self.targets)) < len(self.targets):
             raise ValueError(f"LoRA(targets={self.targets!r}); choose some of {TARGETS}")
 
     def inject_blocks(self, vit: VisionTransformer) -> None:
