@@ -148,7 +148,7 @@ def test_recorder_looks_at_step_zero_regularly_and_at_the_end():
     image = images(SAVANNA, batch=1, size=(48, 96))[0]
     mask = (image[3] > image[3].median()).long()
     model = adapted(pl.Deflect(), SAVANNA)
-    recorder = DeflectionRecorder(images(SAVANNA), every=3)
+    recorder = DeflectionRecorder(images(SAVANNA), adapted(pl.Frozen(), SAVANNA), every=3)
     train_on_crops(model, image, mask, classes=2, steps=7, batch_size=2, lr=1e-2, callbacks=[recorder])
     rows = recorder.rows
     assert rows["step"].tolist() == [s for s in (0, 3, 6, 7) for _ in range(3)]
@@ -162,7 +162,7 @@ def test_recorder_looks_at_step_zero_regularly_and_at_the_end():
 def test_recorder_compares_with_the_pretrained_tokens():
     """Recorded before the first update, so they are the pretrained model's."""
     image = images(SAVANNA, batch=1, size=(48, 96))[0]
-    recorder = DeflectionRecorder(images(SAVANNA), every=5)
+    recorder = DeflectionRecorder(images(SAVANNA), adapted(pl.Frozen(), SAVANNA), every=5)
     model = adapted(pl.Deflect(), SAVANNA)
     train_on_crops(model, image, torch.zeros(48, 96).long(), 2, steps=2, batch_size=1, callbacks=[recorder])
     norm = model.vit.norm
