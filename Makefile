@@ -26,8 +26,10 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-figures: env  ## run the notebooks (PROFILE=quick) and write figures/
+data/weights/dinov2_small.safetensors: | env
 	@$(PY) -m peftlib weights
+
+figures: env data/weights/dinov2_small.safetensors  ## run the notebooks (PROFILE=quick) and write figures/
 	@$(PY) -m peftlib run --if-changed --profile $(PROFILE) $(NOTEBOOKS)
 
 test: env  ## ruff, pytest, nbval

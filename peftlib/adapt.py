@@ -130,17 +130,17 @@ def adapt(
     """
     if not isinstance(vit, VisionTransformer):
         raise ValueError(f"adapt needs a timm VisionTransformer, got {type(vit).__name__}")
-    if isinstance(method, str) or not isinstance(method, Method):
+    if not isinstance(method, Method):
         choices = ", ".join(f"{c.__name__}()" for c in METHODS.values())
         raise ValueError(f"method={method!r}; give a config, one of {choices}")
     if getattr(vit, "peftlib_adapted", False):
         raise ValueError("this ViT was already adapted in place; load the backbone again")
     if not isinstance(vit.patch_drop, nn.Identity):
         raise ValueError("peftlib needs every patch token; build the ViT with patch_drop_rate=0")
-    resolved = band_set(bands, sensor)
-    size = pair(image_size if image_size is not None else vit.patch_embed.img_size)
     if not isinstance(vit.patch_embed, PatchEmbed):
         raise ValueError(f"peftlib needs timm's plain PatchEmbed, this ViT has a {type(vit.patch_embed).__name__}")
+    resolved = band_set(bands, sensor)
+    size = pair(image_size if image_size is not None else vit.patch_embed.img_size)
     if inplace:  # what is going to fail shall fail before the user's only copy is touched
         with torch.random.fork_rng(devices=[]):
             AdaptedViT(_without_weights(vit), method, resolved, size, rgb_white, nodata)
