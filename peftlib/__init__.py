@@ -8,19 +8,39 @@ model = pl.adapt(vit, pl.Deflect(), bands=("B02", "B03", "B04", "B08"), sensor="
 from peftlib.adapt import AdaptedViT, adapt, count_parameters, load_adapter, save_adapter
 from peftlib.backbones import BACKBONES, BackboneSpec, load_backbone
 from peftlib.bands import SENSORS
-from peftlib.methods import METHODS, Deflect, Frozen, Full, LoRA
+from peftlib.methods import (
+    METHODS,
+    SLR,
+    VPT,
+    BitFit,
+    Deflect,
+    EarthAdapter,
+    Frozen,
+    Full,
+    Houlsby,
+    LoRA,
+    NormTuning,
+    PatchEmbedding,
+)
 
 __version__ = "0.1.0"
 __all__ = [
     "BACKBONES",
     "METHODS",
     "SENSORS",
+    "SLR",
+    "VPT",
     "AdaptedViT",
     "BackboneSpec",
+    "BitFit",
     "Deflect",
+    "EarthAdapter",
     "Frozen",
     "Full",
+    "Houlsby",
     "LoRA",
+    "NormTuning",
+    "PatchEmbedding",
     "adapt",
     "count_parameters",
     "load_adapter",

@@ -14,9 +14,30 @@ from peftlib.methods.base import InputMethod
 LINEARS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 ENCODER = ("pixel_mlp.0", "pixel_mlp.2", "patch_mlp.0", "patch_mlp.1", "patch_mlp.3")
 # What each method tunes on the tiny ViT with its default options, by name.
+TINY = [name for name, _ in tiny_vit().named_parameters()]
+BLOCKS = [f"vit.blocks.{i}" for i in range(3)]
+BOTTLENECK = ("down.weight", "down.bias", "up.weight", "up.bias")
 TUNED = {
     "frozen": set(),
-    "full": {f"vit.{name}" for name, _ in tiny_vit().named_parameters()},
+    "patch_embed": {"vit.patch_embed.proj.weight", "vit.patch_embed.proj.bias"},
+    "norm_tuning": {f"{b}.norm{k}.{p}" for b in BLOCKS for k in (1, 2) for p in ("weight", "bias")}
+    | {"vit.norm.weight", "vit.norm.bias"},
+    "bitfit": {f"vit.{name}" for name in TINY if name.endswith(".bias")},
+    "slr": {
+        f"{b}.{linear}.{p}" for b in BLOCKS for linear in LINEARS for p in ("D.weight", "U.weight", "s_in", "s_out")
+    },
+    "houlsby": {f"{b}.ls{k}.1.{p}" for b in BLOCKS for k in (1, 2) for p in BOTTLENECK},
+    "vpt": {f"{b}.prompts" for b in BLOCKS},
+    "earth_adapter": {f"{b}.scale" for b in BLOCKS}
+    | {f"vit.blocks.0.router.{p}" for p in ("weight", "bias")}
+    | {
+        f"{b}.experts.{e}.{layer}.{p}"
+        for b, experts in zip(BLOCKS, (3, 1, 1), strict=True)
+        for e in range(experts)
+        for layer in (0, 2)
+        for p in ("weight", "bias")
+    },
+    "full": {f"vit.{name}" for name in TINY},
     "lora": {f"vit.blocks.{i}.{linear}.{ab}.weight" for i in range(3) for linear in LINEARS for ab in "AB"},
     "deflect": {f"auxiliary.{layer}.{kind}" for layer in ENCODER for kind in ("weight", "bias")}
     | {f"vit.blocks.{i}.auxiliary.{uv}.weight" for i in range(3) for uv in "UV"},
@@ -44,8 +65,16 @@ def train(model: pl.AdaptedViT, steps: int) -> None:
 
 # --- the start ---
 
+START = [p for p in DEFAULTS + ZERO_INFLATED if p.values[0].starts_as_pretrained]
 
-@pytest.mark.parametrize("method", DEFAULTS + ZERO_INFLATED)
+
+def test_only_prompts_change_the_start(vit, x):
+    exceptions = {name for name, config in pl.METHODS.items() if not config.starts_as_pretrained}
+    assert exceptions == {"vpt"}
+    assert (pl.adapt(vit, pl.VPT(), SENTINEL2)(x) - pretrained_tokens(vit, x)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("method", START)
 def test_the_adapted_model_starts_as_the_pretrained_one(method, vit, x):
     x = x.clone()
     x[:, 3, :4, :4] = 0.9  # clipped by the stretch
@@ -53,7 +82,7 @@ def test_the_adapted_model_starts_as_the_pretrained_one(method, vit, x):
     assert (got - pretrained_tokens(vit, x)).abs().max() <= 1e-6
 
 
-@pytest.mark.parametrize("method", DEFAULTS)
+@pytest.mark.parametrize("method", [p for p in DEFAULTS if p.values[0].starts_as_pretrained])
 @pytest.mark.parametrize(
     "options",
     [
@@ -77,6 +106,8 @@ def test_images_that_are_not_square_and_batches_of_one(method, vit):
     model = pl.adapt(vit, method, SAVANNA, image_size=(40, 24))
     reference = tiny_vit(dynamic_img_size=True)  # timm's own resampling of the position grid
     assert model.grid_size == (5, 3) and model(x).shape == (1, 2 + 15, 32)
+    if not method.starts_as_pretrained:
+        return
     torch.testing.assert_close(model(x), pretrained_tokens(reference, x, rgb=(2, 1, 0)), rtol=0, atol=1e-5)
 
 

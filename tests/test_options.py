@@ -14,6 +14,35 @@ CASES = {
     ("frozen", "train_patch_embed"): (pl.Frozen(), True),
     ("full", "new_bands"): (pl.Full(), "ignore"),
     ("full", "train_patch_embed"): (pl.Full(), False),
+    ("patch_embed", "new_bands"): (pl.PatchEmbedding(), "random"),
+    ("patch_embed", "train_patch_embed"): (pl.PatchEmbedding(), False),
+    ("norm_tuning", "new_bands"): (pl.NormTuning(), "random"),
+    ("norm_tuning", "train_patch_embed"): (pl.NormTuning(), True),
+    ("bitfit", "new_bands"): (pl.BitFit(), "repeat"),
+    ("bitfit", "train_patch_embed"): (pl.BitFit(), True),
+    ("slr", "new_bands"): (pl.SLR(), "mean"),
+    ("slr", "train_patch_embed"): (pl.SLR(), True),
+    ("slr", "rank"): (pl.SLR(), 2),
+    ("slr", "scalers"): (pl.SLR(), False),
+    ("slr", "train_norms"): (pl.SLR(), True),
+    ("slr", "targets"): (pl.SLR(), ("qkv",)),
+    ("slr", "layers"): (pl.SLR(), (1,)),
+    ("houlsby", "new_bands"): (pl.Houlsby(), "mean"),
+    ("houlsby", "train_patch_embed"): (pl.Houlsby(), True),
+    ("houlsby", "width"): (pl.Houlsby(), 8),
+    ("houlsby", "activation"): (pl.Houlsby(), "tanh"),
+    ("houlsby", "positions"): (pl.Houlsby(), ("mlp",)),
+    ("houlsby", "layers"): (pl.Houlsby(), (0, 2)),
+    ("vpt", "new_bands"): (pl.VPT(), "mean"),
+    ("vpt", "train_patch_embed"): (pl.VPT(), True),
+    ("vpt", "tokens"): (pl.VPT(), 7),
+    ("vpt", "deep"): (pl.VPT(), False),
+    ("vpt", "dropout"): (pl.VPT(), 0.5),
+    ("earth_adapter", "new_bands"): (pl.EarthAdapter(), "mean"),
+    ("earth_adapter", "train_patch_embed"): (pl.EarthAdapter(), True),
+    ("earth_adapter", "width"): (pl.EarthAdapter(), 8),
+    ("earth_adapter", "fourier_layers"): (pl.EarthAdapter(), "all"),
+    ("earth_adapter", "cutoff"): (pl.EarthAdapter(), 0.8),
     ("lora", "new_bands"): (pl.LoRA(), "mean"),
     ("lora", "train_patch_embed"): (pl.LoRA(), True),
     ("lora", "rank"): (pl.LoRA(), 2),
@@ -34,13 +63,15 @@ CASES = {
 def trained_tokens(method) -> torch.Tensor:
     """Tokens after one gradient step from a randomised start: shows what changes the forward or the gradient."""
     model, x = randomise(adapted(method)), images()
+    model.train()  # dropout shows in training only
+    torch.manual_seed(0)
     tuned = [p for p in model.parameters() if p.requires_grad]
     if tuned:
         gradients = torch.autograd.grad((model(x) - torch.arange(32) / 16).square().mean(), tuned)
         with torch.no_grad():
             for p, g in zip(tuned, gradients, strict=True):
                 p.sub_(0.05 * g)
-    return model(x).detach()
+    return model.eval()(x).detach()
 
 
 def test_every_field_has_a_case():

@@ -22,9 +22,11 @@ class Method:
 
     Attributes:
         name: key in ``peftlib.METHODS``.
+        starts_as_pretrained: whether the adapted model equals the pretrained one before training (new bands at zero).
     """
 
     name: ClassVar[str]
+    starts_as_pretrained: ClassVar[bool] = True
 
     def inject(self, vit: VisionTransformer, bands: BandSet) -> nn.Module | None:
         """Change a frozen ViT in place, leaving trainable exactly what the method tunes.
@@ -57,6 +59,8 @@ class InputMethod(Method):
 
     new_bands: str = IGNORE
     train_patch_embed: bool = False
+    # Methods that inflate by default take an image of RGB alone too: there is just nothing to inflate.
+    inflates_rgb_alone: ClassVar[bool] = False
 
     def __post_init__(self):
         choose(self, "new_bands", (IGNORE, *INFLATIONS))
@@ -67,7 +71,7 @@ class InputMethod(Method):
         return self.new_bands != IGNORE
 
     def inject(self, vit: VisionTransformer, bands: BandSet) -> None:
-        if self.inflated:
+        if self.inflated and not (self.inflates_rgb_alone and not bands.beyond_rgb):
             if not bands.beyond_rgb:
                 raise ValueError(f"new_bands={self.new_bands!r}, but bands {bands.names} have none beyond RGB")
             inflate_patch_embed(vit.patch_embed, bands, self.new_bands, spec_of(vit).rgb_order)

@@ -26,13 +26,9 @@ class Full(InputMethod):
     """
 
     name: ClassVar[str] = "full"
+    inflates_rgb_alone: ClassVar[bool] = True
     new_bands: str = "zero"
     train_patch_embed: bool = True
-
-    def inject(self, vit: VisionTransformer, bands) -> None:
-        # An image with RGB alone has nothing to inflate; tuning everything on it is still full fine-tuning.
-        method = self if bands.beyond_rgb else Full(new_bands="ignore", train_patch_embed=self.train_patch_embed)
-        super(Full, method).inject(vit, bands)
 
     def inject_blocks(self, vit: VisionTransformer) -> None:
         # Only what tokens pass. Scale-MAE computes its positions from the ground sampling distance.

@@ -13,6 +13,21 @@ TARGETS = ("qkv", "proj", "fc1", "fc2")
 _PARENT = {"qkv": "attn", "proj": "attn", "fc1": "mlp", "fc2": "mlp"}
 
 
+def check_targets(config: InputMethod) -> None:
+    """Raise ValueError unless ``config.targets`` names linear layers, each once."""
+    targets = config.targets
+    known = isinstance(targets, tuple | list) and set(targets) <= set(TARGETS)
+    if not known or not targets or len(set(targets)) < len(targets):
+        raise ValueError(f"{type(config).__name__}(targets={targets!r}); choose some of {TARGETS}")
+
+
+def target_layers(vit: VisionTransformer, layers: str | tuple[int, ...], targets: tuple[str, ...]):
+    """Yield (parent module, attribute name) of every chosen linear layer."""
+    for i in choose_layers(layers, len(vit.blocks)):
+        for target in targets:
+            yield getattr(vit.blocks[i], _PARENT[target]), target
+
+
 class LoRALinear(nn.Module):
     """y = W x + b + (alpha / r) B A x, with W and b frozen and B zero at the start. x: (..., d_in) -> (..., d_out)."""
 
@@ -50,12 +65,8 @@ class LoRA(InputMethod):
         super().__post_init__()
         at_least(self, "rank", 1)
         at_least(self, "alpha", 0.0)
-        known = isinstance(self.targets, tuple | list) and set(self.targets) <= set(TARGETS)
-        if not known or not self.targets or len(set(self.targets)) < len(self.targets):
-            raise ValueError(f"LoRA(targets={self.targets!r}); choose some of {TARGETS}")
+        check_targets(self)
 
     def inject_blocks(self, vit: VisionTransformer) -> None:
-        for i in choose_layers(self.layers, len(vit.blocks)):
-            for target in self.targets:
-                parent = getattr(vit.blocks[i], _PARENT[target])
-                setattr(parent, target, LoRALinear(getattr(parent, target), self.rank, self.alpha))
+        for parent, target in target_layers(vit, self.layers, self.targets):
+            setattr(parent, target, LoRALinear(getattr(parent, target), self.rank, self.alpha))

@@ -1,0 +1,24 @@
+"""BitFit: only the biases are trained (Ben Zaken et al., 2021)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from timm.models.vision_transformer import VisionTransformer
+
+from peftlib.backbones import BEYOND_TOKENS
+from peftlib.methods.base import InputMethod
+
+
+@dataclass(frozen=True)
+class BitFit(InputMethod):
+    """Train every bias that tokens pass: of linear layers, norms and the patch embedding.
+
+    Attributes: see ``InputMethod``.
+    """
+
+    name: ClassVar[str] = "bitfit"
+
+    def inject_blocks(self, vit: VisionTransformer) -> None:
+        for name, parameter in vit.named_parameters():
+            if name.endswith("bias") and not name.startswith(BEYOND_TOKENS):
+                parameter.requires_grad_(True)

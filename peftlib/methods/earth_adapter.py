@@ -1,0 +1,106 @@
+"""Earth-Adapter: a mixture of frequency adapters after each block."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from peftlib.methods.base import InputMethod, at_least, choose_layers
+
+
+def split_frequencies(x: Tensor, grid: tuple[int, int], cutoff: float) -> tuple[Tensor, Tensor]:
+    """Low- and high-pass of patch tokens over their grid: a square in the 2-D Fourier plane, centred on frequency zero.
+
+    x: (B, n, d), grid: (down, across), cutoff: half side of the square as a share of the Nyquist frequency
+    -> low, high, each (B, n, d), that sum to x.
+    """
+    maps = x.unflatten(1, grid).float()
+    spectrum = torch.fft.fft2(maps, dim=(1, 2), norm="ortho")
+    down, across = (torch.fft.fftfreq(n, device=x.device).abs() * 2 for n in grid)
+    inside = (down[:, None] <= cutoff) & (across[None, :] <= cutoff)
+    low = torch.fft.ifft2(spectrum * inside[None, :, :, None], dim=(1, 2), norm="ortho").real
+    low = low.flatten(1, 2).to(x.dtype)
+    return low, x - low
+
+
+class MLP(nn.Sequential):
+    """d -> width -> d with ReLU, its last layer zero at the start."""
+
+    def __init__(self, dim: int, width: int):
+        super().__init__(nn.Linear(dim, width), nn.ReLU(), nn.Linear(width, dim))
+        nn.init.zeros_(self[-1].weight)
+        nn.init.zeros_(self[-1].bias)
+
+
+class FrequencyAdaptedBlock(nn.Module):
+    """A frozen block, then patch tokens x + s Delta.
+
+    Delta is an MLP of x, or, with a Fourier branch, the sum of three MLPs of x, of its low-pass and of its high-pass,
+    weighted by a softmax router that reads x.
+
+    Args:
+        block: a timm block.
+        dim, width: of tokens and bottleneck; grid: patches (down, across); prefix: number of prefix tokens.
+        cutoff: of the low-pass, or None for no Fourier branch.
+    """
+
+    def __init__(
+        self, block: nn.Module, dim: int, width: int, grid: tuple[int, int], prefix: int, cutoff: float | None
+    ):
+        super().__init__()
+        self.block, self.grid, self.prefix, self.cutoff = block, tuple(grid), prefix, cutoff
+        experts = 1 if cutoff is None else 3
+        self.experts = nn.ModuleList(MLP(dim, width) for _ in range(experts))
+        self.router = nn.Linear(dim, experts) if experts > 1 else None
+        self.scale = nn.Parameter(torch.tensor(0.1))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """z: (B, N, d) -> (B, N, d)."""
+        z = self.block(z)
+        x = z[:, self.prefix :]
+        return torch.cat([z[:, : self.prefix], x + self.scale * self.delta(x)], dim=1)
+
+    def delta(self, x: Tensor) -> Tensor:
+        """x: (B, n, d) patch tokens -> (B, n, d)."""
+        if self.router is None:
+            return self.experts[0](x)
+        views = (x, *split_frequencies(x, self.grid, self.cutoff))
+        weights = self.router(x).softmax(dim=-1)
+        deltas = [expert(view) for expert, view in zip(self.experts, views, strict=True)]
+        return (torch.stack(deltas, dim=-1) * weights[..., None, :]).sum(-1)
+
+
+@dataclass(frozen=True)
+class EarthAdapter(InputMethod):
+    """Frequency-routed bottlenecks on patch tokens after each block.
+
+    Attributes:
+        width: of the bottlenecks.
+        fourier_layers: blocks with the Fourier branch; ``"first_half"``, ``"all"`` or block numbers.
+        cutoff: half side of the low-pass square, as a share of the Nyquist frequency.
+        new_bands, train_patch_embed: see ``InputMethod``.
+    """
+
+    name: ClassVar[str] = "earth_adapter"
+    width: int = 64
+    fourier_layers: str | tuple[int, ...] = "first_half"
+    cutoff: float = 0.3
+
+    def __post_init__(self):
+        super().__post_init__()
+        at_least(self, "width", 1)
+        at_least(self, "cutoff", 0.0)
+        if self.cutoff > 1:
+            raise ValueError(f"EarthAdapter(cutoff={self.cutoff!r}); it is a share of the Nyquist frequency, 0 to 1")
+
+    def inject_blocks(self, vit: VisionTransformer) -> None:
+        depth, weight = len(vit.blocks), vit.patch_embed.proj.weight
+        half = self.fourier_layers == "first_half"
+        fourier = tuple(range(depth // 2)) if half else choose_layers(self.fourier_layers, depth)
+        for i in range(depth):
+            cutoff = self.cutoff if i in fourier else None
+            vit.blocks[i] = FrequencyAdaptedBlock(
+                vit.blocks[i], vit.embed_dim, self.width, vit.patch_embed.grid_size, vit.num_prefix_tokens, cutoff
+            ).to(weight)

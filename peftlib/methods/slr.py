@@ -1,0 +1,68 @@
+"""SLR: scaled low-rank updates of linear layers (Scheibenreif, Mommert, Borth, CVPR 2024)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from peftlib.methods.base import InputMethod, at_least, choose
+from peftlib.methods.lora import TARGETS, check_targets, target_layers
+
+
+class SLRLinear(nn.Module):
+    """y = s_out * (W (s_in * x) + b + U D (s_in * x)), with W and b frozen, s_in and s_out one and U zero at the start.
+
+    x: (..., d_in) -> (..., d_out).
+    """
+
+    def __init__(self, linear: nn.Linear, rank: int, scalers: bool):
+        super().__init__()
+        self.linear = linear
+        self.D = nn.Linear(linear.in_features, rank, bias=False)
+        self.U = nn.Linear(rank, linear.out_features, bias=False)
+        nn.init.zeros_(self.U.weight)
+        ones = torch.ones(linear.in_features), torch.ones(linear.out_features)
+        self.s_in, self.s_out = (nn.Parameter(one, requires_grad=scalers) for one in ones)
+        self.to(linear.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.s_in * x
+        return self.s_out * (self.linear(x) + self.U(self.D(x)))
+
+
+@dataclass(frozen=True)
+class SLR(InputMethod):
+    """Low-rank updates with learnt scalers of the inputs and outputs of each linear layer.
+
+    Attributes:
+        rank: r of each update.
+        scalers: whether s_in and s_out are trained.
+        train_norms: whether LayerNorms are trained too, as in the authors' code (their table does not count them).
+        targets: which linear layers: of ``qkv`` (fused), ``proj``, ``fc1``, ``fc2``.
+        layers: ``"all"`` or block numbers.
+        new_bands, train_patch_embed: see ``InputMethod``.
+    """
+
+    name: ClassVar[str] = "slr"
+    rank: int = 16
+    scalers: bool = True
+    train_norms: bool = False
+    targets: tuple[str, ...] = TARGETS
+    layers: str | tuple[int, ...] = "all"
+
+    def __post_init__(self):
+        super().__post_init__()
+        at_least(self, "rank", 1)
+        choose(self, "scalers", (True, False))
+        choose(self, "train_norms", (True, False))
+        check_targets(self)
+
+    def inject_blocks(self, vit: VisionTransformer) -> None:
+        for parent, target in target_layers(vit, self.layers, self.targets):
+            setattr(parent, target, SLRLinear(getattr(parent, target), self.rank, self.scalers))
+        if self.train_norms:
+            for module in vit.modules():
+                if isinstance(module, nn.LayerNorm):
+                    module.requires_grad_(True)

@@ -1,0 +1,75 @@
+"""VPT: learnt prompt tokens beside the image's own (Jia et al., 2022)."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from peftlib.methods.base import InputMethod, at_least, choose
+
+
+class PromptedBlock(nn.Module):
+    """A frozen block that sees p learnt tokens behind the prefix tokens.
+
+    Args:
+        block: a timm block.
+        prompts: (1, p, d) tokens to insert before the block, or None where they are there already.
+        drop: how many tokens behind the prefix to leave out after the block.
+        prefix: number of prefix tokens (class, registers).
+        dropout: of the prompts, in training.
+    """
+
+    def __init__(self, block: nn.Module, prompts: nn.Parameter | None, drop: int, prefix: int, dropout: float):
+        super().__init__()
+        self.block, self.prompts, self.drop, self.prefix = block, prompts, drop, prefix
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """z: (B, N, d) -> (B, N, d); (B, N + p, d) between the first and the last block of the shallow variant."""
+        if self.prompts is not None:
+            prompts = self.dropout(self.prompts).expand(len(z), -1, -1)
+            z = torch.cat([z[:, : self.prefix], prompts, z[:, self.prefix :]], dim=1)
+        z = self.block(z)
+        if self.drop:
+            z = torch.cat([z[:, : self.prefix], z[:, self.prefix + self.drop :]], dim=1)
+        return z
+
+
+@dataclass(frozen=True)
+class VPT(InputMethod):
+    """Visual prompt tuning. Prompts take part in attention from the start, so step 0 is *not* the pretrained model.
+
+    Attributes:
+        tokens: prompt tokens p.
+        deep: new prompts in every block, dropped after it; else they enter the first block and leave after the last.
+        dropout: of the prompts, in training.
+        new_bands, train_patch_embed: see ``InputMethod``.
+    """
+
+    name: ClassVar[str] = "vpt"
+    starts_as_pretrained: ClassVar[bool] = False
+    tokens: int = 100
+    deep: bool = True
+    dropout: float = 0.1
+
+    def __post_init__(self):
+        super().__post_init__()
+        at_least(self, "tokens", 1)
+        at_least(self, "dropout", 0.0)
+        if self.dropout >= 1:
+            raise ValueError(f"VPT(dropout={self.dropout!r}); it must be below 1")
+        choose(self, "deep", (True, False))
+
+    def inject_blocks(self, vit: VisionTransformer) -> None:
+        weight, last = vit.patch_embed.proj.weight, len(vit.blocks) - 1
+        # The authors' start: uniform, with the variance of Xavier for a patch embedding.
+        bound = math.sqrt(6 / (3 * math.prod(vit.patch_embed.patch_size) + vit.embed_dim))
+        for i in range(len(vit.blocks)):
+            prompts = None
+            if self.deep or i == 0:
+                prompts = nn.Parameter(torch.empty(1, self.tokens, vit.embed_dim).uniform_(-bound, bound).to(weight))
+            drop = self.tokens if self.deep or i == last else 0
+            vit.blocks[i] = PromptedBlock(vit.blocks[i], prompts, drop, vit.num_prefix_tokens, self.dropout)
