@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from peftlib.attention import UntangledBlock, auxiliary_after_norm
-from peftlib.backbones import BEYOND_TOKENS, backbone_hash, pair, resize_, spec_of
+from peftlib.backbones import BackboneSpec, backbone_hash, encoder_parameters, pair, resize_, spec_of
 from peftlib.bands import BandSet, band_set
 from peftlib.methods import METHODS, Method
 from peftlib.reflectance import Channels, ReflectanceInput
@@ -47,7 +48,7 @@ class AdaptedViT(nn.Module):
         super().__init__()
         self.spec = spec_of(vit)
         self.backbone_hash = backbone_hash(vit)
-        self.encoder_parameters = sum(p.numel() for n, p in vit.named_parameters() if not n.startswith(BEYOND_TOKENS))
+        self.encoder_parameters = sum(p.numel() for p in encoder_parameters(vit).values())
         resize_(vit, image_size)
         self.method, self.bands, self.image_size = method, bands, image_size
         self.auxiliary = method.inject(vit, bands)
@@ -68,8 +69,15 @@ class AdaptedViT(nn.Module):
         """
         z, z_A = self.embed(x)
         for block in self.vit.blocks:
-            z = block(z, z_A) if isinstance(block, UntangledBlock) else block(z)
+            z = self.through(block, z, z_A)
         return self.vit.norm(z)
+
+    def through(self, block: nn.Module, z: Tensor, z_A: Tensor | None) -> Tensor:
+        """Tokens after a block: (B, N, d). Honours timm's ``vit.set_grad_checkpointing()``."""
+        arguments = (z, z_A) if isinstance(block, UntangledBlock) else (z,)
+        if self.vit.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *arguments, use_reentrant=False)
+        return block(*arguments)
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """What enters the first block: z (B, N, d) with positions and prefix tokens, and its auxiliary part z_A."""
@@ -121,8 +129,8 @@ def adapt(
         sensor: ``"sentinel2"``, ``"landsat8"``, ``"hls"`` or ``"custom"``.
         image_size: side, or (H, W), in pixels; None is the backbone's own.
         rgb_white: reflectance shown as white to the RGB backbone.
-        nodata: ``"error"`` refuses NaN and infinite pixels; ``"zero"`` gives such RGB values the backbone's mean colour
-            and leaves such pixels out of the pixel set.
+        nodata: ``"error"`` refuses NaN and infinite pixels (on a GPU, looked for in the first batch only); ``"zero"``
+            gives such RGB values the backbone's mean colour and leaves such pixels out of the pixel set.
         inplace: change ``vit`` itself and spare the memory of a copy.
 
     Raises:
@@ -139,6 +147,10 @@ def adapt(
         raise ValueError("peftlib needs every patch token; build the ViT with patch_drop_rate=0")
     if not isinstance(vit.patch_embed, PatchEmbed):
         raise ValueError(f"peftlib needs timm's plain PatchEmbed, this ViT has a {type(vit.patch_embed).__name__}")
+    if vit.patch_embed.proj.in_channels != 3:
+        raise ValueError(
+            f"adapt needs a ViT pretrained on RGB, this one reads {vit.patch_embed.proj.in_channels} channels"
+        )
     resolved = band_set(bands, sensor)
     size = pair(image_size if image_size is not None else vit.patch_embed.img_size)
     if inplace:  # what is going to fail shall fail before the user's only copy is touched
@@ -190,6 +202,8 @@ def save_adapter(model: AdaptedViT, path: str | Path) -> Path:
         "image_size": model.image_size,
         "rgb_white": model.reflectance.rgb_white,
         "nodata": model.reflectance.nodata,
+        "indices": None if model.auxiliary is None else model.auxiliary.indices.names,
+        "input": _input_facts(model.spec),
     }
     state = {name: tensor.contiguous().cpu() for name, tensor in model.adapter_state().items()}
     metadata = {
@@ -234,6 +248,12 @@ def load_adapter(
             f"and this is {spec_of(vit).name} with other weights ({found[:12]})"
         )
     config = json.loads(metadata["config"])
+    here = _input_facts(spec_of(vit))
+    if config["input"] != here:
+        raise ValueError(
+            f"adapter {path.name} was trained with {config['input']}, this backbone has {here} "
+            "(res: ground sampling distance in metres, see load_backbone)"
+        )
     method = _method_from(config["method"], config["options"])
     trained_at = tuple(config["image_size"])
     if "vit.pos_embed" in state and image_size is not None and pair(image_size) != trained_at:
@@ -244,6 +264,9 @@ def load_adapter(
         vit, method, config["bands"], config["sensor"], trained_at if image_size is None else image_size,
         rgb_white=config["rgb_white"], nodata=config["nodata"], inplace=inplace,
     )  # fmt: skip
+    names = None if model.auxiliary is None else list(model.auxiliary.indices.names)
+    if names != config["indices"]:
+        raise ValueError(f"adapter {path.name} reads indices {config['indices']}, here they would be {names}")
     expected = model.adapter_state()
     wrong = sorted(
         set(expected) ^ set(state) | {n for n in set(expected) & set(state) if expected[n].shape != state[n].shape}
@@ -269,6 +292,11 @@ def _read_adapter(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     if bad:
         raise ValueError(f"{path} has non-finite values in {bad[:5]}")
     return metadata, state
+
+
+def _input_facts(spec: BackboneSpec) -> dict:
+    """What the weights do not show and the tokens depend on."""
+    return {"mean": list(spec.mean), "std": list(spec.std), "channels": spec.channels, "res": spec.res}
 
 
 def _digest(metadata: Mapping[str, str], state: Mapping[str, Tensor]) -> str:

@@ -119,7 +119,7 @@ def trace(model: AdaptedViT, x: Tensor) -> list[BlockTrace]:
     traces = []
     for layer, block in enumerate(model.vit.blocks):
         if not isinstance(block, UntangledBlock):
-            z = block(z)
+            z = model.through(block, z, z_A)
             continue
         adapted, pretrained = block.qkv(z, z_A)
         D_free, D_ref = block.attend(adapted), block.attend(pretrained)
@@ -182,7 +182,7 @@ def block_outputs(model: AdaptedViT, x: Tensor) -> list[Tensor]:
     z, z_A = model.embed(x)
     outputs = []
     for block in model.vit.blocks:
-        z = block(z, z_A) if isinstance(block, UntangledBlock) else block(z)
+        z = model.through(block, z, z_A)
         outputs.append(z)
     return outputs
 

@@ -199,6 +199,17 @@ def spec_of(vit: VisionTransformer) -> BackboneSpec:
 BEYOND_TOKENS = ("head.", "fc_norm.", "attn_pool.")
 
 
+def is_scalemae(vit: VisionTransformer) -> bool:
+    """Scale-MAE computes its positions from the ground sampling distance; its stored position grid is unused."""
+    return type(vit).__name__ == "ScaleMAE"
+
+
+def encoder_parameters(vit: VisionTransformer) -> dict[str, torch.nn.Parameter]:
+    """Name -> parameter of all that tokens pass: no head, no pooling, no position grid that is not used."""
+    unused = (*BEYOND_TOKENS, "pos_embed") if is_scalemae(vit) else BEYOND_TOKENS
+    return {name: p for name, p in vit.named_parameters() if not name.startswith(unused)}
+
+
 def resize_(vit: VisionTransformer, image_size: int | tuple[int, int]) -> None:
     """Resample the position embedding of a ViT, in place, to an image of another size.
 
@@ -212,7 +223,7 @@ def resize_(vit: VisionTransformer, image_size: int | tuple[int, int]) -> None:
     if any(s <= 0 or s % p for s, p in zip(size, embed.patch_size, strict=True)):
         fit = [max(p, round(s / p) * p) for s, p in zip(size, embed.patch_size, strict=True)]
         raise ValueError(f"image size {size} is not divisible by the patch {embed.patch_size}; nearest: {tuple(fit)}")
-    if type(vit).__name__ == "ScaleMAE" and size[0] != size[1]:
+    if is_scalemae(vit) and size[0] != size[1]:
         raise ValueError(f"Scale-MAE's position embedding is for square images, got {size}")
     old_grid = embed.grid_size
     if getattr(vit, "dynamic_img_size", False):  # one size from here on: tokens come as (B, N, d)

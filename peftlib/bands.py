@@ -256,12 +256,24 @@ class SpectralIndices(nn.Module):
 
     Normalised differences lie there for positive reflectance; what noise near zero reflectance throws outside, or a
     zero denominator makes non-finite, is clamped (0/0 becomes 0), so that one dark pixel cannot drown a patch.
+
+    Raises:
+        ValueError: an index that often lies elsewhere (a ratio, say): clamped, it would be a constant.
     """
 
     def __init__(self, names: Sequence[str], bands: BandSet):
         super().__init__()
         self.names, self.bands = tuple(names), bands
         self.functions = [index_function(name, bands) for name in self.names]
+        draw = torch.Generator().manual_seed(0)
+        usual = torch.rand(1, len(bands), 64, 64, generator=draw, device="cpu") * 0.5 + 0.01
+        for name, function in zip(self.names, self.functions, strict=True):
+            outside = float((function(usual).abs() > 1).float().mean())
+            if outside > 0.1:
+                raise ValueError(
+                    f"index {name} ({_spyndex().indices[name].formula}) lies outside [-1, 1] for {outside:.0%} of "
+                    f"reflectances; choose normalised differences such as {', '.join(DEFAULT_INDICES)}"
+                )
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, H, W) reflectance -> (B, number of indices, H, W)."""

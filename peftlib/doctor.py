@@ -6,14 +6,9 @@ import platform
 import sys
 from collections.abc import Callable
 
-from peftlib.paths import data_dir, weights_dir
+from packaging.requirements import Requirement
 
-_NEEDED = ("torch", "timm", "safetensors", "spyndex", "lightning", "torchmetrics", "pandas", "onnx")
-_OPTIONAL = {
-    "notebooks": ("jupyterlab", "papermill", "ipywidgets", "matplotlib", "seaborn", "scikit-learn", "xarray"),
-    "geo": ("torchgeo",),
-    "test": ("pytest", "nbval", "hypothesis", "onnxruntime", "ruff"),
-}
+from peftlib.paths import data_dir, weights_dir
 
 
 def doctor() -> bool:
@@ -35,7 +30,15 @@ def _python() -> tuple[bool, str]:
     return good, f"Python {platform.python_version()}" + ("" if good else ": 3.11 or newer is needed")
 
 
-def _versions(names: tuple[str, ...]) -> tuple[list[str], list[str]]:
+def _required(extra: str = "") -> list[str]:
+    """Names of what peftlib needs, or of what one of its extras adds."""
+    requirements = [Requirement(text) for text in importlib.metadata.requires("peftlib") or ()]
+    if not extra:
+        return [r.name for r in requirements if r.marker is None]
+    return [r.name for r in requirements if r.marker is not None and r.marker.evaluate({"extra": extra})]
+
+
+def _versions(names: list[str]) -> tuple[list[str], list[str]]:
     found, missing = [], []
     for name in names:
         try:
@@ -46,22 +49,24 @@ def _versions(names: tuple[str, ...]) -> tuple[list[str], list[str]]:
 
 
 def _packages() -> tuple[bool, str]:
-    found, missing = _versions(_NEEDED)
+    found, missing = _versions(_required())
     return not missing, ", ".join(found) + (f"; missing {missing}: run make env" if missing else "")
 
 
 def _extras() -> tuple[bool, str]:
-    missing = {extra: _versions(names)[1] for extra, names in _OPTIONAL.items()}
-    missing = {extra: names for extra, names in missing.items() if names}
-    if not missing:
-        return True, "extras: " + ", ".join(_OPTIONAL)
-    todo = "; ".join(f"pip install 'peftlib[{extra}]' for {', '.join(names)}" for extra, names in missing.items())
-    return False, f"extras: {todo} (or make env)"
+    """Extras are a choice: their absence is worth a word, and no illness."""
+    extras = importlib.metadata.metadata("peftlib").get_all("Provides-Extra") or []
+    missing = {extra: _versions(_required(extra))[1] for extra in extras}
+    words = [f"{extra} lacks {', '.join(names)}" if names else extra for extra, names in missing.items()]
+    hint = " (pip install 'peftlib[EXTRA]', or make env)" if any(missing.values()) else ""
+    return True, f"extras: {'; '.join(words)}{hint}"
 
 
 def _kernel() -> tuple[bool, str]:
-    from jupyter_client.kernelspec import KernelSpecManager
-
+    try:
+        from jupyter_client.kernelspec import KernelSpecManager
+    except ModuleNotFoundError:
+        return True, "no Jupyter here: notebooks need pip install 'peftlib[notebooks]', or make env"
     specs = KernelSpecManager().find_kernel_specs()
     return "python3" in specs, "Jupyter kernel python3" if "python3" in specs else "no Jupyter kernel: run make env"
 

@@ -152,7 +152,7 @@ def attention_figure(
         show_map(ax, values, grid, f"{pair[0]} query, {pair[1]} key", label, cmap="RdBu_r", vmin=-limit, vmax=limit)
     show_image(axes[1, 0], picture, "query patch")
     highest = float(max(adapted[-n:].max(), pretrained[-n:].max()))
-    show_map(axes[1, 1], pretrained[-n:], grid, "attention, pretrained", "weight", vmin=0, vmax=highest)
+    show_map(axes[1, 1], pretrained[-n:], grid, "attention, pretrained weights", "weight", vmin=0, vmax=highest)
     show_map(axes[1, 2], adapted[-n:], grid, "attention, adapted", "weight", vmin=0, vmax=highest)
     change = adapted[-n:] - pretrained[-n:]
     limit = float(change.abs().max()) or 1.0

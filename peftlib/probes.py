@@ -23,7 +23,7 @@ KINDS = {
 }
 
 
-def patch_targets(image: Tensor, bands: BandSet, nir: str, patch: int) -> pd.DataFrame:
+def patch_targets(image: Tensor, bands: BandSet, nir: str, patch: int, train: np.ndarray | None = None) -> pd.DataFrame:
     """Quantities of each patch, row by row.
 
     Radiometric ones are means over the patch and so blind to where its pixels lie: NIR reflectance, NDVI, CVI, the red
@@ -34,6 +34,7 @@ def patch_targets(image: Tensor, bands: BandSet, nir: str, patch: int) -> pd.Dat
     Args:
         image: (C, H, W) reflectance, H and W multiples of ``patch``.
         nir: name of the near-infrared band.
+        train: (n,) mask of the patches that the linear fit may see; None is all.
 
     Returns:
         a column a target, n rows.
@@ -48,7 +49,8 @@ def patch_targets(image: Tensor, bands: BandSet, nir: str, patch: int) -> pd.Dat
     near_infrared = mean(x[:, [bands.names.index(nir)]])
     colours = torch.stack([mean(x[:, [i]]) for i in bands.rgb], dim=1)
     design = torch.cat([colours, torch.ones(len(colours), 1, dtype=colours.dtype)], dim=1)
-    fit = design @ torch.linalg.lstsq(design, near_infrared[:, None]).solution
+    seen = torch.ones(len(design), dtype=torch.bool) if train is None else torch.from_numpy(train)
+    fit = design @ torch.linalg.lstsq(design[seen], near_infrared[seen, None]).solution
     brightness = x[:, list(bands.rgb)].mean(1, keepdim=True)
     down, across = _gradient(brightness)
     targets = {

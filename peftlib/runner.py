@@ -206,7 +206,7 @@ def _run(notebook: Path, profile: str, parameters: Mapping[str, object]) -> Made
 
 def _figures(profile: str) -> dict[Path, tuple[int, int]]:
     """Figures that are there -> when they were written, and their file number (a rename gives a new one)."""
-    files = sorted(p for p in figures_dir(profile).glob("*.p[nd][gf]") if not p.name.startswith("."))
+    files = sorted(p for p in figures_dir(profile).glob("[!.]*") if p.suffix in (".png", ".pdf"))
     return {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in files}
 
 

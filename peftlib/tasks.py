@@ -84,7 +84,7 @@ def train_on_crops(
     seed: int = 0,
     callbacks: Sequence[lightning.Callback] = (),
 ) -> Segmentation:
-    """Train an adapter and a linear decoder on random crops from the left half of one labelled image.
+    """Train an adapter and a linear decoder, on the CPU, on random crops from the left half of one labelled image.
 
     Args:
         image: (C, H, W) reflectance; mask: (H, W) class numbers.
@@ -99,7 +99,7 @@ def train_on_crops(
     return task
 
 
-def crop_accuracy(task: Segmentation, image: Tensor, mask: Tensor, part: str = "test", crops: int = 48) -> float:
+def crop_accuracy(task: Segmentation, image: Tensor, mask: Tensor, part: str = "test", crops: int = 32) -> float:
     """Share of pixels that are classified rightly, on fixed crops from one half of a labelled image."""
     data = ChipCrops(image, mask, task.model.image_size[0], part, crops, seed=2**16)
     trainer = quiet_trainer(accelerator="cpu")

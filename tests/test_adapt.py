@@ -44,7 +44,7 @@ TUNED = {
 }
 DEFAULTS = [pytest.param(config(), id=name) for name, config in pl.METHODS.items()]
 ZERO_INFLATED = [
-    pytest.param(config(new_bands="zero"), id=f"{name}-zero")
+    pytest.param(config(new_bands="zero", train_patch_embed=True), id=f"{name}-zero")
     for name, config in pl.METHODS.items()
     if issubclass(config, InputMethod)
 ]

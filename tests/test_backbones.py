@@ -69,7 +69,7 @@ def test_wrong_names_and_options_are_named(call, says):
 def test_vits_of_other_kinds_are_refused_before_training():
     """A convolutional stem has no patch kernels to inflate and no patches of its own size to pool."""
     hybrid = create_model("vit_tiny_r_s16_p8_224", num_classes=0)
-    for method in (pl.Deflect(), pl.LoRA(new_bands="zero")):
+    for method in (pl.Deflect(), pl.LoRA(new_bands="mean")):
         with pytest.raises(ValueError, match="HybridEmbed"):
             pl.adapt(hybrid, method, SENTINEL2)
 

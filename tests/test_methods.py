@@ -94,7 +94,8 @@ def test_earth_adapter_adds_routed_bottlenecks_to_patch_tokens():
         low, high = split_frequencies(x, (4, 4), 0.3)
         weights = torch.ones(2, 16, 1)
         if views == 3:
-            logits = x @ block.router.weight.T + block.router.bias
+            unit = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+            logits = unit @ block.router.weight.T + block.router.bias
             weights = logits.exp() / logits.exp().sum(-1, keepdim=True)
         delta = torch.zeros_like(x)
         for e, view in enumerate((x, low, high)[:views]):

@@ -13,9 +13,9 @@ CASES = {
     ("frozen", "new_bands"): (pl.Frozen(), "nearest"),
     ("frozen", "train_patch_embed"): (pl.Frozen(), True),
     ("full", "new_bands"): (pl.Full(), "ignore"),
-    ("full", "train_patch_embed"): (pl.Full(), False),
+    ("full", "train_patch_embed"): (pl.Full(new_bands="mean"), False),
     ("patch_embed", "new_bands"): (pl.PatchEmbedding(), "random"),
-    ("patch_embed", "train_patch_embed"): (pl.PatchEmbedding(), False),
+    ("patch_embed", "train_patch_embed"): (pl.PatchEmbedding(new_bands="mean"), False),
     ("norm_tuning", "new_bands"): (pl.NormTuning(), "random"),
     ("norm_tuning", "train_patch_embed"): (pl.NormTuning(), True),
     ("bitfit", "new_bands"): (pl.BitFit(), "repeat"),
@@ -133,7 +133,9 @@ def test_full_on_rgb_alone_tunes_everything():
 
 
 def test_full_can_spare_the_patch_embedding():
-    tuned = {n for n, p in adapted(pl.Full(train_patch_embed=False)).named_parameters() if p.requires_grad}
+    tuned = {
+        n for n, p in adapted(pl.Full(new_bands="mean", train_patch_embed=False)).named_parameters() if p.requires_grad
+    }
     assert tuned and not any("patch_embed" in name for name in tuned)
 
 

@@ -38,7 +38,8 @@ def savanna_classes(image: Tensor) -> Tensor:
     """Four per-pixel classes beyond RGB, by index thresholds: (4, H, W) reflectance -> (H, W) in 0..3.
 
     Open or closed canopy: NDVI against 0.5. Inside each, low or high CVI (chlorophyll vegetation index, N R / G²)
-    against its median there. Not ground truth: a rule on the spectrum. RGB sees its first half well, its second badly.
+    against its median there, over the whole image. Not ground truth: a rule on the spectrum. RGB sees its first half
+    well, its second badly.
     """
     bands = band_set(BANDS)
     ndvi, cvi = (index_function(name, bands)(image[None])[0] for name in ("NDVI", "CVI"))

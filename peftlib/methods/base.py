@@ -52,8 +52,8 @@ class InputMethod(Method):
     """A method that reads bands beyond RGB, if at all, through an inflated patch embedding.
 
     Attributes:
-        new_bands: ``"ignore"`` (RGB only), or how the kernels of the new bands start: ``"zero"``, ``"repeat"``,
-            ``"mean"``, ``"random"``, ``"nearest"`` (see ``peftlib.embedding.inflate_patch_embed``).
+        new_bands: ``"ignore"`` (RGB only), or how the kernels of the new bands start: ``"zero"`` (and are trained),
+            ``"repeat"``, ``"mean"``, ``"random"``, ``"nearest"`` (see ``peftlib.embedding.inflate_patch_embed``).
         train_patch_embed: whether the patch embedding is trained too.
     """
 
@@ -65,6 +65,11 @@ class InputMethod(Method):
     def __post_init__(self):
         choose(self, "new_bands", (IGNORE, *INFLATIONS))
         choose(self, "train_patch_embed", (True, False))
+        if self.new_bands == "zero" and not self.train_patch_embed:
+            raise ValueError(
+                f"{type(self).__name__}(new_bands='zero', train_patch_embed=False) would never see the new bands: "
+                f"train the patch embedding, or choose new_bands from {(IGNORE, *INFLATIONS[1:])}"
+            )
 
     @property
     def inflated(self) -> bool:

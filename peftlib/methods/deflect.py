@@ -26,7 +26,8 @@ class Deflect(Method):
         reference_grad: whether the gradient runs through the length of the reference displacement.
         width: hidden width of the pixel-set encoder.
         cells: cells x cells pixel sets a patch; 1 is the pure set of the paper.
-        indices: ``"auto"`` (those of NDVI, NDWI, MNDWI, NBR, NDMI, BI that the bands allow) or names in spyndex.
+        indices: ``"auto"`` (those of NDVI, NDWI, MNDWI, NBR, NDMI, BI that the bands allow) or names of spyndex, of
+            indices that lie in [-1, 1].
     """
 
     name: ClassVar[str] = "deflect"

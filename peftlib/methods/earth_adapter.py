@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -38,7 +39,8 @@ class FrequencyAdaptedBlock(nn.Module):
     """A frozen block, then patch tokens x + s Delta.
 
     Delta is an MLP of x, or, with a Fourier branch, the sum of three MLPs of x, of its low-pass and of its high-pass,
-    weighted by a softmax router that reads x.
+    weighted by a softmax router that reads x at unit scale (ours: on raw tokens, whose size grows from block to block, the
+    softmax saturates and leaves experts without gradient).
 
     Args:
         block: a timm block.
@@ -67,7 +69,7 @@ class FrequencyAdaptedBlock(nn.Module):
         if self.router is None:
             return self.experts[0](x)
         views = (x, *split_frequencies(x, self.grid, self.cutoff))
-        weights = self.router(x).softmax(dim=-1)
+        weights = self.router(F.layer_norm(x, x.shape[-1:])).softmax(dim=-1)
         deltas = [expert(view) for expert, view in zip(self.experts, views, strict=True)]
         return (torch.stack(deltas, dim=-1) * weights[..., None, :]).sum(-1)
 

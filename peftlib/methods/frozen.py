@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from timm.models.vision_transformer import VisionTransformer
 
-from peftlib.backbones import BEYOND_TOKENS
+from peftlib.backbones import encoder_parameters
 from peftlib.methods.base import InputMethod
 
 
@@ -31,8 +31,6 @@ class Full(InputMethod):
     train_patch_embed: bool = True
 
     def inject_blocks(self, vit: VisionTransformer) -> None:
-        # Only what tokens pass. Scale-MAE computes its positions from the ground sampling distance.
-        unused = ("pos_embed",) if type(vit).__name__ == "ScaleMAE" else ()
-        for name, parameter in vit.named_parameters():
-            if not name.startswith((*BEYOND_TOKENS, *unused, "patch_embed.")):
+        for name, parameter in encoder_parameters(vit).items():
+            if not name.startswith("patch_embed."):
                 parameter.requires_grad_(True)

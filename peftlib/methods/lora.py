@@ -25,7 +25,10 @@ def target_layers(vit: VisionTransformer, layers: str | tuple[int, ...], targets
     """Yield (parent module, attribute name) of every chosen linear layer."""
     for i in choose_layers(layers, len(vit.blocks)):
         for target in targets:
-            yield getattr(vit.blocks[i], _PARENT[target]), target
+            parent = getattr(vit.blocks[i], _PARENT[target], None)
+            if not isinstance(getattr(parent, target, None), nn.Linear):
+                raise ValueError(f"block {i}, a {type(vit.blocks[i]).__name__}, has no linear layer {target!r}")
+            yield parent, target
 
 
 class LoRALinear(nn.Module):

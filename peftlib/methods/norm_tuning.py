@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from timm.models.vision_transformer import VisionTransformer
 
-from peftlib.backbones import BEYOND_TOKENS
+from peftlib.backbones import encoder_parameters
 from peftlib.methods.base import InputMethod
 
 
@@ -19,6 +19,6 @@ class NormTuning(InputMethod):
     name: ClassVar[str] = "norm_tuning"
 
     def inject_blocks(self, vit: VisionTransformer) -> None:
-        for name, parameter in vit.named_parameters():
-            if "norm" in name and not name.startswith(BEYOND_TOKENS):
+        for name, parameter in encoder_parameters(vit).items():
+            if "norm" in name:
                 parameter.requires_grad_(True)
