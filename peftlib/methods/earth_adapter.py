@@ -39,8 +39,8 @@ class FrequencyAdaptedBlock(nn.Module):
     """A frozen block, then patch tokens x + s Delta.
 
     Delta is an MLP of x, or, with a Fourier branch, the sum of three MLPs of x, of its low-pass and of its high-pass,
-    weighted by a softmax router that reads x at unit scale (ours: on raw tokens, whose size grows from block to block, the
-    softmax saturates and leaves experts without gradient).
+    weighted by a softmax router that reads x at unit scale (ours: on raw tokens, whose size grows from block to block,
+    the softmax saturates and leaves experts without gradient).
 
     Args:
         block: a timm block.
