@@ -53,7 +53,8 @@ def check_reflectance(x: Tensor, bands: BandSet, image_size: tuple[int, int], no
         return
     values = x.detach()
     finite = torch.isfinite(values)
-    if not finite.all() and nodata == "error":
+    whole = bool(finite.all())
+    if not whole and nodata == "error":
         bad = (~finite).flatten(2).sum(dim=(0, 2))
         counts = {bands.names[i]: int(n) for i, n in enumerate(bad) if n}
         raise ValueError(
@@ -68,7 +69,7 @@ def check_reflectance(x: Tensor, bands: BandSet, image_size: tuple[int, int], no
                 f"expected brightness temperature in kelvin, {KELVIN[0]:g}..{KELVIN[1]:g}"
             )
     rows = [i for i in range(len(bands)) if i not in bands.thermal]
-    optical = values[:, rows][finite[:, rows]]
+    optical = values[:, rows] if whole else values[:, rows][finite[:, rows]]
     if optical.numel() == 0:
         return
     low, high = (float(v) for v in optical.aminmax())

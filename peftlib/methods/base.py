@@ -3,13 +3,14 @@
 A method is a frozen dataclass. Its fields are its options, its ``inject`` changes a copy of the backbone.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from peftlib.backbones import spec_of
+from peftlib.backbones import encoder_parameters, spec_of
 from peftlib.bands import BandSet
 from peftlib.embedding import INFLATIONS, inflate_patch_embed
 
@@ -76,10 +77,10 @@ class InputMethod(Method):
         return self.new_bands != IGNORE
 
     def inject(self, vit: VisionTransformer, bands: BandSet) -> None:
-        if self.inflated and not (self.inflates_rgb_alone and not bands.beyond_rgb):
-            if not bands.beyond_rgb:
-                raise ValueError(f"new_bands={self.new_bands!r}, but bands {bands.names} have none beyond RGB")
+        if self.inflated and bands.beyond_rgb:
             inflate_patch_embed(vit.patch_embed, bands, self.new_bands, spec_of(vit).rgb_order)
+        elif self.inflated and not self.inflates_rgb_alone:
+            raise ValueError(f"new_bands={self.new_bands!r}, but bands {bands.names} have none beyond RGB")
         vit.requires_grad_(False)
         vit.patch_embed.requires_grad_(self.train_patch_embed)
         self.inject_blocks(vit)
@@ -93,6 +94,21 @@ def choose(config: Method, field: str, choices: tuple) -> None:
     value = getattr(config, field)
     if not any(type(value) is type(choice) and value == choice for choice in choices):
         raise ValueError(f"{type(config).__name__}({field}={value!r}); choose from {choices}")
+
+
+def choose_some(config: Method, field: str, choices: tuple) -> None:
+    """Raise ValueError unless a field holds one or more of the choices, each once."""
+    value = getattr(config, field)
+    known = isinstance(value, tuple | list) and set(value) <= set(choices)
+    if not known or not value or len(set(value)) < len(value):
+        raise ValueError(f"{type(config).__name__}({field}={value!r}); choose some of {choices}")
+
+
+def unfreeze(vit: VisionTransformer, chosen: Callable[[str], bool]) -> None:
+    """Make trainable those parameters of the encoder whose name is chosen."""
+    for name, parameter in encoder_parameters(vit).items():
+        if chosen(name):
+            parameter.requires_grad_(True)
 
 
 def at_least(config: Method, field: str, least: float) -> None:

@@ -5,8 +5,7 @@ from typing import ClassVar
 
 from timm.models.vision_transformer import VisionTransformer
 
-from peftlib.backbones import encoder_parameters
-from peftlib.methods.base import InputMethod
+from peftlib.methods.base import InputMethod, unfreeze
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,4 @@ class Full(InputMethod):
     train_patch_embed: bool = True
 
     def inject_blocks(self, vit: VisionTransformer) -> None:
-        for name, parameter in encoder_parameters(vit).items():
-            if not name.startswith("patch_embed."):
-                parameter.requires_grad_(True)
+        unfreeze(vit, lambda name: not name.startswith("patch_embed."))

@@ -6,7 +6,7 @@ from typing import ClassVar
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from peftlib.methods.base import InputMethod, at_least, choose, choose_layers
+from peftlib.methods.base import InputMethod, at_least, choose, choose_layers, choose_some
 
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "tanh": nn.Tanh}
 POSITIONS = {"attention": "ls1", "mlp": "ls2"}  # the layer scale is the last thing in a branch, or an identity
@@ -47,9 +47,7 @@ class Houlsby(InputMethod):
         super().__post_init__()
         at_least(self, "width", 1)
         choose(self, "activation", tuple(ACTIVATIONS))
-        known = isinstance(self.positions, tuple | list) and set(self.positions) <= set(POSITIONS)
-        if not known or not self.positions or len(set(self.positions)) < len(self.positions):
-            raise ValueError(f"Houlsby(positions={self.positions!r}); choose some of {tuple(POSITIONS)}")
+        choose_some(self, "positions", tuple(POSITIONS))
 
     def inject_blocks(self, vit: VisionTransformer) -> None:
         weight = vit.patch_embed.proj.weight

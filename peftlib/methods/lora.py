@@ -7,18 +7,10 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from peftlib.methods.base import InputMethod, at_least, choose_layers
+from peftlib.methods.base import InputMethod, at_least, choose_layers, choose_some
 
 TARGETS = ("qkv", "proj", "fc1", "fc2")
 _PARENT = {"qkv": "attn", "proj": "attn", "fc1": "mlp", "fc2": "mlp"}
-
-
-def check_targets(config: InputMethod) -> None:
-    """Raise ValueError unless ``config.targets`` names linear layers, each once."""
-    targets = config.targets
-    known = isinstance(targets, tuple | list) and set(targets) <= set(TARGETS)
-    if not known or not targets or len(set(targets)) < len(targets):
-        raise ValueError(f"{type(config).__name__}(targets={targets!r}); choose some of {TARGETS}")
 
 
 def target_layers(vit: VisionTransformer, layers: str | tuple[int, ...], targets: tuple[str, ...]):
@@ -68,7 +60,7 @@ class LoRA(InputMethod):
         super().__post_init__()
         at_least(self, "rank", 1)
         at_least(self, "alpha", 0.0)
-        check_targets(self)
+        choose_some(self, "targets", TARGETS)
 
     def inject_blocks(self, vit: VisionTransformer) -> None:
         for parent, target in target_layers(vit, self.layers, self.targets):

@@ -5,8 +5,7 @@ from typing import ClassVar
 
 from timm.models.vision_transformer import VisionTransformer
 
-from peftlib.backbones import encoder_parameters
-from peftlib.methods.base import InputMethod
+from peftlib.methods.base import InputMethod, unfreeze
 
 
 @dataclass(frozen=True)
@@ -19,6 +18,4 @@ class NormTuning(InputMethod):
     name: ClassVar[str] = "norm_tuning"
 
     def inject_blocks(self, vit: VisionTransformer) -> None:
-        for name, parameter in encoder_parameters(vit).items():
-            if "norm" in name:
-                parameter.requires_grad_(True)
+        unfreeze(vit, lambda name: "norm" in name)

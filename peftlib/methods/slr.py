@@ -7,8 +7,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from peftlib.methods.base import InputMethod, at_least, choose
-from peftlib.methods.lora import TARGETS, check_targets, target_layers
+from peftlib.methods.base import InputMethod, at_least, choose, choose_some
+from peftlib.methods.lora import TARGETS, target_layers
 
 
 class SLRLinear(nn.Module):
@@ -57,7 +57,7 @@ class SLR(InputMethod):
         at_least(self, "rank", 1)
         choose(self, "scalers", (True, False))
         choose(self, "train_norms", (True, False))
-        check_targets(self)
+        choose_some(self, "targets", TARGETS)
 
     def inject_blocks(self, vit: VisionTransformer) -> None:
         for parent, target in target_layers(vit, self.layers, self.targets):
