@@ -5,7 +5,8 @@ vit = pl.load_backbone("dinov2_small")
 model = pl.adapt(vit, pl.Deflect(), bands=("B02", "B03", "B04", "B08"), sensor="sentinel2", image_size=126)
 """
 
-from peftlib.adapt import AdaptedViT, adapt, count_parameters, load_adapter, save_adapter
+from peftlib.adapt import AdaptedViT, adapt, count_parameters, merge
+from peftlib.adapters import load_adapter, save_adapter
 from peftlib.backbones import BACKBONES, BackboneSpec, load_backbone
 from peftlib.bands import SENSORS
 from peftlib.methods import (
@@ -17,6 +18,7 @@ from peftlib.methods import (
     EarthAdapter,
     Frozen,
     Full,
+    HFPeft,
     Houlsby,
     LoRA,
     NormTuning,
@@ -37,6 +39,7 @@ __all__ = [
     "EarthAdapter",
     "Frozen",
     "Full",
+    "HFPeft",
     "Houlsby",
     "LoRA",
     "NormTuning",
@@ -45,5 +48,6 @@ __all__ = [
     "count_parameters",
     "load_adapter",
     "load_backbone",
+    "merge",
     "save_adapter",
 ]

@@ -1,29 +1,21 @@
-"""adapt: a backbone, a method and bands become one module. Counting, and saving and loading the adapter alone."""
+"""adapt: a backbone, a method and bands become one module. Counting what it tunes, and merging it away again."""
 
 import copy
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from peftlib.attention import UntangledBlock, auxiliary_after_norm
-from peftlib.backbones import BackboneSpec, backbone_hash, encoder_parameters, pair, resize_, spec_of
+from peftlib.backbones import backbone_hash, encoder_parameters, pair, resize_, spec_of
 from peftlib.bands import BandSet, band_set
 from peftlib.methods import METHODS, Method
 from peftlib.reflectance import Channels, ReflectanceInput
-from peftlib.weights import atomic_path, fingerprint
-
-FORMAT = "peftlib adapter 1"
 
 
 class AdaptedViT(nn.Module):
@@ -51,6 +43,7 @@ class AdaptedViT(nn.Module):
         self.encoder_parameters = sum(p.numel() for p in encoder_parameters(vit).values())
         resize_(vit, image_size)
         self.method, self.bands, self.image_size = method, bands, image_size
+        self.plain_modules = {name: type(module) for name, module in vit.named_modules()}
         self.auxiliary = method.inject(vit, bands)
         self.vit = vit
         self.reflectance = ReflectanceInput(
@@ -90,9 +83,16 @@ class AdaptedViT(nn.Module):
 
     def embed_patches(self, channels: Channels) -> tuple[Tensor, Tensor | None]:
         """x_P and x_A, each (B, n, d)."""
-        seen = torch.cat([channels.rgb, channels.beyond], dim=1) if self.method.inflated else channels.rgb
-        x_P = self.vit.patch_embed(seen)
+        x_P = self.vit.patch_embed(self.seen(channels))
         return x_P, (None if self.auxiliary is None else self.auxiliary(channels))
+
+    def seen(self, channels: Channels) -> Tensor:
+        """What the patch embedding reads: normalised RGB (B, 3, H, W), or with an inflated one all bands, RGB first."""
+        return torch.cat([channels.rgb, channels.beyond], dim=1) if self.method.inflated else channels.rgb
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W) reflectance -> what the patch embedding, or the ViT of ``merge``, reads: (B, C', H, W)."""
+        return self.seen(self.reflectance(x))
 
     def fit_normalization(self, batches: Iterable) -> "AdaptedViT":
         """Set mean and deviation of the bands beyond RGB from data; see ``ReflectanceInput.fit``."""
@@ -107,6 +107,7 @@ class AdaptedViT(nn.Module):
     def adapter_state(self) -> dict[str, Tensor]:
         """What a task adds to the backbone: tuned parameters and the fitted normalisation."""
         state = {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+        state |= {f"vit.{name}": tensor for name, tensor in self.method.fixed_state(self.vit).items()}
         return state | {f"reflectance.{name}": b for name, b in self.reflectance.state_dict().items()}
 
 
@@ -185,133 +186,23 @@ def count_parameters(model: AdaptedViT) -> dict[str, float]:
     }
 
 
-# --- the adapter alone, on disk --------------------------------------------------------------------------------------
+def merge(model: AdaptedViT) -> VisionTransformer:
+    """Fold an adaptation into the weights of a plain timm ViT, which costs what the pretrained one does.
 
-
-def save_adapter(model: AdaptedViT, path: str | Path) -> Path:
-    """Write tuned parameters and normalisation, with the config and the backbone's hash, as safetensors.
-
-    Written by rename: an interrupted call leaves the former file whole.
-    """
-    bands = model.bands
-    config = {
-        "method": model.method.name,
-        "options": asdict(model.method),
-        "bands": dict(zip(bands.names, bands.wavelengths, strict=True)) if bands.sensor == "custom" else bands.names,
-        "sensor": bands.sensor,
-        "image_size": model.image_size,
-        "rgb_white": model.reflectance.rgb_white,
-        "nodata": model.reflectance.nodata,
-        "indices": None if model.auxiliary is None else model.auxiliary.indices.names,
-        "input": _input_facts(model.spec),
-    }
-    state = {name: tensor.contiguous().cpu() for name, tensor in model.adapter_state().items()}
-    metadata = {
-        "format": FORMAT,
-        "config": json.dumps(config),
-        "backbone": model.spec.name,
-        "backbone_hash": model.backbone_hash,
-    }
-    metadata["digest"] = _digest(metadata, state)
-    path = Path(path)
-    with atomic_path(path) as temporary:
-        save_file(state, temporary, metadata=metadata)
-    return path
-
-
-def load_adapter(
-    vit: VisionTransformer,
-    path: str | Path,
-    image_size: int | tuple[int, int] | None = None,
-    inplace: bool = False,
-) -> AdaptedViT:
-    """Adapt a backbone with an adapter from disk.
-
-    Args:
-        vit: the backbone that the adapter was trained on.
-        path: a file of ``save_adapter``.
-        image_size: side, or (H, W), in pixels, where images are of another size than in training.
-        inplace: as in ``adapt``.
+    ``merge(model).forward_features(model.normalize(x))`` equals ``model(x)`` in eval mode, but for rounding.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a whole adapter file, or one of another backbone.
+        ValueError: a method that does more than a plain ViT can (DEFLECT, Houlsby, VPT, Earth-Adapter).
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no adapter at {path}")
-    metadata, state = _read_adapter(path)
-    found = backbone_hash(vit)
-    if found != metadata["backbone_hash"]:
+    vit = model.method.merge(copy.deepcopy(model.vit))
+    left = {name for name, module in vit.named_modules() if model.plain_modules.get(name) is not type(module)}
+    if left:
+        name = min(left, key=lambda name: (len(name), name))
+        kind = type(vit.get_submodule(name)).__name__
         raise ValueError(
-            f"adapter {path.name} belongs to backbone {metadata['backbone']} ({metadata['backbone_hash'][:12]}), "
-            f"and this is {spec_of(vit).name} with other weights ({found[:12]})"
+            f"{model.method.name} does more than a plain ViT can: {name} is a {kind}. "
+            "Merged can be LoRA, SLR, norm tuning, BitFit, full fine-tuning, the patch embedding, and HF peft's"
         )
-    config = json.loads(metadata["config"])
-    here = _input_facts(spec_of(vit))
-    if config["input"] != here:
-        raise ValueError(
-            f"adapter {path.name} was trained with {config['input']}, this backbone has {here} "
-            "(res: ground sampling distance in metres, see load_backbone)"
-        )
-    method = _method_from(config["method"], config["options"])
-    trained_at = tuple(config["image_size"])
-    if "vit.pos_embed" in state and image_size is not None and pair(image_size) != trained_at:
-        raise ValueError(
-            f"adapter {path.name} tuned the position embedding at {trained_at}; it has no other image size"
-        )
-    model = adapt(
-        vit, method, config["bands"], config["sensor"], trained_at if image_size is None else image_size,
-        rgb_white=config["rgb_white"], nodata=config["nodata"], inplace=inplace,
-    )  # fmt: skip
-    names = None if model.auxiliary is None else list(model.auxiliary.indices.names)
-    if names != config["indices"]:
-        raise ValueError(f"adapter {path.name} reads indices {config['indices']}, here they would be {names}")
-    expected = model.adapter_state()
-    wrong = sorted(
-        set(expected) ^ set(state) | {n for n in set(expected) & set(state) if expected[n].shape != state[n].shape}
-    )
-    if wrong:
-        raise ValueError(f"adapter {path.name} does not fit {method}: {wrong[:5]} ({len(wrong)} in all)")
-    model.load_state_dict(state, strict=False)  # names and shapes were checked above; the rest is the backbone
-    return model
-
-
-def _read_adapter(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file; truncated or damaged? ({error})") from error
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path} is no adapter of this library (format {metadata.get('format')!r}, need {FORMAT!r})")
-    if metadata.get("digest") != _digest(metadata, state):
-        raise ValueError(f"{path} is damaged: its contents are not those that were saved")
-    bad = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
-    if bad:
-        raise ValueError(f"{path} has non-finite values in {bad[:5]}")
-    return metadata, state
-
-
-def _input_facts(spec: BackboneSpec) -> dict:
-    """What the weights do not show and the tokens depend on."""
-    return {"mean": list(spec.mean), "std": list(spec.std), "channels": spec.channels, "res": spec.res}
-
-
-def _digest(metadata: Mapping[str, str], state: Mapping[str, Tensor]) -> str:
-    """sha256 over everything in an adapter file, so that a flipped bit is an error and no other model."""
-    facts = json.dumps({key: value for key, value in metadata.items() if key != "digest"}, sort_keys=True)
-    return hashlib.sha256((facts + fingerprint(state)).encode()).hexdigest()
-
-
-def _method_from(name: str, options: dict) -> Method:
-    if name not in METHODS:
-        raise ValueError(f"adapter of unknown method {name!r}; choose from {', '.join(METHODS)}")
-    as_tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-    known = {field.name for field in fields(METHODS[name])}
-    if not set(as_tuples) <= known:
-        raise ValueError(
-            f"adapter has options {sorted(set(as_tuples) - known)} that {name} does not know: {sorted(known)}"
-        )
-    return METHODS[name](**as_tuples)
+    vit.spec = replace(model.spec, weights=f"{model.spec.weights}, merged with {model.method.name}")
+    del vit.peftlib_adapted
+    return vit.requires_grad_(True).eval()

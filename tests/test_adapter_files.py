@@ -1,7 +1,6 @@
 """The adapter alone on disk: what comes back, what is refused, and nothing is damaged on the way."""
 
 import json
-import sys
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import peftlib as pl
+from peftlib import adapters
 from peftlib.backbones import backbone_hash, resize_
 
 METHODS = [pytest.param(config(), id=name) for name, config in pl.METHODS.items()]
@@ -26,7 +26,7 @@ def rewrite(path, metadata=None, drop=(), **tensors):
     with safe_open(path, framework="pt") as file:
         facts = file.metadata() | (metadata or {})
     state = {name: tensor for name, tensor in (load_file(path) | tensors).items() if name not in drop}
-    facts["digest"] = sys.modules["peftlib.adapt"]._digest(facts, state)
+    facts["digest"] = adapters._digest(facts, state)
     save_file(state, path, metadata=facts)
 
 
@@ -129,7 +129,7 @@ def test_saving_over_an_adapter_replaces_it_whole(adapter, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["peftlib.adapt"], "save_file", interrupted)  # pl.adapt is the function
+        patch.setattr(adapters, "save_file", interrupted)
         with pytest.raises(KeyboardInterrupt):
             pl.save_adapter(other, adapter)
     assert adapter.read_bytes() == before and list(adapter.parent.iterdir()) == [adapter]

@@ -4,11 +4,11 @@ A method is a frozen dataclass. Its fields are its options, its ``inject`` chang
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import ClassVar
+from dataclasses import asdict, dataclass, fields
+from typing import ClassVar, Self
 
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from peftlib.backbones import encoder_parameters, spec_of
 from peftlib.bands import BandSet
@@ -47,8 +47,35 @@ class Method:
         """Whether the patch embedding reads all bands (else RGB alone)."""
         return False
 
+    def merge(self, vit: VisionTransformer) -> VisionTransformer:
+        """Fold what ``inject`` put in into plain layers, in place, where a layer knows how (its ``merged``)."""
+        for name, module in list(vit.named_modules()):
+            if hasattr(module, "merged"):
+                vit.set_submodule(name, module.merged())
+        return vit
 
-@dataclass(frozen=True)
+    def fixed_state(self, vit: VisionTransformer) -> dict[str, Tensor]:
+        """Tensors of the method that are not trained and that a file must carry all the same."""
+        return {}
+
+    def options(self) -> dict:
+        """The config as plain values for JSON; ``from_options`` is its inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_options(cls, options: dict) -> Self:
+        """A config from what ``options`` gave, lists being tuples again.
+
+        Raises:
+            ValueError: an option that the method does not know.
+        """
+        known = {field.name for field in fields(cls)}
+        if not set(options) <= known:
+            raise ValueError(f"{cls.name} does not know options {sorted(set(options) - known)}: {sorted(known)}")
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
 class InputMethod(Method):
     """A method that reads bands beyond RGB, if at all, through an inflated patch embedding.
 
@@ -111,15 +138,15 @@ def unfreeze(vit: VisionTransformer, chosen: Callable[[str], bool]) -> None:
             parameter.requires_grad_(True)
 
 
-def at_least(config: Method, field: str, least: float) -> None:
-    """Raise ValueError unless a field holds a number of at least ``least`` (an int if its default is one)."""
+def at_least(config: Method, field: str, least: float, below: float = float("inf")) -> None:
+    """Raise ValueError unless a field holds a number from ``least`` to ``below`` (an int if its default is one)."""
     value = getattr(config, field)
     default = next(f.default for f in fields(config) if f.name == field)
     whole = isinstance(default, int) and not isinstance(default, bool)
     right_type = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    if not right_type or not value >= least:
-        kind = "an int" if whole else "a number"
-        raise ValueError(f"{type(config).__name__}({field}={value!r}); it must be {kind} of at least {least}")
+    if not right_type or not least <= value < below:
+        kind, bound = "an int" if whole else "a number", "" if below == float("inf") else f" and below {below}"
+        raise ValueError(f"{type(config).__name__}({field}={value!r}); it must be {kind} of at least {least}{bound}")
 
 
 def choose_layers(layers: str | tuple[int, ...], depth: int) -> tuple[int, ...]:
@@ -137,3 +164,11 @@ def choose_layers(layers: str | tuple[int, ...], depth: int) -> tuple[int, ...]:
     if len(set(chosen)) < len(chosen):
         raise ValueError(f"layers={layers!r} name a block twice")
     return tuple(chosen)
+
+
+def linear_from(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A plain layer of given weight (d_out, d_in) and bias (d_out,)."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight.detach().clone())
+    layer.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+    return layer

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch.nn.functional as F
+import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from peftlib.methods.base import InputMethod, at_least, choose_layers, choose_some
+from peftlib.methods.base import InputMethod, at_least, choose_layers, choose_some, linear_from
 
 TARGETS = ("qkv", "proj", "fc1", "fc2")
+QKV = ("q", "k", "v")
 _PARENT = {"qkv": "attn", "proj": "attn", "fc1": "mlp", "fc2": "mlp"}
 
 
@@ -23,19 +24,59 @@ def target_layers(vit: VisionTransformer, layers: str | tuple[int, ...], targets
             yield parent, target
 
 
-class LoRALinear(nn.Module):
-    """y = W x + b + (alpha / r) B A x, with W and b frozen and B zero at the start. x: (..., d_in) -> (..., d_out)."""
+class LowRankUpdate(nn.Module):
+    """(alpha / r) B A drop(x), with B zero at the start. x: (..., d_in) -> (..., d_out)."""
 
-    def __init__(self, linear: nn.Linear, rank: int, alpha: float):
+    def __init__(self, dim_in: int, dim_out: int, rank: int, alpha: float, dropout: float):
         super().__init__()
-        self.linear, self.scale = linear, alpha / rank
-        self.A = nn.Linear(linear.in_features, rank, bias=False)  # torch's own start is the one LoRA uses
-        self.B = nn.Linear(rank, linear.out_features, bias=False)
+        self.scale, self.dropout = alpha / rank, nn.Dropout(dropout)
+        self.A = nn.Linear(dim_in, rank, bias=False)  # torch's own start is the one LoRA uses
+        self.B = nn.Linear(rank, dim_out, bias=False)
         nn.init.zeros_(self.B.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.B(self.A(self.dropout(x)))
+
+    def weight(self) -> Tensor:
+        """The update as a matrix: (d_out, d_in)."""
+        return self.scale * self.B.weight @ self.A.weight
+
+
+class LoRALinear(LowRankUpdate):
+    """y = W x + b + (alpha / r) B A drop(x), with W and b frozen. x: (..., d_in) -> (..., d_out)."""
+
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float, dropout: float = 0.0):
+        super().__init__(linear.in_features, linear.out_features, rank, alpha, dropout)
+        self.linear = linear
         self.to(linear.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.linear.weight, self.linear.bias) + self.scale * self.B(self.A(x))
+        return self.linear(x) + super().forward(x)
+
+    def merged(self) -> nn.Linear:
+        """One plain layer that gives the same."""
+        return linear_from(self.linear.weight + self.weight(), self.linear.bias)
+
+
+class SplitLoRALinear(nn.Module):
+    """A fused q, k, v layer in which each of the chosen ones has an A and a B of its own. (..., d) -> (..., 3 d)."""
+
+    def __init__(self, linear: nn.Linear, parts: tuple[str, ...], rank: int, alpha: float, dropout: float = 0.0):
+        super().__init__()
+        self.linear = linear
+        dim_in, dim_out = linear.in_features, linear.out_features // 3
+        self.parts = nn.ModuleDict({part: LowRankUpdate(dim_in, dim_out, rank, alpha, dropout) for part in parts})
+        self.to(linear.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = zip(QKV, self.linear(x).chunk(3, dim=-1), strict=True)
+        return torch.cat([y + self.parts[part](x) if part in self.parts else y for part, y in rows], dim=-1)
+
+    def merged(self) -> nn.Linear:
+        """One plain fused layer that gives the same."""
+        rows = zip(QKV, self.linear.weight.chunk(3), strict=True)
+        weights = [W + self.parts[part].weight() if part in self.parts else W for part, W in rows]
+        return linear_from(torch.cat(weights), self.linear.bias)
 
 
 @dataclass(frozen=True)
@@ -45,7 +86,9 @@ class LoRA(InputMethod):
     Attributes:
         rank: r of each update.
         alpha: the update is scaled by alpha / rank.
-        targets: which linear layers: of ``qkv`` (fused), ``proj``, ``fc1``, ``fc2``.
+        dropout: of what enters an update, in training.
+        targets: which linear layers: of ``qkv`` (one update of the fused layer), ``proj``, ``fc1``, ``fc2``; or, in
+            place of ``qkv``, some of ``q``, ``k``, ``v``, each with an update of its own.
         layers: ``"all"`` or block numbers.
         new_bands, train_patch_embed: see ``InputMethod``.
     """
@@ -53,6 +96,7 @@ class LoRA(InputMethod):
     name: ClassVar[str] = "lora"
     rank: int = 16
     alpha: float = 16.0
+    dropout: float = 0.0
     targets: tuple[str, ...] = TARGETS
     layers: str | tuple[int, ...] = "all"
 
@@ -60,8 +104,18 @@ class LoRA(InputMethod):
         super().__post_init__()
         at_least(self, "rank", 1)
         at_least(self, "alpha", 0.0)
-        choose_some(self, "targets", TARGETS)
+        at_least(self, "dropout", 0.0, below=1.0)
+        choose_some(self, "targets", TARGETS + QKV)
+        if "qkv" in self.targets and set(QKV) & set(self.targets):
+            raise ValueError(
+                f"LoRA(targets={self.targets!r}) adapts the fused qkv twice; choose 'qkv' or some of {QKV}"
+            )
 
     def inject_blocks(self, vit: VisionTransformer) -> None:
-        for parent, target in target_layers(vit, self.layers, self.targets):
-            setattr(parent, target, LoRALinear(getattr(parent, target), self.rank, self.alpha))
+        options = (self.rank, self.alpha, self.dropout)
+        whole = tuple(target for target in self.targets if target in TARGETS)
+        for parent, target in target_layers(vit, self.layers, whole):
+            setattr(parent, target, LoRALinear(getattr(parent, target), *options))
+        parts = tuple(target for target in QKV if target in self.targets)
+        for parent, target in target_layers(vit, self.layers, ("qkv",) if parts else ()):
+            setattr(parent, target, SplitLoRALinear(getattr(parent, target), parts, *options))

@@ -7,7 +7,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from peftlib.methods.base import InputMethod, at_least, choose, choose_some
+from peftlib.methods.base import InputMethod, at_least, choose, choose_some, linear_from
 from peftlib.methods.lora import TARGETS, target_layers
 
 
@@ -30,6 +30,11 @@ class SLRLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.s_in * x
         return self.s_out * (self.linear(x) + self.U(self.D(x)))
+
+    def merged(self) -> nn.Linear:
+        """One plain layer that gives the same."""
+        weight = self.s_out[:, None] * (self.linear.weight + self.U.weight @ self.D.weight) * self.s_in
+        return linear_from(weight, None if self.linear.bias is None else self.s_out * self.linear.bias)
 
 
 @dataclass(frozen=True)

@@ -58,9 +58,7 @@ class VPT(InputMethod):
     def __post_init__(self):
         super().__post_init__()
         at_least(self, "tokens", 1)
-        at_least(self, "dropout", 0.0)
-        if self.dropout >= 1:
-            raise ValueError(f"VPT(dropout={self.dropout!r}); it must be below 1")
+        at_least(self, "dropout", 0.0, below=1.0)
         choose(self, "deep", (True, False))
 
     def inject_blocks(self, vit: VisionTransformer) -> None:
