@@ -15,6 +15,7 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from peftlib.checkpoints import cross_scale_mae_state, dino_mc_state
 from peftlib.weights import dinov2_small_state, fingerprint, load_state, load_strictly
 
 
@@ -55,9 +56,10 @@ class _Source:
 
     spec: BackboneSpec
     build: Callable[..., VisionTransformer]
-    default: Callable[[], dict[str, Tensor]]
+    default: Callable[[], dict[str, Tensor]] | None  # None: only a file that the user downloads
     default_name: str
     hub: Callable[[], dict[str, Tensor]] | None = None
+    read: Callable[[str | Path], dict[str, Tensor]] = load_state  # a file that the user names
 
 
 def _dinov2_small(**kwargs) -> VisionTransformer:
@@ -81,6 +83,26 @@ def _scalemae_hub() -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
 
 
+def _from_drive(
+    spec: BackboneSpec, timm_name: str, url: str, read: Callable[[str | Path], dict[str, Tensor]], **options
+) -> _Source:
+    """A backbone whose weights lie on its authors' drive, where no program can fetch them."""
+    return _Source(spec, lambda: timm.create_model(timm_name, num_classes=0, **options), None, url, read=read)
+
+
+def _cross_scale_mae(size: str, drive: str) -> _Source:
+    spec = BackboneSpec(
+        f"cross_scale_mae_{size}",
+        licence="CC-BY-NC-4.0",
+        mean=(0.43392888, 0.43578541, 0.40744025),  # of fMoW, as its authors train and test
+        std=(0.19828456, 0.19250111, 0.19454683),
+        antialias=False,
+        note="fMoW RGB at 128 px",
+    )
+    url = f"https://drive.google.com/file/d/{drive}"
+    return _from_drive(spec, f"vit_{size}_patch16_224", url, cross_scale_mae_state, img_size=128)
+
+
 _SOURCES = {
     "dinov2_small": _Source(
         BackboneSpec(
@@ -101,6 +123,14 @@ _SOURCES = {
         "torchgeo ScaleMAELarge16_Weights.FMOW_RGB (hub)",
         _scalemae_hub,
     ),
+    "dino_mc_small": _from_drive(
+        BackboneSpec("dino_mc_small", licence="MIT", antialias=False, note="SeCo RGB at 224 px"),
+        "vit_small_patch8_224",
+        "https://drive.google.com/file/d/18RqKqZYzigOjwbyNzLsys8bmwqxrNhyt",
+        dino_mc_state,
+    ),
+    "cross_scale_mae_base": _cross_scale_mae("base", "17FePR5lAFNL45g7738JMofP2pyC_6hau"),
+    "cross_scale_mae_large": _cross_scale_mae("large", "1FBJiQ8Z6J3P8Le7wFQXOicTDX9jTNGnT"),
 }  # fmt: skip
 BACKBONES = tuple(_SOURCES)
 
@@ -116,7 +146,8 @@ def load_backbone(
     Args:
         name: one of ``BACKBONES``, or the name of any timm ``VisionTransformer``.
         weights: ``"default"``; ``"random"``; ``"hub"``, the online source; or the path of a state dict in timm's names
-            (``.safetensors``, or a ``.pt`` of plain tensors).
+            (``.safetensors``, or a ``.pt`` of plain tensors), or for ``dino_mc_small`` and ``cross_scale_mae_*`` of
+            their authors' checkpoint.
         image_size: side, or (H, W), in pixels to resample the position embedding to; None keeps the pretraining size.
         res: ground sampling distance in metres, only for backbones that encode it (Scale-MAE).
 
@@ -130,10 +161,10 @@ def load_backbone(
     source = _SOURCES.get(name) or _timm_source(name)
     if res is not None and source.spec.res is None:
         raise ValueError(f"{name} has no ground sampling distance in its position embedding; res={res} has no effect")
+    state, origin = _weights(source, weights)  # first: a missing file should not wait for a large model to be built
     vit = source.build() if res is None else source.build(res=float(res))
     if not isinstance(vit, VisionTransformer):
         raise ValueError(f"{name} is a {type(vit).__name__}; peftlib adapts timm VisionTransformers")
-    state, origin = _weights(source, weights)
     if state is not None:
         load_strictly(vit, state, origin)
     vit.spec = replace(source.spec, weights=origin, res=res if res is not None else source.spec.res)
@@ -168,7 +199,12 @@ def _weights(source: _Source, weights: str | Path) -> tuple[dict[str, Tensor] | 
     if weights not in ("default", "hub"):
         if not Path(weights).is_file():
             raise FileNotFoundError(f"weights={str(weights)!r}: no such file; 'default', 'random', 'hub' or a path")
-        return load_state(weights), str(weights)
+        return source.read(weights), str(weights)
+    if source.default is None:
+        raise FileNotFoundError(
+            f"{name} is published as a file only: download {source.default_name} and give weights=PATH, "
+            "or weights='random'"
+        )
     fetch, origin = (source.default, source.default_name) if weights == "default" else (source.hub, f"{name} (hub)")
     try:
         return fetch(), origin

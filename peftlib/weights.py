@@ -1,5 +1,6 @@
 """Weights from outside: fetched by name, checked by hash, converted once, never a pickle."""
 
+import argparse
 import hashlib
 import os
 import re
@@ -9,7 +10,7 @@ import tempfile
 import zipfile
 from collections.abc import Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PosixPath, WindowsPath
 
 import numpy as np
 import torch
@@ -58,8 +59,12 @@ def atomic_path(path: Path):
         temporary.unlink(missing_ok=True)
 
 
-def load_state(path: str | Path) -> dict[str, Tensor]:
+def load_state(path: str | Path, entry: str | None = None) -> dict[str, Tensor]:
     """Read a state dict from ``.safetensors``, or from ``.pt``/``.pth`` without unpickling code.
+
+    Args:
+        path: the file.
+        entry: where a training checkpoint holds the state dict beside other things; a file without it is one itself.
 
     Raises:
         FileNotFoundError: no such file.
@@ -71,15 +76,19 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace, PosixPath, WindowsPath]):  # a run's arguments
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError, _unpickling_error()) as error:
         raise ValueError(
             f"{path} ({path.stat().st_size:,} bytes) is not a readable weights file; truncated or damaged? ({error})"
         ) from error
+    if entry is not None and isinstance(state, dict) and isinstance(state.get(entry), dict):
+        state = state[entry]
     plain = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
     if not plain:
         kind = list(state)[:5] if isinstance(state, dict) else type(state).__name__
-        raise ValueError(f"{path} holds no plain dict name -> tensor (found {kind})")
+        wanted = "" if entry is None else f", at its top or in its entry {entry!r}"
+        raise ValueError(f"{path} holds no plain dict name -> tensor{wanted} (found {kind})")
     return state
 
 

@@ -1,0 +1,164 @@
+"""Checkpoints in the layouts of their authors: made here, loaded strictly, no stray key swallowed."""
+
+import argparse
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import tiny_vit
+
+import peftlib as pl
+from peftlib.checkpoints import cross_scale_mae_state, fuse_qkv
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A DINO-MC-like ViT, and its weights in timm's names."""
+    return pl.load_backbone("dino_mc_small", weights="random")
+
+
+@pytest.fixture(scope="module")
+def base():
+    return pl.load_backbone("cross_scale_mae_base", weights="random")
+
+
+def same(vit, state) -> bool:
+    return all(torch.equal(tensor, state[name]) for name, tensor in vit.state_dict().items())
+
+
+def dino_checkpoint(state, prefix="module.backbone.") -> dict:
+    """What a DINO training writes: teacher and student with their heads, and the run's arguments."""
+    head = {f"{prefix.split('backbone')[0]}head.{n}": torch.randn(3) for n in ("mlp.0.weight", "last_layer.weight_g")}
+    teacher = {f"{prefix}{name}": tensor for name, tensor in state.items()}
+    return dict(
+        student={"module.backbone.cls_token": torch.zeros(1)},
+        teacher=teacher | head,
+        epoch=300,
+        args=argparse.Namespace(patch_size=8, output_dir=Path("/out")),
+        optimizer={"state": {}, "param_groups": [{"lr": 1e-4}]},
+    )
+
+
+def authors_names(state, split: bool, prefix: str = "encoder.", names=("q", "k", "v")) -> dict:
+    """Cross-Scale MAE's names for an encoder, with a decoder beside it."""
+    made = {"decoder.0.norm1.weight": torch.ones(4), "decoder_embed.bias": torch.ones(4)}
+    made |= {
+        "mask_token": torch.ones(1, 1, 4),
+        "decoder_pos_embed": torch.ones(1, 65, 4),
+        "predictor.0.bias": torch.ones(2),
+    }
+    for name, tensor in state.items():
+        if split and ".attn.qkv." in name:
+            for part, rows in zip(names, tensor.chunk(3), strict=True):
+                made[name.replace("blocks.", prefix).replace(".qkv.", f".{part}.")] = rows.clone()
+        elif name == "pos_embed":
+            made["encoder_pos_embed"] = tensor
+        elif name.startswith("norm."):
+            made[f"encoder_{name}"] = tensor
+        else:
+            made[name.replace("blocks.", prefix)] = tensor
+    return made
+
+
+@pytest.mark.parametrize("prefix", ["module.backbone.", "backbone.", ""])
+def test_dino_mc(small, tmp_path, prefix):
+    path = tmp_path / "checkpoint.pth"
+    torch.save(dino_checkpoint(small.state_dict(), prefix), path)
+    vit = pl.load_backbone("dino_mc_small", weights=path, image_size=64)
+    assert vit.spec.name == "dino_mc_small" and vit.spec.weights == str(path) and vit.spec.licence == "MIT"
+    assert vit.patch_embed.patch_size == (8, 8) and vit.patch_embed.grid_size == (8, 8)
+    assert same(pl.load_backbone("dino_mc_small", weights=path), small.state_dict())
+
+
+@pytest.mark.parametrize("prefix", ["encoder.", "encoder.encoders.", "encoder.blocks.", "module.encoder.", "blocks."])
+@pytest.mark.parametrize(
+    "split", [None, ("q", "k", "v"), ("q_proj", "k_proj", "v_proj"), ("query", "key", "value")], ids=str
+)
+def test_names_of_cross_scale_mae(tmp_path, prefix, split):
+    path, state = tmp_path / "checkpoint.pth", tiny_vit().state_dict()
+    torch.save({"model": authors_names(state, split is not None, prefix, split)}, path)
+    got = cross_scale_mae_state(path)
+    assert got.keys() == state.keys() and all(torch.equal(got[name], state[name]) for name in state)
+
+
+def test_cross_scale_mae(base, tmp_path):
+    path, made = tmp_path / "checkpoint.pth", authors_names(base.state_dict(), split=True)
+    torch.save({"model": made, "args": argparse.Namespace(input_size=128), "epoch": 400}, path)
+    vit = pl.load_backbone("cross_scale_mae_base", weights=path)
+    assert same(vit, base.state_dict())
+    assert vit.patch_embed.img_size == (128, 128) and vit.spec.mean[0] == pytest.approx(0.4339, abs=1e-4)
+
+
+def test_a_state_dict_in_timms_names_is_fine_too(base, tmp_path):
+    torch.save(base.state_dict(), tmp_path / "plain.pth")
+    assert same(pl.load_backbone("cross_scale_mae_base", weights=tmp_path / "plain.pth"), base.state_dict())
+
+
+def test_fused_rows_are_queries_then_keys_then_values():
+    parts = {f"blocks.0.attn.{part}.weight": torch.full((2, 2), float(i)) for i, part in enumerate("vqk")}
+    fused = fuse_qkv(parts)
+    assert list(fused) == ["blocks.0.attn.qkv.weight"]
+    assert fused["blocks.0.attn.qkv.weight"][:, 0].tolist() == [1, 1, 2, 2, 0, 0]
+    with pytest.raises(ValueError, match=r"blocks.0.attn.qkv.weight cannot be fused: found \['k', 'q'\]"):
+        fuse_qkv({name: tensor for name, tensor in parts.items() if ".v." not in name})
+
+
+@pytest.mark.parametrize("name", ["dino_mc_small", "cross_scale_mae_base"])
+@pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])
+def test_keys_that_do_not_fit_are_listed(name, change, small, base, tmp_path):
+    state = dict((small if name == "dino_mc_small" else base).state_dict())
+    if change == "missing":
+        del state["blocks.3.norm1.weight"]
+    elif change == "unexpected":
+        state["blocks.3.gate"] = torch.ones(1)
+    else:
+        state["blocks.3.norm1.weight"] = torch.ones(7)
+    made = dino_checkpoint(state) if name == "dino_mc_small" else {"model": authors_names(state, split=True)}
+    torch.save(made, tmp_path / "checkpoint.pth")
+    key = "blocks.3.gate" if change == "unexpected" else "blocks.3.norm1.weight"
+    with pytest.raises(ValueError, match=rf"{change}.*{re.escape(key)}"):
+        pl.load_backbone(name, weights=tmp_path / "checkpoint.pth")
+
+
+def test_a_checkpoint_of_another_size_is_refused(small, tmp_path):
+    torch.save({"model": authors_names(small.state_dict(), split=False)}, tmp_path / "small.pth")
+    with pytest.raises(
+        ValueError, match=r"other shape: cls_token: \(1, 1, 384\) in the file, \(1, 1, 768\) in the model"
+    ):
+        pl.load_backbone("cross_scale_mae_base", weights=tmp_path / "small.pth")
+
+
+def test_xformers_blocks_are_refused(tmp_path):
+    state = {"encoder.encoders.0.wrap_att.norm.weight": torch.ones(3)}
+    torch.save({"model": state}, tmp_path / "xformers.pth")
+    with pytest.raises(ValueError, match="xformers"):
+        pl.load_backbone("cross_scale_mae_base", weights=tmp_path / "xformers.pth")
+
+
+class Runs:
+    def __reduce__(self):
+        return os.mkdir, (os.environ["PEFTLIB_TEST_FOLDER"],)
+
+
+def test_a_checkpoint_that_would_run_code_does_not(tmp_path, monkeypatch):
+    monkeypatch.setenv("PEFTLIB_TEST_FOLDER", str(tmp_path / "made"))
+    torch.save({"teacher": {}, "args": Runs()}, tmp_path / "hostile.pth")
+    with pytest.raises(ValueError, match=r"hostile\.pth"):
+        pl.load_backbone("dino_mc_small", weights=tmp_path / "hostile.pth")
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("content", [{"teacher": 3}, {"student": {"a": torch.ones(1)}}, [1, 2]], ids=str)
+def test_a_file_without_the_weights_says_so(content, tmp_path):
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"no plain dict.*entry 'teacher'"):
+        pl.load_backbone("dino_mc_small", weights=tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize("name", ["dino_mc_small", "cross_scale_mae_base", "cross_scale_mae_large"])
+@pytest.mark.parametrize("weights", ["default", "hub"])
+def test_what_only_people_can_download_says_from_where(name, weights):
+    with pytest.raises(FileNotFoundError, match=r"drive\.google\.com.*weights=PATH.*'random'"):
+        pl.load_backbone(name, weights=weights)
