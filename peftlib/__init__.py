@@ -9,6 +9,7 @@ from peftlib.adapt import AdaptedViT, adapt, count_parameters, merge
 from peftlib.adapters import load_adapter, save_adapter
 from peftlib.backbones import BACKBONES, BackboneSpec, load_backbone
 from peftlib.bands import SENSORS
+from peftlib.costs import cost_table
 from peftlib.methods import (
     METHODS,
     SLR,
@@ -45,6 +46,7 @@ __all__ = [
     "NormTuning",
     "PatchEmbedding",
     "adapt",
+    "cost_table",
     "count_parameters",
     "load_adapter",
     "load_backbone",

@@ -156,7 +156,7 @@ def adapt(
     size = pair(image_size if image_size is not None else vit.patch_embed.img_size)
     if inplace:  # what is going to fail shall fail before the user's only copy is touched
         with torch.random.fork_rng(devices=[]):
-            AdaptedViT(_without_weights(vit), method, resolved, size, rgb_white, nodata)
+            AdaptedViT(without_weights(vit), method, resolved, size, rgb_white, nodata)
     else:
         vit = copy.deepcopy(vit)
     model = AdaptedViT(vit, method, resolved, size, rgb_white, nodata)
@@ -164,10 +164,12 @@ def adapt(
     return model.train(vit.training)  # new modules start in training mode; a backbone in eval mode stays in it
 
 
-def _without_weights(vit: VisionTransformer) -> VisionTransformer:
-    """A copy on the meta device, which takes no memory."""
-    tensors = [*vit.parameters(), *vit.buffers()]
-    return copy.deepcopy(vit, {id(t): torch.empty_like(t, device="meta") for t in tensors})
+def without_weights(module: nn.Module) -> nn.Module:
+    """A copy on the meta device: it has shapes and takes no memory."""
+    shapes = {id(b): torch.empty_like(b, device="meta") for b in module.buffers()}
+    for p in module.parameters():
+        shapes[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
+    return copy.deepcopy(module, shapes)
 
 
 def count_parameters(model: AdaptedViT) -> dict[str, float]:

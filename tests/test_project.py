@@ -20,10 +20,12 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FLOORS = (
     {"paths"},
     {"bands", "attention", "decoders", "results", "weights"},
-    {"reflectance"},
+    {"reflectance", "checkpoints"},
     {"backbones", "embedding", "datasets", "plots"},
     {"methods"},
     {"adapt"},
+    {"adapters"},
+    {"costs"},
     {"tasks", "analysis", "probes"},
     {"runner", "doctor"},
     {"__main__", "__init__"},
@@ -95,7 +97,18 @@ def test_the_version_is_one():
 
 def test_import_is_light():
     """A user who only adapts a model pays for neither notebooks nor optional extras."""
-    heavy = ["matplotlib", "seaborn", "torchgeo", "papermill", "sklearn", "xarray", "nbformat", "onnx"]
+    heavy = [
+        "matplotlib",
+        "seaborn",
+        "torchgeo",
+        "papermill",
+        "sklearn",
+        "xarray",
+        "nbformat",
+        "onnx",
+        "pandas",
+        "peft",
+    ]
     code = f"import sys, peftlib; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"

@@ -29,6 +29,11 @@ class Method:
     name: ClassVar[str]
     starts_as_pretrained: ClassVar[bool] = True
 
+    def __str__(self) -> str:
+        """The config as one would write it: options that are not the defaults."""
+        chosen = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name) != f.default]
+        return f"{type(self).__name__}({', '.join(chosen)})"
+
     def inject(self, vit: VisionTransformer, bands: BandSet) -> nn.Module | None:
         """Change a frozen ViT in place, leaving trainable exactly what the method tunes.
 

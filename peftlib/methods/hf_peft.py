@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # importing peft takes seconds, and it is an optional extra
 
 LINEARS = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
 NORMS = r"blocks\.\d+\.norm[12]|norm"
+IA3 = {"target_modules": r"blocks\.\d+\.(attn\.qkv|mlp\.fc2)", "feedforward_modules": r"blocks\.\d+\.mlp\.fc2"}
 PATCH_EMBED = r"patch_embed\..*"
 
 
@@ -61,6 +62,12 @@ class HFPeft(InputMethod):
             config.exclude_modules = PATCH_EMBED
         object.__setattr__(self, "config", config)
         self.options()  # what can't be written down is refused now, not after a training
+
+    def __str__(self) -> str:
+        options = self.options()["config"]
+        own = (LINEARS, NORMS, PATCH_EMBED, *IA3.values())  # our defaults would hide what the user chose
+        chosen = [f"{k}={v!r}" for k, v in options.items() if k != "peft_type" and v not in own]
+        return f"HFPeft({type(self.config).__name__}({', '.join(chosen)}))"
 
     def __hash__(self) -> int:
         return hash(json.dumps(self.options(), sort_keys=True))
@@ -141,8 +148,8 @@ def _peft() -> tuple[type, dict]:
 def _default_targets(config: "PeftConfig") -> None:
     kind = config.peft_type.value
     if kind == "IA3":
-        config.target_modules = r"blocks\.\d+\.(attn\.qkv|mlp\.fc2)"
-        config.feedforward_modules = r"blocks\.\d+\.mlp\.fc2"
+        for name, value in IA3.items():
+            setattr(config, name, value)
     else:
         config.target_modules = NORMS if kind == "LN_TUNING" else LINEARS
 

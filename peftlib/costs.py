@@ -1,0 +1,70 @@
+"""What each method tunes of a backbone, and what that costs on disk and in arithmetic."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch.utils.flop_counter import FlopCounterMode
+
+from peftlib.adapt import AdaptedViT, adapt, count_parameters, without_weights
+from peftlib.adapters import adapter_bytes
+from peftlib.methods import METHODS, Method
+
+if TYPE_CHECKING:
+    import pandas
+
+
+def cost_table(
+    vit: VisionTransformer,
+    bands: Sequence[str] | Mapping[str, float],
+    sensor: str = "sentinel2",
+    methods: Iterable[Method] | None = None,
+    image_size: int | tuple[int, int] | None = None,
+) -> "pandas.DataFrame":
+    """Compare methods by counting alone: nothing is trained, and no weights are copied.
+
+    Args:
+        vit: the backbone.
+        bands, sensor, image_size: as in ``adapt``. Methods whose ``new_bands`` is ``"ignore"`` read RGB of them.
+        methods: configs; None is every method with its defaults.
+
+    Returns:
+        one row a method, indexed by its config: ``tuned`` parameters, ``tuned_input`` of them for reading bands,
+        ``percent`` of the encoder, ``adapter_bytes`` on disk, and per image ``forward_gflops`` and ``step_gflops``
+        (forward and backward), where a multiply-add counts as two.
+    """
+    import pandas  # heavy, and adapting a model does not need it
+
+    methods = [config() for config in METHODS.values()] if methods is None else list(methods)
+    shape = without_weights(vit)
+    rows = {}
+    for method in methods:
+        model = adapt(shape, method, bands, sensor, image_size)
+        counts = count_parameters(model)
+        del counts["encoder"]
+        forward, step = flops(model)
+        rows[str(method)] = {
+            **counts,
+            "adapter_bytes": adapter_bytes(model),
+            "forward_gflops": forward / 1e9,
+            "step_gflops": step / 1e9,
+        }
+    return pandas.DataFrame.from_dict(rows, orient="index").rename_axis("method")
+
+
+def flops(model: AdaptedViT) -> tuple[int, int]:
+    """Floating-point operations of a forward, and of a training step, on one image.
+
+    Matrix products and convolutions, as ``torch.utils.flop_counter`` counts them; not element-wise work, norms or FFTs.
+    A step has the gradients of the tuned parameters and of what lies between them and the loss, no optimiser.
+    """
+    model = without_weights(model)
+    x = torch.empty(1, len(model.bands), *model.image_size, device="meta")
+    with FlopCounterMode(display=False) as forward, torch.no_grad():
+        model(x)
+    with FlopCounterMode(display=False) as step:
+        tokens = model(x)
+        if tokens.requires_grad:
+            tokens.sum().backward()
+    return forward.get_total_flops(), step.get_total_flops()

@@ -1,0 +1,86 @@
+"""What cost_table says is what a real model has: parameters, bytes on disk, arithmetic."""
+
+import pandas as pd
+import peft
+import pytest
+import torch
+from helpers import SAVANNA, SENTINEL2, adapted, tiny_vit
+from torch import nn
+
+import peftlib as pl
+from peftlib.adapt import without_weights
+from peftlib.adapters import adapter_bytes
+from peftlib.costs import flops
+
+METHODS = [
+    *(config() for config in pl.METHODS.values()),
+    pl.LoRA(targets=("q", "v"), layers=(1,)),
+    pl.HFPeft(peft.VeraConfig(r=4)),
+    pl.HFPeft(peft.AdaLoraConfig(total_step=9)),
+]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_bytes_are_those_of_the_file(method, dtype, tmp_path):
+    model = adapted(method, SAVANNA).to(dtype)
+    size = pl.save_adapter(model, tmp_path / "a.safetensors").stat().st_size
+    assert adapter_bytes(model) == adapter_bytes(without_weights(model)) == size
+
+
+def test_the_table_of_all_methods():
+    table = pl.cost_table(tiny_vit(), SENTINEL2)
+    assert list(table.index) == [f"{config.__name__}()" for config in pl.METHODS.values()]
+    for name, config in pl.METHODS.items():
+        counts = pl.count_parameters(adapted(config()))
+        row = table.loc[f"{config.__name__}()"]
+        assert (row["tuned"], row["tuned_input"]) == (counts["tuned"], counts["tuned_input"]), name
+        assert row["percent"] == pytest.approx(counts["percent"])
+    assert table.loc["Full()", "tuned"] > table["tuned"].drop("Full()").max()
+
+
+def test_flops_by_hand():
+    """A product of (n, a) and (a, b) is 2 n a b; the backward of a frozen layer costs as much, of a tuned one twice."""
+    n, d, patch = 18, 32, 8
+    embed = 2 * 16 * (3 * patch * patch) * d
+    linear = 2 * n * (3 * d * d + d * d + 4 * d * d + 4 * d * d)
+    attention = 2 * (2 * n * n * d)
+    forward = embed + 3 * (linear + attention)
+    assert flops(adapted(pl.Frozen())) == (forward, forward)
+    # Tuned everywhere: gradients of inputs and of weights; no gradient of the image.
+    full = forward + embed + 3 * 2 * (linear + attention)
+    assert flops(adapted(pl.Full(), ("B04", "B03", "B02"))) == (forward, full)
+    # Only the last block's fc2: its update's thin products, and nothing before it.
+    rank = 4
+    thin = 2 * n * rank * (4 * d + d)
+    lora = pl.LoRA(rank=rank, targets=("fc2",), layers=(2,))
+    assert flops(adapted(lora)) == (forward + thin, forward + thin + thin + 2 * n * rank * d)
+
+
+def test_counting_leaves_the_model_alone():
+    vit = tiny_vit()
+    before = {name: tensor.clone() for name, tensor in vit.state_dict().items()}
+    trainable = [p.requires_grad for p in vit.parameters()]
+    model = adapted(pl.LoRA(), vit=vit)
+    pl.cost_table(vit, SAVANNA, methods=[pl.LoRA(), pl.Deflect()])
+    flops(model)
+    assert all(torch.equal(vit.state_dict()[name], tensor) for name, tensor in before.items())
+    assert [p.requires_grad for p in vit.parameters()] == trainable
+    assert all(p.grad is None and not p.is_meta for p in model.parameters())
+
+
+def test_a_copy_without_weights_keeps_what_is_tuned():
+    model = adapted(pl.Deflect())
+    copy = without_weights(model)
+    assert all(p.is_meta and isinstance(p, nn.Parameter) for p in copy.parameters())
+    assert [p.requires_grad for p in copy.parameters()] == [p.requires_grad for p in model.parameters()]
+
+
+def test_sizes_and_sensors_reach_the_table():
+    small, large = (pl.cost_table(tiny_vit(), SAVANNA, methods=[pl.LoRA()], image_size=s) for s in (32, 64))
+    assert isinstance(small, pd.DataFrame) and small.index.name == "method"
+    assert float(large["forward_gflops"].iloc[0]) > 4 * float(small["forward_gflops"].iloc[0])
+    bands = {"red": 665, "green": 560, "blue": 490, "nir": 833}
+    pl.cost_table(tiny_vit(), bands, "custom", methods=[pl.Deflect()])
+    with pytest.raises(ValueError, match="B99"):
+        pl.cost_table(tiny_vit(), ("B99",))
