@@ -196,11 +196,13 @@ def merge(model: AdaptedViT) -> VisionTransformer:
     Raises:
         ValueError: a method that does more than a plain ViT can (DEFLECT, Houlsby, VPT, Earth-Adapter).
     """
+    if not isinstance(model, AdaptedViT):
+        raise ValueError(f"merge needs a model made by adapt, got {type(model).__name__}")
     vit = model.method.merge(copy.deepcopy(model.vit))
     left = {name for name, module in vit.named_modules() if model.plain_modules.get(name) is not type(module)}
-    if left:
-        name = min(left, key=lambda name: (len(name), name))
-        kind = type(vit.get_submodule(name)).__name__
+    if left or model.auxiliary is not None:
+        name = min(left, key=lambda name: (len(name), name)) if left else "auxiliary"
+        kind = type((vit if left else model).get_submodule(name)).__name__
         raise ValueError(
             f"{model.method.name} does more than a plain ViT can: {name} is a {kind}. "
             "Merged can be LoRA, SLR, norm tuning, BitFit, full fine-tuning, the patch embedding, and HF peft's"

@@ -103,7 +103,7 @@ class UntangledBlock(nn.Module):
         else:
             D = self.attend(adapted)
             with torch.no_grad():
-                D_ref = self.attend(pretrained)
+                D_ref = self.attend(pretrained.detach())
         return constrain_norm(D, D_ref, self.reference_grad)
 
     def qkv(self, z: Tensor, z_A: Tensor) -> tuple[Tensor, Tensor]:

@@ -40,7 +40,8 @@ def cost_table(
     shape = without_weights(vit)
     rows = {}
     for method in methods:
-        model = adapt(shape, method, bands, sensor, image_size)
+        with torch.random.fork_rng(devices=[]):  # counting must not move the user's random numbers
+            model = adapt(shape, method, bands, sensor, image_size)
         counts = count_parameters(model)
         del counts["encoder"]
         forward, step = flops(model)

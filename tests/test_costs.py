@@ -62,8 +62,10 @@ def test_counting_leaves_the_model_alone():
     before = {name: tensor.clone() for name, tensor in vit.state_dict().items()}
     trainable = [p.requires_grad for p in vit.parameters()]
     model = adapted(pl.LoRA(), vit=vit)
+    random = torch.get_rng_state()
     pl.cost_table(vit, SAVANNA, methods=[pl.LoRA(), pl.Deflect()])
     flops(model)
+    assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(vit.state_dict()[name], tensor) for name, tensor in before.items())
     assert [p.requires_grad for p in vit.parameters()] == trainable
     assert all(p.grad is None and not p.is_meta for p in model.parameters())
@@ -84,3 +86,8 @@ def test_sizes_and_sensors_reach_the_table():
     pl.cost_table(tiny_vit(), bands, "custom", methods=[pl.Deflect()])
     with pytest.raises(ValueError, match="B99"):
         pl.cost_table(tiny_vit(), ("B99",))
+
+
+def test_a_reference_without_gradient_costs_less_to_train():
+    with_gradient, without = (flops(adapted(pl.Deflect(reference_grad=g))) for g in (True, False))
+    assert with_gradient[0] == without[0] and with_gradient[1] > without[1]

@@ -25,16 +25,45 @@ def test_example_runs_as_written(tmp_path, monkeypatch):
         assert torch.equal(saved(batches[0][0]), scope["model"](batches[0][0]))
 
 
-def test_parameter_table_is_computed():
+@pytest.mark.weights
+def test_the_second_example_continues_the_first(tmp_path, monkeypatch, capsys):
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    image = torch.rand(2, 6, 126, 126) * 0.4
+    scope = {"bands": ("B02", "B03", "B04", "B08", "B11", "B12"), "pl": pl}
+    exec(blocks[1], scope)
+    assert "HFPeft(LoraConfig(use_dora=True))" in capsys.readouterr().out
+    with torch.no_grad():
+        plain = scope["plain"].forward_features(scope["model"].normalize(image))
+        torch.testing.assert_close(plain, scope["model"](image), rtol=1e-4, atol=1e-4)
+
+
+def test_method_table_is_computed():
     with torch.device("meta"):
         vit = pl.load_backbone("scalemae_large", weights="random")
-    rows = re.findall(r"^\| `pl\.(\w+)\(\)` \|.*\| ([\d.]+)% \|$", README, re.MULTILINE)
-    assert {name for name, _ in rows} == {config.__name__ for config in pl.METHODS.values()}
-    for name, printed in rows:
-        method = getattr(pl, name)()
-        bands = tuple(pl.SENSORS["sentinel2"]) if method.name == "deflect" else ("B04", "B03", "B02")
-        percent = pl.count_parameters(pl.adapt(vit, method, bands=bands))["percent"]
-        assert f"{percent:.2f}" == printed, (name, percent)
+    rows = re.findall(r"^\| `pl\.(\w+\(\))` \|.*\| ([\d.]+%) \| ([\d.]+ MB) \| (\d+ GFLOP) \|$", README, re.MULTILINE)
+    methods = [config() for config in pl.METHODS.values()]
+    assert {name for name, *_ in rows} == {str(method) for method in methods}
+    rgb = pl.cost_table(vit, ("B04", "B03", "B02"), methods=[m for m in methods if m.name != "deflect"])
+    all_bands = pl.cost_table(vit, tuple(pl.SENSORS["sentinel2"]), methods=[pl.Deflect()])
+    computed = {
+        name: (f"{row.percent:.2f}%", f"{row.adapter_bytes / 1e6:.1f} MB", f"{row.step_gflops:.0f} GFLOP")
+        for table in (rgb, all_bands)
+        for name, row in table.iterrows()
+    }
+    assert {name: tuple(values) for name, *values in rows} == computed
+    assert f"forward alone is {rgb.loc['Frozen()', 'forward_gflops']:.0f} GFLOP" in README
+
+
+def test_backbone_table_is_whole():
+    rows = dict(re.findall(r"^\| `(\w+)` \| ViT-[^|]*?(\d+) M\b", README, re.MULTILINE))
+    assert set(rows) == set(pl.BACKBONES)
+    for name, millions in rows.items():
+        with torch.device("meta"):
+            vit = pl.load_backbone(name, weights="random")
+        assert round(pl.count_parameters(pl.adapt(vit, pl.Frozen(), ("B04", "B03", "B02")))["encoder"] / 1e6) == int(
+            millions
+        )
+        assert vit.spec.licence.split()[0] in re.search(rf"^\| `{name}`.*", README, re.MULTILINE)[0]
 
 
 def test_named_files_and_commands_exist():

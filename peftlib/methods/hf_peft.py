@@ -1,6 +1,7 @@
 """HFPeft: a thin bridge to the tuners of Hugging Face's ``peft`` (``pip install peftlib[peft]``)."""
 
 import json
+import re
 from copy import deepcopy
 from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from peftlib.backbones import BEYOND_TOKENS, encoder_parameters
 from peftlib.methods.base import InputMethod
 from peftlib.weights import fingerprint
 
@@ -15,9 +17,9 @@ if TYPE_CHECKING:  # importing peft takes seconds, and it is an optional extra
     from peft import PeftConfig
 
 LINEARS = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
-NORMS = r"blocks\.\d+\.norm[12]|norm"
 IA3 = {"target_modules": r"blocks\.\d+\.(attn\.qkv|mlp\.fc2)", "feedforward_modules": r"blocks\.\d+\.mlp\.fc2"}
-PATCH_EMBED = r"patch_embed\..*"
+# Tuners of language models' own parts, and mixtures that peft trains in two stages.
+UNFIT = ("ADAPTION_PROMPT", "POLY", "SHADOW", "TRAINABLE_TOKENS", "XLORA")
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,11 @@ class HFPeft(InputMethod):
     Queries, keys and values are one fused layer, ``qkv``, in timm. Whether the adapted model starts as the pretrained
     one is up to the config (FourierFT's default does not; its ``init_weights=True`` does). ``model.vit.hf_tuner`` is
     peft's tuner, for what a training loop has to call itself: AdaLoRA's ``update_and_allocate(step)``, without which it
-    keeps its first ranks.
+    keeps its first ranks (a model from a file is for use: its pruning cannot go on).
 
     Attributes:
         config: a ``PeftConfig``, copied. Without ``target_modules`` it gets ``qkv``, ``proj``, ``fc1`` and ``fc2`` of
-            all blocks (LN tuning: all norms; IA3: ``qkv`` and ``fc2``). The patch embedding is never a target.
+            all blocks (LN tuning: every norm; IA3: ``qkv`` and ``fc2``). The patch embedding is never a target.
         new_bands, train_patch_embed: see ``InputMethod``.
 
     Raises:
@@ -47,26 +49,22 @@ class HFPeft(InputMethod):
     def __post_init__(self):
         super().__post_init__()
         PeftConfig, tuners = _peft()
-        config = deepcopy(self.config)  # peft writes into it
-        known = isinstance(config, PeftConfig) and config.peft_type in tuners
-        if not known or not hasattr(config, "target_modules"):
+        config = deepcopy(self.config)  # the caller may go on changing theirs
+        layers = hasattr(config, "target_modules") and isinstance(config, PeftConfig) and config.peft_type in tuners
+        if not layers or config.is_prompt_learning or config.peft_type.value in UNFIT:
             raise ValueError(
                 f"HFPeft(config={config!r}); give a peft config that adapts layers, such as LoraConfig(r=8), "
                 "AdaLoraConfig, IA3Config, LNTuningConfig, OFTConfig, VeraConfig or FourierFTConfig"
             )
         if getattr(config, "modules_to_save", None):
             raise ValueError(f"modules_to_save={config.modules_to_save!r}: heads belong to your task, train them there")
-        if not config.target_modules:
-            _default_targets(config)
-        if getattr(config, "exclude_modules", "") is None:
-            config.exclude_modules = PATCH_EMBED
+        if config.inference_mode:
+            raise ValueError("inference_mode=True would train nothing; frozen models are pl.Frozen()")
         object.__setattr__(self, "config", config)
         self.options()  # what can't be written down is refused now, not after a training
 
     def __str__(self) -> str:
-        options = self.options()["config"]
-        own = (LINEARS, NORMS, PATCH_EMBED, *IA3.values())  # our defaults would hide what the user chose
-        chosen = [f"{k}={v!r}" for k, v in options.items() if k != "peft_type" and v not in own]
+        chosen = [f"{name}={value!r}" for name, value in self.options()["config"].items() if name != "peft_type"]
         return f"HFPeft({type(self.config).__name__}({', '.join(chosen)}))"
 
     def __hash__(self) -> int:
@@ -76,22 +74,27 @@ class HFPeft(InputMethod):
         _, tuners = _peft()
         base = list(vit.state_dict())
         before = fingerprint(vit.state_dict())
-        config = deepcopy(self.config)
+        config = deepcopy(self.config)  # peft writes into it
+        _default_targets(config, vit)
         try:
             tuner = tuners[config.peft_type](vit, config, "default")
-        except StopIteration:
+            if any("patch_embed" in name for name in tuner.targeted_module_names):
+                raise ValueError("a target lies in the patch embedding")
+        except (ValueError, TypeError, RuntimeError, StopIteration) as error:  # what peft says names neither
+            reason = str(error) or "a target is a module without parameters"  # timm has several identities
             raise ValueError(
-                f"target_modules={config.target_modules!r} meet a module without parameters (timm has several "
-                f"identities); name whole paths, such as {NORMS!r}"
-            ) from None
-        if any("patch_embed" in name for name in tuner.targeted_module_names):
-            raise ValueError("the patch embedding is no target of a tuner; see new_bands and train_patch_embed")
+                f"{self} does not fit this ViT: {reason} Targets are names or a pattern of modules such as qkv, proj, "
+                f"fc1 and fc2, by default {LINEARS!r}; the patch embedding is never one (see train_patch_embed)"
+            ) from error
         after = {name.replace(".base_layer.", "."): tensor for name, tensor in vit.state_dict().items()}
         if fingerprint({name: after[name] for name in base}) != before:
             raise ValueError(
                 f"this {type(config).__name__} changes pretrained weights at the start (init_lora_weights or such), so "
                 "an adapter file alone could not bring the model back; choose an initialisation that leaves them"
             )
+        for name, parameter in vit.named_parameters():
+            if name.startswith(BEYOND_TOKENS):  # peft's bias="all" means heads too
+                parameter.requires_grad_(False)
         vit.patch_embed.requires_grad_(self.train_patch_embed)  # peft froze it
         vit.__dict__["hf_tuner"] = tuner  # not a submodule: the tuner holds the ViT
 
@@ -129,9 +132,16 @@ class HFPeft(InputMethod):
     @classmethod
     def from_options(cls, options: dict) -> Self:
         PeftConfig, tuners = _peft()
-        config = dict(options["config"])
+        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as PEFT_CONFIGS
+
+        known, config = {field.name for field in fields(cls)}, options.get("config")
+        if set(options) != known or not isinstance(config, dict):
+            raise ValueError(f"{cls.name} needs the options {sorted(known)}, config a dict; got {options!r}")
         if config.get("peft_type") not in tuners:
             raise ValueError(f"peft has no tuner {config.get('peft_type')!r}; choose from {', '.join(sorted(tuners))}")
+        unknown = set(config) - {field.name for field in fields(PEFT_CONFIGS[config["peft_type"]])}
+        if unknown:
+            raise ValueError(f"this peft knows no options {sorted(unknown)} of {config['peft_type']}; is it older?")
         return cls(**options | {"config": PeftConfig.from_peft_type(**config)})
 
 
@@ -145,13 +155,18 @@ def _peft() -> tuple[type, dict]:
     return PeftConfig, PEFT_TYPE_TO_TUNER_MAPPING
 
 
-def _default_targets(config: "PeftConfig") -> None:
-    kind = config.peft_type.value
-    if kind == "IA3":
-        for name, value in IA3.items():
-            setattr(config, name, value)
-    else:
-        config.target_modules = NORMS if kind == "LN_TUNING" else LINEARS
+def _default_targets(config: "PeftConfig", vit: VisionTransformer) -> None:
+    if not config.target_modules and not getattr(config, "target_parameters", None):
+        kind = config.peft_type.value
+        if kind == "IA3":
+            config.target_modules, config.feedforward_modules = IA3["target_modules"], IA3["feedforward_modules"]
+        elif kind == "LN_TUNING":
+            norms = {name.rpartition(".")[0] for name in encoder_parameters(vit) if "norm" in name}
+            config.target_modules = "|".join(sorted(map(re.escape, norms)))
+        else:
+            config.target_modules = LINEARS
+    if getattr(config, "exclude_modules", "") is None:
+        config.exclude_modules = r"patch_embed\..*"
 
 
 def _default(field) -> Any:

@@ -1,0 +1,142 @@
+"""What this library and HF peft both have is the same: tokens and gradients, on the same weights."""
+
+import copy
+
+import peft
+import pytest
+import torch
+from helpers import adapted, images, randomise, tiny_vit
+from torch import Tensor, nn
+
+import peftlib as pl
+
+pytestmark = pytest.mark.filterwarnings("ignore:Unsupported layer type")
+ALL = ("qkv", "proj", "fc1", "fc2")
+
+
+def copy_(model: nn.Module, values: dict[str, Tensor]) -> nn.Module:
+    """Set exactly the trainable parameters."""
+    assert set(values) == {name for name, p in model.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for name, value in values.items():
+            model.get_parameter(name).copy_(value)
+    return model
+
+
+def values(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    """Of a loss that makes them neither vanish beside 1e-5 nor drown it in rounding."""
+    goal = torch.randn(2, 18, 32, generator=torch.Generator().manual_seed(3))
+    loss = (model(images()) - goal).square().sum() / 100
+    names = list(values(model))
+    found = dict(zip(names, torch.autograd.grad(loss, [model.get_parameter(name) for name in names]), strict=True))
+    assert all(0.01 < gradient.abs().max() < 10 for gradient in found.values())
+    return found
+
+
+def assert_same(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert got.keys() == expected.keys()
+    for name in got:
+        torch.testing.assert_close(got[name], expected[name], rtol=0, atol=1e-5, msg=lambda text, n=name: n + text)
+
+
+def assert_equivalent(ours: nn.Module, theirs: nn.Module, renamed) -> None:
+    """Tokens, gradients, and tokens after a step down the gradient; ``renamed``: our names to theirs."""
+    mine, other = gradients(ours), gradients(theirs)
+    torch.testing.assert_close(ours(images()), theirs(images()), rtol=0, atol=1e-5)
+    assert_same({renamed(name): gradient for name, gradient in mine.items()}, other)
+    for model, found in ((ours, mine), (theirs, other)):
+        copy_(model, {name: value - 0.1 * found[name] for name, value in values(model).items()})
+    torch.testing.assert_close(ours(images()), theirs(images()), rtol=0, atol=1e-5)
+
+
+def test_lora_equals_hf_lora():
+    def renamed(name):
+        return name.replace(".A.", ".lora_A.default.").replace(".B.", ".lora_B.default.")
+
+    ours = randomise(adapted(pl.LoRA(rank=4, alpha=6.0)))
+    theirs = adapted(pl.HFPeft(peft.LoraConfig(r=4, lora_alpha=6)))
+    copy_(theirs, {renamed(name): value for name, value in values(ours).items()})
+    assert_equivalent(ours, theirs, renamed)
+
+
+def test_lora_of_queries_and_values_equals_hf_lora_of_blocks():
+    """On the fused layer: A_q above A_v, and B with B_q beside zeros in the rows of q, B_v in those of v."""
+    r, d = 4, 32
+    ours = randomise(adapted(pl.LoRA(rank=r, alpha=6.0, targets=("q", "v"))))
+    theirs = adapted(pl.HFPeft(peft.LoraConfig(r=2 * r, lora_alpha=12, target_modules=["qkv"])))
+    parts = [ours.vit.blocks[i].attn.qkv.parts for i in range(3)]
+    weights = {}
+    for i, part in enumerate(parts):
+        B = torch.zeros(3 * d, 2 * r)
+        B[:d, :r], B[2 * d :, r:] = part["q"].B.weight.detach(), part["v"].B.weight.detach()
+        weights[f"vit.blocks.{i}.attn.qkv.lora_A.default.weight"] = torch.cat([part[k].A.weight for k in "qv"])
+        weights[f"vit.blocks.{i}.attn.qkv.lora_B.default.weight"] = B
+    copy_(theirs, weights)
+    torch.testing.assert_close(ours(images()), theirs(images()), rtol=0, atol=1e-5)
+    mine, fused = gradients(ours), gradients(theirs)
+    expected = {}
+    for i in range(3):
+        A, B = (fused[f"vit.blocks.{i}.attn.qkv.lora_{ab}.default.weight"] for ab in "AB")
+        expected |= {
+            f"vit.blocks.{i}.attn.qkv.parts.{k}.A.weight": part for k, part in zip("qv", A.chunk(2), strict=True)
+        }
+        expected[f"vit.blocks.{i}.attn.qkv.parts.q.B.weight"] = B[:d, :r]
+        expected[f"vit.blocks.{i}.attn.qkv.parts.v.B.weight"] = B[2 * d :, r:]
+    assert_same(mine, expected)
+
+
+def test_norm_tuning_equals_hf_ln_tuning():
+    def renamed(name):
+        path, part = name.rsplit(".", 1)
+        return f"{path}.ln_tuning_layers.default.{part}"
+
+    ours = randomise(adapted(pl.NormTuning()))
+    theirs = adapted(pl.HFPeft(peft.LNTuningConfig()))
+    copy_(theirs, {renamed(name): value for name, value in values(ours).items()})
+    assert_equivalent(ours, theirs, renamed)
+
+
+class SlowDoRA(nn.Module):
+    """y = W' x + b, row o of W' being m_o V_o / |V_o| with V = W + s B A, and |V_o| a constant in the gradient."""
+
+    def __init__(self, linear: nn.Linear, A: Tensor, B: Tensor, m: Tensor, s: float):
+        super().__init__()
+        self.linear, self.s = linear, s
+        self.A, self.B, self.m = nn.Parameter(A), nn.Parameter(B), nn.Parameter(m)
+
+    def forward(self, x: Tensor) -> Tensor:
+        V = self.linear.weight + self.s * self.B @ self.A
+        rows = [m_o * V_o / V_o.detach().square().sum().sqrt() for m_o, V_o in zip(self.m, V, strict=True)]
+        return x @ torch.stack(rows).T + self.linear.bias
+
+
+def test_dora_is_its_formula():
+    def renamed(name):
+        for ours, theirs in (("A", "lora_A"), ("B", "lora_B"), ("m", "lora_magnitude_vector")):
+            name = name.removesuffix(f".{ours}") + f".{theirs}.default.weight" * name.endswith(f".{ours}")
+        return name
+
+    theirs = adapted(pl.HFPeft(peft.LoraConfig(r=4, lora_alpha=6, use_dora=True)))
+    start = values(theirs)
+    randomise(theirs)
+    found = values(theirs)
+    slow = copy.deepcopy(adapted(pl.Frozen()))
+    for i, block in enumerate(slow.vit.blocks):
+        for parent, target in zip((block.attn, block.attn, block.mlp, block.mlp), ALL, strict=True):
+            linear, kind = getattr(parent, target), "attn" if parent is block.attn else "mlp"
+            path = f"vit.blocks.{i}.{kind}.{target}"
+            A, B, m = (found[f"{path}.{part}.default.weight"] for part in ("lora_A", "lora_B", "lora_magnitude_vector"))
+            torch.testing.assert_close(start[f"{path}.lora_magnitude_vector.default.weight"], linear.weight.norm(dim=1))
+            setattr(parent, target, SlowDoRA(linear, A, B, m, 6 / 4))
+    assert_equivalent(slow, theirs, renamed)
+
+
+def test_the_comparison_can_tell_other_models():
+    ours = randomise(adapted(pl.NormTuning(), vit=tiny_vit()))
+    other = copy_(adapted(pl.NormTuning()), {n: v + 1e-3 * (n == "vit.norm.bias") for n, v in values(ours).items()})
+    with pytest.raises(AssertionError):
+        assert_equivalent(ours, other, lambda name: name)

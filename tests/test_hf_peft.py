@@ -1,0 +1,230 @@
+"""The bridge to HF peft: its tuners keep what adapt promises of every method, and what we have too equals theirs."""
+
+import copy
+import pickle
+
+import peft
+import pytest
+import torch
+from helpers import SAVANNA, SENTINEL2, adapted, images, pretrained_tokens, randomise, tiny_vit
+from safetensors.torch import load_file
+from torch import nn
+
+import peftlib as pl
+
+pytestmark = pytest.mark.filterwarnings("ignore:Unsupported layer type")  # peft says so of every LayerNorm
+
+LINEARS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+AB = ("lora_A.default.weight", "lora_B.default.weight")
+LN = ("ln_tuning_layers.default.weight", "ln_tuning_layers.default.bias")
+ADALORA = peft.AdaLoraConfig(init_r=4, target_r=1, tinit=1, tfinal=3, deltaT=1, total_step=10)
+# name -> config, the layers of a block that it adapts, what it trains in each of them
+CASES = {
+    "lora": (peft.LoraConfig(r=4, lora_alpha=6), LINEARS, AB),
+    "dora": (peft.LoraConfig(r=4, use_dora=True), LINEARS, (*AB, "lora_magnitude_vector.default.weight")),
+    "adalora": (ADALORA, LINEARS, tuple(f"lora_{part}.default" for part in "ABE")),
+    "ia3": (peft.IA3Config(), ("attn.qkv", "mlp.fc2"), ("ia3_l.default",)),
+    "ln_tuning": (peft.LNTuningConfig(), ("norm1", "norm2"), LN),
+    "oft": (peft.OFTConfig(oft_block_size=8), LINEARS, ("oft_R.default.weight",)),
+    "vera": (peft.VeraConfig(r=4), LINEARS, ("vera_lambda_b.default", "vera_lambda_d.default")),
+    "fourierft": (peft.FourierFTConfig(n_frequency=20, init_weights=True), LINEARS, ("fourierft_spectrum.default",)),
+}
+GRAPH_BREAKS = {"dora"}  # in peft's own forward
+every_tuner = pytest.mark.parametrize("name", CASES)
+
+
+def bridge(name: str, **options) -> pl.AdaptedViT:
+    return adapted(pl.HFPeft(CASES[name][0]), **options)
+
+
+def tuned(name: str) -> set[str]:
+    """Parameters that a case trains on the tiny ViT, by rule."""
+    _, layers, parts = CASES[name]
+    paths = [f"vit.blocks.{i}.{layer}" for i in range(3) for layer in layers]
+    return {f"{path}.{part}" for path in paths + ["vit.norm"] * (name == "ln_tuning") for part in parts}
+
+
+def trainable(model: nn.Module) -> set[str]:
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def train(model: pl.AdaptedViT, steps: range, after=lambda step: None) -> pl.AdaptedViT:
+    """AdamW steps in training mode; ``after`` sees the gradients of each."""
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    goal = torch.randn(2, 18, 32, generator=torch.Generator().manual_seed(3))
+    for step in steps:
+        optimiser.zero_grad()
+        (model.train()(images(seed=step)) - goal).square().mean().backward()
+        optimiser.step()
+        after(step)
+    return model.eval()
+
+
+def allocated() -> pl.AdaptedViT:
+    """AdaLoRA trained until it has given most ranks away."""
+    model = bridge("adalora")
+    return train(model, range(8), model.vit.hf_tuner.update_and_allocate)
+
+
+def ranks(model: nn.Module) -> dict[str, int]:
+    return {name: int((p != 0).sum()) for name, p in model.named_parameters() if "lora_E" in name}
+
+
+# --- what adapt promises of every method ---
+
+
+@every_tuner
+def test_the_adapted_model_starts_as_the_pretrained_one(name, vit, x):
+    expected = pretrained_tokens(vit, x)
+    zero = pl.HFPeft(CASES[name][0], new_bands="zero", train_patch_embed=True)
+    for model in (bridge(name), adapted(zero)):
+        assert (model(x) - expected).abs().max() <= 1e-6
+
+
+def test_fourierft_starts_elsewhere_unless_told(vit, x):
+    model = adapted(pl.HFPeft(peft.FourierFTConfig(n_frequency=20)))
+    assert (model(x) - pretrained_tokens(vit, x)).abs().max() > 1e-3
+
+
+@every_tuner
+def test_only_the_tuners_parameters_are_trained(name):
+    model = bridge(name)
+    assert trainable(model) == tuned(name)
+    assert pl.count_parameters(model)["tuned_input"] == 0
+    inflated = adapted(pl.HFPeft(CASES[name][0], new_bands="zero", train_patch_embed=True))
+    assert trainable(inflated) == tuned(name) | {"vit.patch_embed.proj.weight", "vit.patch_embed.proj.bias"}
+    assert inflated.vit.patch_embed.proj.weight.shape[1] == 13
+
+
+@every_tuner
+def test_frozen_tensors_are_bit_equal_after_training(name):
+    model = bridge(name)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    after = train(model, range(5)).state_dict()
+    assert {key for key in after if not torch.equal(after[key], before[key])} == tuned(name)
+
+
+@every_tuner
+def test_every_tuned_tensor_gets_a_gradient_within_two_steps(name, x):
+    model = train(bridge(name), range(2))
+    model.zero_grad()
+    model(x).square().mean().backward()
+    assert not [key for key in tuned(name) if not model.get_parameter(key).grad.any()]
+
+
+@every_tuner
+def test_the_given_vit_and_config_are_untouched(name, vit):
+    config = copy.deepcopy(CASES[name][0])
+    before = {key: tensor.clone() for key, tensor in vit.state_dict().items()}
+    method = pl.HFPeft(config)
+    model = pl.adapt(vit, method, SENTINEL2)
+    train(model, range(8), model.vit.hf_tuner.update_and_allocate if name == "adalora" else lambda step: None)
+    assert config == CASES[name][0] and config is not method.config
+    assert method == pl.HFPeft(config) == model.method
+    assert list(vit.state_dict()) == list(before) and not hasattr(vit, "peft_config")
+    assert all(torch.equal(vit.state_dict()[key], tensor) for key, tensor in before.items())
+    pl.adapt(vit, method, SENTINEL2)
+
+
+@every_tuner
+def test_inplace_is_the_same_model_without_a_copy(name, vit, x):
+    model = bridge(name, vit=vit, inplace=True)
+    assert model.vit is vit and torch.equal(randomise(model)(x), randomise(bridge(name))(x))
+
+
+@every_tuner
+def test_images_that_are_not_square_and_batches_of_one(name):
+    x = images(SAVANNA, batch=1, size=(40, 24))
+    model = bridge(name, bands=SAVANNA, image_size=(40, 24))
+    expected = pretrained_tokens(tiny_vit(dynamic_img_size=True), x, rgb=(2, 1, 0))
+    torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-5)
+
+
+def test_ln_tuning_of_a_vit_without_a_last_norm(x):
+    vit = tiny_vit(global_pool="avg")
+    assert torch.equal(bridge("ln_tuning", vit=vit)(x), pretrained_tokens(vit, x))
+
+
+@every_tuner
+def test_autocast_trains_with_finite_numbers(name, x):
+    model = randomise(bridge(name))
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = model(x)
+        tokens.float().square().mean().backward()
+    assert (tokens - model(x)).abs().max() < 0.2
+    assert all(torch.isfinite(model.get_parameter(key).grad).all() for key in tuned(name))
+
+
+@every_tuner
+def test_compiles_to_one_graph(name, x):
+    torch._dynamo.reset()
+    model = randomise(bridge(name, vit=tiny_vit(depth=1)))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    if name in GRAPH_BREAKS:
+        with pytest.raises(torch._dynamo.exc.Unsupported):
+            compiled(x)
+    else:
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+@every_tuner
+def test_state_dict_deepcopy_and_pickle_carry_everything(name, x):
+    model = randomise(bridge(name)).fit_normalization([x])
+    fresh = bridge(name, seed=5)
+    fresh.load_state_dict(model.state_dict())
+    expected = model(x)
+    twins = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    assert all(torch.equal(other(x), expected) for other in (fresh, *twins))
+    for twin in twins:
+        assert twin.vit.hf_tuner.model is twin.vit
+        assert not torch.equal(randomise(twin, seed=9)(x), expected)
+    assert torch.equal(model(x), expected)
+
+
+@every_tuner
+def test_merge_gives_the_plain_vit(name, x):
+    model = randomise(bridge(name))
+    expected = model(x)
+    merged = pl.merge(model)
+    assert (merged.forward_features(model.normalize(x)) - expected).abs().max() <= 1e-5
+    assert list(merged.state_dict()) == list(tiny_vit().state_dict())
+    assert not hasattr(merged, "hf_tuner") and not hasattr(merged, "peft_config")
+    assert torch.equal(model(x), expected) and trainable(model) == tuned(name)
+
+
+# --- files ---
+
+
+@every_tuner
+def test_round_trip(name, x, tmp_path):
+    model = randomise(bridge(name)).fit_normalization([x])
+    torch.manual_seed(7)  # what a fresh tuner draws is another
+    loaded = pl.load_adapter(tiny_vit(), pl.save_adapter(model, tmp_path / "a.safetensors"))
+    assert torch.equal(loaded(x), model(x))
+    assert loaded.method == model.method and trainable(loaded) == tuned(name)
+
+
+def test_the_ranks_that_adalora_gave_survive_the_file(x, tmp_path):
+    model = allocated()
+    assert sum(ranks(model).values()) == 12 and set(ranks(bridge("adalora")).values()) == {0}
+    loaded = pl.load_adapter(tiny_vit(), pl.save_adapter(model, tmp_path / "a.safetensors"))
+    assert torch.equal(loaded(x), model(x)) and ranks(loaded) == ranks(model)
+
+
+def test_a_copy_of_adalora_allocates_its_own_ranks(x):
+    model = bridge("adalora")
+    twin = copy.deepcopy(model)
+    train(twin, range(8), twin.vit.hf_tuner.update_and_allocate)
+    assert sum(ranks(twin).values()) == 12 and set(ranks(model).values()) == {0}
+    assert model.vit.hf_tuner.peft_config["default"].rank_pattern is None
+
+
+def test_the_projections_of_vera_are_stored_once(x, tmp_path):
+    model = randomise(bridge("vera")).double().float()  # as a move to another device, new tensors
+    model.vit.blocks[2].mlp.fc1.vera_A["default"].mul_(1.5)  # as another version of torch might draw them
+    path = pl.save_adapter(model, tmp_path / "a.safetensors")
+    stored = [key for key in load_file(path) if "vera_A" in key or "vera_B" in key]
+    assert [key.split(".")[-2] for key in sorted(stored)] == ["vera_A", "vera_B"]
+    loaded = pl.load_adapter(tiny_vit(), path)
+    assert torch.equal(loaded(x), model(x))
+    assert not torch.equal(randomise(bridge("vera"))(x), model(x))
