@@ -1,0 +1,182 @@
+"""``spectral_scenes``: simulated images with known truth, made by physics from measured spectra, without a download.
+
+Covers of metamer pairs (``metamers``) lie in parcels (``landscape``) with a river, a road, a burn scar, seen through
+haze and over slopes by a sensor (``spectra``) with noise. In every pair the class is a coin toss that leaves red, green
+and blue as they are, so the best score without other bands is known: half of the pixels of the pairs.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from peftlib.bands import band_set
+from peftlib.datasets import landscape, spectra
+from peftlib.datasets.base import EarthDataset
+from peftlib.datasets.metamers import PAIRS, metamers, pools
+
+CLASSES = (*(member for pair in PAIRS.values() for member in pair), "water", "built")
+_WATER, _BUILT = CLASSES.index("water"), CLASSES.index("built")
+_DARK = list(PAIRS).index("dark")
+_SAMPLES = 2  # a pixel is the mean of 2 x 2 samples: borders are mixed
+_SHARES = {"train": (0.0, 0.6), "val": (0.6, 0.8), "test": (0.8, 1.0)}  # of the spectra: none is in two splits
+_VAPOUR = {"B09": 0.35, "B10": 0.005, "B9": 0.005}  # what water vapour lets through; elsewhere windows are clear
+
+
+class SpectralScenes(EarthDataset):
+    """Simulated scenes; item i depends on the arguments and i alone.
+
+    ``segmentation``: a mask of ten classes. ``classification``: most of a scene is one cover, which is its label.
+
+    Args:
+        split: ``"train"``, ``"val"`` or ``"test"``: other scenes, of other spectra.
+        length: number of scenes.
+        size: side in pixels of 10 m.
+        sensor: ``"sentinel2"`` (13 bands), ``"hls"`` (6), ``"landsat8"`` (7) or ``"hyperspectral"`` (180 of 10 nm).
+            Pairs are exact metamers for Sentinel-2 and HLS; other sensors' red, green and blue differ by a little.
+        task: ``"segmentation"`` or ``"classification"``.
+        continents: where the soils were measured, some of ``spectra.CONTINENTS``; none is everywhere.
+        bands: names, in order; None is all of the sensor.
+        seed: of everything.
+
+    Raises:
+        ValueError: an unknown choice, which is named with the choices.
+    """
+
+    name = "spectral_scenes"
+    folder = ""
+    classes = CLASSES
+    gsd = 10.0
+    source = "earthlib's and pyrsr's packages"
+    licence = "MIT (earthlib), Apache-2.0 (pyrsr)"
+
+    def __init__(
+        self,
+        split: str = "train",
+        length: int = 1000,
+        size: int = 64,
+        sensor: str = "sentinel2",
+        task: str = "segmentation",
+        continents: Sequence[str] = (),
+        bands: Sequence[str] | None = None,
+        seed: int = 0,
+    ):
+        centres, matrix = spectra.response(sensor)
+        for field, value, choices in (
+            ("split", split, tuple(_SHARES)),
+            ("task", task, ("segmentation", "classification")),
+            *(("continents", place, tuple(spectra.CONTINENTS)) for place in continents),
+        ):
+            if value not in choices:
+                raise ValueError(f"spectral_scenes: {field}={value!r}; choose from {choices}")
+        self.split, self.task, self.size, self.seed, self.nodata = split, task, size, seed, "error"
+        self.items = range(length)
+        self.all_bands = tuple(centres)
+        names = self.all_bands if bands is None else tuple(bands)
+        if unknown := [name for name in names if name not in centres]:
+            raise ValueError(f"{sensor} has no bands {unknown} here; it has {self.all_bands}")
+        custom = sensor == spectra.HYPERSPECTRAL
+        self.sensor = "custom" if custom else sensor
+        # What pl.adapt takes: names, or for the hyperspectral camera names with their wavelengths.
+        self.bands = {name: centres[name] for name in names} if custom else names
+        self.band_set = band_set(self.bands, self.sensor)
+
+        self._centres = np.array(list(centres.values()), dtype=np.float32)
+        self._vapour = np.array([_VAPOUR.get(name, 1.0) for name in centres], dtype=np.float32)
+        places = tuple(sorted(continents))
+        low, high = _SHARES[split]
+
+        def seen(rows: np.ndarray) -> np.ndarray:
+            """This split's share of spectra (n, ..., 180) as the sensor has them, (n, ..., bands)."""
+            part = rows[int(low * len(rows)) : int(high * len(rows))]
+            return (part @ matrix.T).astype(np.float32)
+
+        shuffle = np.random.default_rng(1).permutation
+        self._pairs = [seen(pair) for pair in metamers(places).values()]
+        self._others = {
+            number: seen(shuffle(getattr(pools(places), name)))
+            for name, number in (("water", _WATER), ("built", _BUILT))
+        }
+
+    def read(self, item: int) -> dict:
+        return self.scene(item)
+
+    def twin(self, index: int) -> dict:
+        """The scene with every coin turned: the same picture in red, green and blue, the other class of each pair."""
+        return self.checked(self.scene(self.items[index], turned=True))
+
+    def scene(self, index: int, turned: bool = False) -> dict:
+        """One scene with all bands, before the checks that every data set's samples pass."""
+        draw = np.random.default_rng([self.seed, list(_SHARES).index(self.split), index])
+        coins = np.random.default_rng([self.seed, list(_SHARES).index(self.split), index, 1])
+        side = self.size * _SAMPLES
+        number, covers, label = self._plan(draw, side)
+        ends, classes = self._spectra(draw, coins, covers, turned)
+        if label is not None:
+            label = int(classes[label])
+
+        within = np.clip(0.5 + 0.35 * landscape.waves(draw, side, 0.3), 0, 1)[
+            ..., None
+        ]  # between two spectra of a cover
+        samples = ends[number, 0] * (1 - within) + ends[number, 1] * within
+        image = samples.reshape(self.size, _SAMPLES, self.size, _SAMPLES, -1).mean((1, 3))
+        image = self._observe(draw, image)
+        truth = (
+            {"label": label} if label is not None else {"mask": torch.from_numpy(_majority(classes[number], self.size))}
+        )
+        meta = {"source": f"spectral_scenes {self.split} {index}, seed {self.seed}"}
+        return {"image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), "meta": meta} | truth
+
+    def _plan(self, draw: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray, int | None]:
+        """Parcel numbers (side, side), their covers (a pair, or water or built), the parcel that gives the label."""
+        number = landscape.parcels(draw, side, _SAMPLES)
+        kinds = len(PAIRS)
+        covers = draw.choice([*range(kinds), _BUILT], number.max() + 1, p=[*[0.92 / kinds] * kinds, 0.08])
+        label = None
+        if self.task == "classification":  # one cover takes two parcels of three; no other parcel may be of its pair
+            main = draw.choice([*range(kinds), _WATER, _BUILT], p=[*[0.8 / kinds] * kinds, 0.1, 0.1])
+            others = [cover for cover in (*range(kinds), _BUILT) if cover != main]
+            covers = np.where(draw.random(len(covers)) < 0.67, -1, draw.choice(others, len(covers)))
+            covers[draw.integers(len(covers))] = -1
+            number = np.where((covers == -1)[number], 0, number + 1)  # one parcel, one coin
+            covers, label = np.concatenate([[main], np.where(covers == -1, main, covers)]), 0
+        extra = [
+            (0.35, _WATER, lambda: landscape.line(draw, side, draw.uniform(3, 8) * _SAMPLES, 6 * _SAMPLES)),
+            (0.35, _BUILT, lambda: landscape.line(draw, side, draw.uniform(1, 3) * _SAMPLES, 0)),
+            (0.3, _DARK, lambda: landscape.blob(draw, side, draw.uniform(8, 16) * _SAMPLES)),
+        ]
+        for chance, cover, shape in extra:
+            if draw.random() < chance and self.task == "segmentation":
+                number = np.where(shape(), len(covers), number)
+                covers = np.append(covers, cover)
+        return number, covers, label
+
+    def _spectra(self, draw, coins, covers: np.ndarray, turned: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Of each parcel two spectra to lie between, (parcels, 2, bands), and the class (parcels,)."""
+        ends = np.empty((len(covers), 2, len(self._centres)), dtype=np.float32)
+        classes = np.empty(len(covers), dtype=np.int64)
+        for i, cover in enumerate(covers):
+            if cover in self._others:
+                pool = self._others[cover]
+                classes[i] = cover
+                ends[i] = pool[draw.integers(len(pool), size=2)]
+            else:
+                pool, member = self._pairs[cover], int(coins.integers(2)) ^ turned
+                classes[i] = 2 * cover + member
+                ends[i] = pool[draw.integers(len(pool), size=2), member]
+        return ends, classes
+
+    def _observe(self, draw: np.random.Generator, image: np.ndarray) -> np.ndarray:
+        """Slopes, haze, water vapour and noise: (H, W, bands) reflectance of the ground -> of the sensor."""
+        light = 1 + 0.08 * landscape.waves(draw, self.size, 0.7)[..., None]
+        haze = draw.uniform(0, 0.03) * (550 / self._centres) ** 1.5
+        image = image * light * self._vapour * (1 - haze) + haze * self._vapour
+        noise = draw.standard_normal(image.shape, dtype=np.float32)
+        return np.clip(image + noise * (0.002 + 0.01 * image) * np.sqrt(self._vapour), 0, None).astype(np.float32)
+
+
+def _majority(classes: np.ndarray, size: int) -> np.ndarray:
+    """Classes of samples (2 size, 2 size) -> the most frequent one of each pixel's four, (size, size)."""
+    four = classes.reshape(size, _SAMPLES, size, _SAMPLES).transpose(1, 3, 0, 2).reshape(-1, size, size)
+    votes = (four[:, None] == four[None]).sum(1)
+    return np.take_along_axis(four, votes.argmax(0)[None], 0)[0]

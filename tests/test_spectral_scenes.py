@@ -1,0 +1,231 @@
+"""The simulated benchmark: metamers are metamers, truth is truth, the same call gives the same scene."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import nnls
+from scipy.stats import ks_2samp
+
+import peftlib as pl
+from peftlib.bands import band_set, default_statistics
+from peftlib.datasets import landscape, spectra
+from peftlib.datasets.metamers import PAIRS, TOLERANCE, _pair, metamers, pools
+from peftlib.datasets.spectral_scenes import CLASSES, SpectralScenes
+
+RGB = [3, 2, 1]
+SENSORS = ("sentinel2", "hls", "landsat8", "hyperspectral")
+
+
+# --- spectra ---
+
+
+@pytest.mark.parametrize(("sensor", "count"), [("sentinel2", 13), ("hls", 6), ("landsat8", 7), ("hyperspectral", 180)])
+def test_responses_are_weighted_means(sensor, count):
+    bands, matrix = spectra.response(sensor)
+    assert matrix.shape == (count, 180) and (matrix >= 0).all() and len(bands) == count
+    np.testing.assert_allclose(matrix.sum(1), 1)  # a grey surface is as grey in every band
+    centre = matrix @ spectra.library()[1]  # the mean wavelength that a band sees is its own
+    gap = [name for name in bands if name == "B10"]  # lies where the spectra have no samples
+    for name, nm, seen in zip(bands, bands.values(), centre, strict=True):
+        assert name in gap or seen == pytest.approx(nm, abs=12), name
+
+
+def test_spectra_are_what_they_are_called():
+    red, nir = (np.abs(spectra.library()[1] - nm).argmin() for nm in (665, 833))
+    ndvi = {
+        name: np.median((s[:, nir] - s[:, red]) / (s[:, nir] + s[:, red]))
+        for name, s in (
+            ("canopy", spectra.canopies()[0]),
+            ("soil", spectra.measured("soil")),
+            ("road", spectra.measured("road")),
+        )
+    }
+    assert ndvi["canopy"] > 0.8 > 0.3 > ndvi["soil"] > ndvi["road"]
+    leaves, parameters = spectra.canopies()
+    assert parameters.shape == (len(leaves), 4) and parameters[:, 0].min() > 0.5 and parameters[:, 0].max() <= 11
+
+
+def test_water_darkens_and_swallows_the_infrared():
+    soil = spectra.measured("soil", continents=("africa",))[:50]
+    assert (spectra.wetted(soil, np.full((50, 1), 0.2)) < soil).all()
+    shallow, deep = (spectra.flooded(soil, np.full((50, 1), depth)) for depth in (50.0, 500.0))
+    assert (deep <= shallow + 1e-12).all() and np.allclose(deep[:, -1], 0.02, atol=1e-3)
+    clear, muddy = spectra.open_water(np.array([[0.5], [30.0]]), np.array([[0.1], [0.1]]))
+    assert (muddy > clear).all() and clear.argmax() < muddy.argmax()
+
+
+def test_places_lie_on_their_continent():
+    table = spectra.library()[2]
+    assert set(table["continent"]) == {"", *spectra.CONTINENTS}
+    box = spectra.CONTINENTS["africa"]
+    here = table[table["continent"] == "africa"]
+    assert here["LAT"].between(*box[:2]).all() and here["LON"].between(*box[2:]).all()
+    assert (table[(table["LAT"] == 0) & (table["LON"] == 0)]["continent"] == "").all()
+
+
+# --- metamers ---
+
+
+@pytest.mark.parametrize("places", [(), ("africa",), ("oceania",)], ids=str)
+def test_pairs_have_one_colour_and_two_spectra(places):
+    matrix = spectra.response("sentinel2")[1]
+    made = metamers(places, 64)
+    assert list(made) == list(PAIRS)
+    for name, pair in made.items():
+        seen = pair @ matrix.T
+        assert pair.shape == (64, 2, 180) and (pair >= 0).all() and (pair < 1.05).all()
+        assert np.abs(seen[:, 0] - seen[:, 1])[:, RGB].max() < 1.1 * TOLERANCE
+        assert np.abs(seen[:, 0] - seen[:, 1])[:, [7, 11, 12]].max(1).mean() > 0.05, name
+
+
+def test_mixtures_are_of_their_own_class():
+    """Non-negative weights on the class's measured spectra give a metamer back."""
+    small = [
+        (name, m, pool) for name, both in pools(()).members.items() for m, pool in enumerate(both) if len(pool) < 900
+    ]
+    assert len(small) >= 4
+    for name, member, pool in small:
+        mixture = metamers()[name][0, member].astype(float)
+        assert nnls(pool.T, mixture)[1] < 1e-3, (name, member)
+
+
+def test_too_few_spectra_are_an_error():
+    with pytest.raises(ValueError, match="of 4 metamer pairs"):
+        _pair(np.full((3, 180), 0.5), np.linspace(0.01, 0.9, 180)[None].repeat(3, 0), 4)
+
+
+# --- scenes ---
+
+
+@pytest.mark.parametrize("sensor", SENSORS)
+@pytest.mark.parametrize("task", ["segmentation", "classification"])
+def test_a_scene_is_a_sample(sensor, task):
+    data = SpectralScenes("test", 3, size=40, sensor=sensor, task=task)
+    sample = data[1]
+    bands = band_set(sample["bands"], sample["sensor"])
+    assert sample["image"].shape == (len(bands), 40, 40) and sample["image"].dtype == torch.float32
+    assert torch.isfinite(sample["image"]).all() and sample["meta"]["gsd"] == 10.0
+    if task == "segmentation":
+        assert sample["mask"].shape == (40, 40) and sample["mask"].dtype == torch.int64
+    else:
+        assert 0 <= sample["label"] < len(CLASSES) and "mask" not in sample
+    assert len(data) == 3 and len(list(data[i] for i in range(3))) == 3
+
+
+def test_the_model_takes_the_scenes_of_every_sensor(vit):
+    for sensor in SENSORS:
+        data = SpectralScenes(length=1, size=32, sensor=sensor)
+        model = pl.adapt(vit, pl.Deflect(), data.bands, data.sensor)
+        assert torch.isfinite(model(data[0]["image"][None])).all()
+
+
+def test_scenes_depend_on_seed_split_and_index_alone():
+    first, again = SpectralScenes(length=5), SpectralScenes(length=9)
+    for i in (4, 0, 4):
+        assert torch.equal(first[i]["image"], again[i]["image"]) and torch.equal(first[i]["mask"], again[i]["mask"])
+    others = [SpectralScenes(length=5)[1], SpectralScenes("val", 5)[0], SpectralScenes(length=5, seed=1)[0]]
+    assert not any(torch.equal(first[0]["image"], other["image"]) for other in others)
+
+
+def test_splits_share_no_spectra():
+    rows = [np.concatenate([p.reshape(-1, 13) for p in SpectralScenes(s)._pairs]) for s in ("train", "val", "test")]
+    seen = [set(map(bytes, r)) for r in rows]
+    assert not seen[0] & seen[1] and not seen[0] & seen[2] and not seen[1] & seen[2]
+
+
+def test_bands_by_name_and_order():
+    whole = SpectralScenes(length=1)[0]["image"]
+    part = SpectralScenes(length=1, bands=("B08", "B02", "B03", "B04"))[0]
+    assert part["bands"] == ("B08", "B02", "B03", "B04") and torch.equal(part["image"], whole[[7, 1, 2, 3]])
+
+
+def test_sensors_see_the_same_scenes():
+    wide, narrow = SpectralScenes(length=3)[2], SpectralScenes(length=3, sensor="hls")[2]
+    assert torch.equal(wide["mask"], narrow["mask"])
+    same = [wide["bands"].index(band) for band in narrow["bands"]]
+    assert (wide["image"][same] - narrow["image"]).abs().mean() < 0.01  # but for noise
+
+
+def test_a_twin_has_the_same_colours_and_other_classes():
+    data = SpectralScenes(length=20)
+    for i in range(20):
+        scene, twin = data[i], data.twin(i)
+        assert (scene["image"][RGB] - twin["image"][RGB]).abs().max() < 2 * TOLERANCE
+        pairs = scene["mask"] < 2 * len(PAIRS)
+        assert torch.equal(twin["mask"][pairs], scene["mask"][pairs] ^ 1)
+        assert torch.equal(twin["mask"][~pairs], scene["mask"][~pairs])
+        if pairs.any():
+            assert (scene["image"] - twin["image"])[:, pairs].abs().mean() > 0.02
+
+
+@pytest.fixture(scope="module")
+def covers():
+    """Of 300 scenes, the mean reflectance of each class that is in them: (n, 13) and classes (n,)."""
+    data = SpectralScenes(length=300, size=56)
+    samples = [data[i] for i in range(300)]
+    rows = [(s["image"][:, s["mask"] == c].mean(1), c) for s in samples for c in s["mask"].unique()]
+    return torch.stack([mean for mean, _ in rows]).numpy(), np.array([int(c) for _, c in rows])
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_colour_cannot_tell_a_pair_apart(pair, covers):
+    """Two-sample tests (Kolmogorov, Smirnov) between scenes: no difference in colour, a large one beyond."""
+    mean, classes = covers
+    first = 2 * list(PAIRS).index(pair)
+    a, b = (mean[classes == c].T for c in (first, first + 1))
+    assert min(a.shape[1], b.shape[1]) > 100
+    colours = [(a[i], b[i]) for i in RGB] + [(a[3] / a[1], b[3] / b[1]), (a[2] / a[3], b[2] / b[3])]
+    assert min(ks_2samp(*colour).pvalue for colour in colours) > 0.01
+    assert min(ks_2samp(a[i], b[i]).pvalue for i in (7, 11, 12)) < 1e-6
+
+
+def test_every_class_is_frequent(covers):
+    assert (np.bincount(covers[1], minlength=len(CLASSES)) > 60).all()
+    labels = [int(SpectralScenes(length=400, size=16, task="classification").scene(i)["label"]) for i in range(400)]
+    assert (np.bincount(labels, minlength=10) > 15).all()
+
+
+def test_statistics_resemble_those_of_real_chips(covers):
+    """Within a factor of two of EuroSAT's mean, in every band."""
+    expected = default_statistics(band_set(tuple(pl.SENSORS["sentinel2"])))[0].numpy()
+    ratio = covers[0].mean(0) / expected
+    assert ((ratio > 0.5) & (ratio < 2)).all(), ratio.round(2)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (dict(split="all"), ("'all'", "train")),
+        (dict(task="detection"), ("'detection'", "segmentation")),
+        (dict(sensor="spot"), ("'spot'", "sentinel2", "hyperspectral")),
+        (dict(continents=("atlantis",)), ("'atlantis'", "africa")),
+        (dict(bands=("B02", "B08")), ("B04",)),
+        (dict(bands=("B02", "B03", "B04", "B99")), ("B99", "B12")),
+    ],
+)
+def test_wrong_options_are_named(options, says):
+    with pytest.raises(ValueError) as error:
+        SpectralScenes(**options)
+    assert all(text in str(error.value) for text in says), str(error.value)
+
+
+def test_parcels_cover_the_map():
+    draw = np.random.default_rng(0)
+    sizes = []
+    for _ in range(60):
+        number = landscape.parcels(draw, 128, 2)
+        assert number.shape == (128, 128) and number.min() >= 0
+        sizes += [np.sqrt(n) / 2 for n in np.bincount(number.ravel()) if n > 20]
+    assert 8 < np.median(sizes) < 30
+
+
+def test_speed_is_printed(capsys):
+    data = SpectralScenes(length=50)
+    data[0]
+    start = time.perf_counter()
+    for i in range(50):
+        data[i]
+    with capsys.disabled():
+        print(f" [{50 / (time.perf_counter() - start):.0f} scenes of 64 px a second on one core] ", end="")
