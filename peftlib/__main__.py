@@ -1,4 +1,4 @@
-"""Command line: ``python -m peftlib run | doctor | weights``."""
+"""Command line: ``python -m peftlib run | doctor | weights | metamers``."""
 
 import argparse
 import sys
@@ -18,8 +18,12 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--if-changed", action="store_true", help="skip what is up to date")
     commands.add_parser("doctor", help="versions, device, weights, data: OK or what to do")
     commands.add_parser("weights", help="fetch and check the default backbone's weights")
+    test = commands.add_parser(
+        "metamers", help="the metamer test on simulated scenes: data/results/spectral_scenes.csv"
+    )
+    test.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args(arguments)
-    return {"run": _run, "doctor": _doctor, "weights": _weights}[options.command](options)
+    return {"run": _run, "doctor": _doctor, "weights": _weights, "metamers": _metamers}[options.command](options)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -64,6 +68,19 @@ def _weights(_: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print("weights: dinov2_small ready")
+    return 0
+
+
+def _metamers(options: argparse.Namespace) -> int:
+    from peftlib.metamer_test import metamer_test
+    from peftlib.paths import runs_dir
+    from peftlib.weights import atomic_path
+
+    rows = metamer_test(runs_dir() / "metamers", options.seeds)
+    path = root() / "data" / "results" / "spectral_scenes.csv"
+    with atomic_path(path) as temporary:
+        rows.round(4).to_csv(temporary, index=False)
+    print(rows[rows["metric"] == "pairs"].groupby("method", sort=False)["value"].agg(["mean", "std"]).round(3))
     return 0
 
 

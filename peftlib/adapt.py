@@ -1,6 +1,7 @@
 """adapt: a backbone, a method and bands become one module. Counting what it tunes, and merging it away again."""
 
 import copy
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -64,6 +65,35 @@ class AdaptedViT(nn.Module):
         for block in self.vit.blocks:
             z = self.through(block, z, z_A)
         return self.vit.norm(z)
+
+    def intermediate_tokens(self, x: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+        """Tokens after several blocks, each with the final norm on it, for decoders that read more than the last one.
+
+        What a method carries along between blocks (the prompts of a shallow ``VPT``) is left out.
+
+        Args:
+            x: (B, C, H, W) reflectance.
+            blocks: numbers of blocks, from 0.
+
+        Returns:
+            (B, N, d) for each of ``blocks``: prefix tokens, then patches row by row.
+
+        Raises:
+            ValueError: no blocks, or one that the ViT does not have.
+        """
+        depth, prefix, patches = len(self.vit.blocks), self.vit.num_prefix_tokens, math.prod(self.grid_size)
+        if not blocks or not all(0 <= number < depth for number in blocks):
+            raise ValueError(f"blocks={tuple(blocks)}; this ViT has blocks 0 to {depth - 1}")
+        z, z_A = self.embed(x)
+        tokens = {}
+        for number, block in enumerate(self.vit.blocks):
+            z = self.through(block, z, z_A)
+            if number in blocks:
+                own = z if z.shape[1] == prefix + patches else torch.cat([z[:, :prefix], z[:, -patches:]], dim=1)
+                tokens[number] = self.vit.norm(own)
+            if number == max(blocks):
+                break
+        return [tokens[number] for number in blocks]
 
     def through(self, block: nn.Module, z: Tensor, z_A: Tensor | None) -> Tensor:
         """Tokens after a block: (B, N, d). Honours timm's ``vit.set_grad_checkpointing()``."""

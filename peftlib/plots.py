@@ -31,6 +31,11 @@ PRODUCT_COLOURS = {
 }
 
 
+# Of the covers of spectral_scenes: a hue a pair, light and dark for its members.
+_TWELVE = sns.color_palette("Paired")
+COVER_COLOURS = (*_TWELVE[2:4], *_TWELVE[6:8], *_TWELVE[4:6], *_TWELVE[8:10], _PALETTE[0], (0.5, 0.5, 0.5))
+
+
 def use_style() -> None:
     """The style of every figure; call it once at the top of a notebook."""
     sns.set_theme(context="notebook", style="ticks", palette="colorblind")
@@ -109,6 +114,37 @@ def show_classes(ax: Axes, mask: Tensor, names: tuple[str, ...], title: str = ""
     keys = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in colours]
     ax.legend(keys, names, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2)
     return shown
+
+
+def show_truth(ax: Axes, mask: Tensor, names: tuple[str, ...], title: str = "", ignore_index: int = -1):
+    """Class numbers in fixed colours, white where unknown. mask: (H, W). The key is ``class_key``."""
+    shown = np.ma.masked_equal(np.asarray(mask), ignore_index)
+    return show_image(
+        ax, shown, title, cmap=ListedColormap(class_colours(len(names))), vmin=-0.5, vmax=len(names) - 0.5
+    )
+
+
+def class_colours(count: int) -> list[tuple]:
+    """A colour a class: those of the simulated covers for ten classes, else an even wheel."""
+    return list(COVER_COLOURS) if count == len(COVER_COLOURS) else sns.color_palette("husl", count)
+
+
+def class_key(figure: Figure, names: tuple[str, ...], ncols: int = 5) -> None:
+    """The key of ``show_truth`` under a figure."""
+    keys = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in class_colours(len(names))]
+    figure.legend(keys, names, loc="outside lower center", ncols=ncols)
+
+
+def spectrum_band(ax: Axes, wavelengths: tuple[float, ...], spectra: np.ndarray, colour, label: str) -> None:
+    """Median reflectance by wavelength, and where the middle 80% lie. spectra: (n, bands)."""
+    order = np.argsort(wavelengths)
+    nm = np.asarray(wavelengths)[order]
+    low, middle, high = np.percentile(spectra[:, order], [10, 50, 90], axis=0)
+    ax.fill_between(nm, low, high, color=colour, alpha=0.25, linewidth=0)
+    ax.plot(nm, middle, "o-", color=colour, label=label, markersize=3)
+    ax.set_xlabel("wavelength, nm")
+    ax.set_ylabel("reflectance")
+    ax.set_ylim(bottom=0)
 
 
 def probe_bars(ax: Axes, table: pd.DataFrame, colours: dict[str, tuple]) -> None:

@@ -1,58 +1,118 @@
-"""Lightning modules: what is trained on top of an adapted ViT, and how."""
+"""The tasks: classification and segmentation with an adapted ViT. ``peftlib.training.fit`` trains them."""
 
+import math
 from collections.abc import Sequence
 
 import lightning
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torchmetrics.classification import MulticlassAccuracy
 
 from peftlib.adapt import AdaptedViT
 from peftlib.datasets import ChipCrops
-from peftlib.decoders import LinearDecoder
+from peftlib.decoders import decoder as decoder_by_name
+from peftlib.learning import Task
+from peftlib.metrics import label_metrics, mask_metrics, multilabel_metrics
 
 
-class Segmentation(lightning.LightningModule):
-    """Per-pixel classification with a linear decoder.
+class Classification(Task):
+    """One label an image, or any number of them: a linear head on the class token and the mean of the patch tokens.
 
-    Only what the method tunes, and the decoder, reaches the optimiser.
+    Logs ``loss``, ``accuracy``, ``balanced_accuracy`` and ``macro_f1``; with ``multilabel``, ``loss``, ``map``,
+    ``micro_map``, ``macro_f1`` and ``micro_f1``. See ``peftlib.metrics``.
 
     Args:
         model: the adapted ViT.
-        classes: number of classes.
-        lr: learning rate of the adapter; head_lr: of the decoder.
+        classes: names of the classes, or how many there are.
+        multilabel: labels are (classes,) of 0 and 1.
+        recipe: learning rates and so on, see ``Task``.
+    """
+
+    def __init__(self, model: AdaptedViT, classes: int | Sequence[str], *, multilabel: bool = False, **recipe):
+        names = class_names(classes)
+        metrics = multilabel_metrics(names) if multilabel else label_metrics(names)
+        super().__init__(model, names, metrics, "map" if multilabel else "macro_f1", **recipe)
+        self.multilabel = multilabel
+        self.has_class_token = model.vit.cls_token is not None
+        self.head = nn.Linear(model.vit.embed_dim * (1 + self.has_class_token), len(names))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W) reflectance -> logits (B, classes)."""
+        tokens = self.model(x)
+        mean = tokens[:, -math.prod(self.model.grid_size) :].mean(1)
+        return self.head(torch.cat([tokens[:, 0], mean], dim=1) if self.has_class_token else mean)
+
+    def truth(self, batch: dict) -> Tensor:
+        return batch["label"]
+
+    def loss(self, logits: Tensor, truth: Tensor) -> Tensor:
+        if self.multilabel:
+            return F.binary_cross_entropy_with_logits(logits.float(), truth.float())
+        return F.cross_entropy(logits.float(), truth)
+
+    def predicted(self, logits: Tensor) -> Tensor:
+        return logits.float().sigmoid() if self.multilabel else super().predicted(logits)
+
+    def facts(self) -> dict:
+        return super().facts() | {"multilabel": self.multilabel}
+
+
+class Segmentation(Task):
+    """One class a pixel.
+
+    Logs ``loss``, ``accuracy``, ``balanced_accuracy``, ``macro_f1``, ``miou`` and ``iou_<class>``. See
+    ``peftlib.metrics``.
+
+    Args:
+        model: the adapted ViT.
+        classes: names of the classes, or how many there are.
+        decoder: ``"linear"``, ``"unet"`` or ``"upernet"``.
         ignore_index: label of pixels that do not count.
+        recipe: learning rates and so on, see ``Task``.
     """
 
     def __init__(
-        self, model: AdaptedViT, classes: int, lr: float = 1e-3, head_lr: float = 1e-3, ignore_index: int = -1
+        self,
+        model: AdaptedViT,
+        classes: int | Sequence[str],
+        *,
+        decoder: str = "linear",
+        ignore_index: int = -1,
+        **recipe,
     ):
-        super().__init__()
-        self.model = model
-        self.decoder = LinearDecoder(model.vit.embed_dim, classes, model.grid_size, model.image_size)
-        self.lr, self.head_lr, self.ignore_index = lr, head_lr, ignore_index
-        self.accuracy = MulticlassAccuracy(classes, average="micro", ignore_index=ignore_index)
-        self.losses: list[float] = []
+        names = class_names(classes)
+        if 0 <= ignore_index < len(names):
+            raise ValueError(f"ignore_index={ignore_index} is a class; give ignored pixels a number of their own")
+        super().__init__(model, names, mask_metrics(names, ignore_index), "miou", **recipe)
+        self.decoder = decoder_by_name(decoder, model, len(names))
+        self.decoder_name, self.ignore_index = decoder, ignore_index
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, H, W) reflectance -> logits (B, classes, H, W)."""
-        return self.decoder(self.model(x))
+        blocks = self.decoder.blocks
+        return self.decoder(self.model(x) if blocks is None else self.model.intermediate_tokens(x, blocks))
 
-    def training_step(self, batch: dict, _index: int) -> Tensor:
-        loss = F.cross_entropy(self(batch["image"]), batch["mask"], ignore_index=self.ignore_index)
-        self.losses.append(float(loss.detach()))
-        return loss
+    def truth(self, batch: dict) -> Tensor:
+        return batch["mask"].long()
 
-    def test_step(self, batch: dict, _index: int) -> None:
-        self.accuracy(self(batch["image"]).argmax(1), batch["mask"])
-        self.log("accuracy", self.accuracy, on_epoch=True)
+    def loss(self, logits: Tensor, truth: Tensor) -> Tensor:
+        total = F.cross_entropy(logits.float(), truth, ignore_index=self.ignore_index, reduction="sum")
+        return total / self.weight(truth).clamp_min(1)  # 0, not NaN, where no pixel counts
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        tuned = [p for p in self.model.parameters() if p.requires_grad]
-        groups = [{"params": tuned, "lr": self.lr}, {"params": self.decoder.parameters(), "lr": self.head_lr}]
-        return torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=0.01)
+    def weight(self, truth: Tensor) -> Tensor:
+        return (truth != self.ignore_index).sum()
+
+    def facts(self) -> dict:
+        return super().facts() | {"decoder": self.decoder_name, "ignore_index": self.ignore_index}
+
+
+def class_names(classes: int | Sequence[str]) -> tuple[str, ...]:
+    """Names of classes; those of a bare number are "0", "1", ..."""
+    names = tuple(str(i) for i in range(classes)) if isinstance(classes, int) else tuple(classes)
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise ValueError(f"classes={classes!r}; give two or more different names, or their number")
+    return names
 
 
 def quiet_trainer(**options) -> lightning.Trainer:
@@ -92,7 +152,7 @@ def train_on_crops(
         seed: of decoder and crops.
     """
     lightning.seed_everything(seed, verbose=False)
-    task = Segmentation(model, classes, lr=lr, head_lr=head_lr)
+    task = Segmentation(model, classes, lr=lr, head_lr=head_lr, schedule="constant", warmup=0.0, augment=False)
     crops = ChipCrops(image, mask, model.image_size[0], "train", steps * batch_size, seed=seed)
     trainer = quiet_trainer(max_epochs=1, callbacks=list(callbacks), accelerator="cpu")
     trainer.fit(task, DataLoader(crops, batch_size))

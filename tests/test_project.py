@@ -19,14 +19,16 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Floors, from the ground: a module imports only from floors below its own.
 FLOORS = (
     {"paths"},
-    {"bands", "attention", "decoders", "results", "weights"},
+    {"bands", "attention", "decoders", "results", "weights", "metrics", "batches"},
     {"reflectance", "checkpoints"},
     {"backbones", "embedding", "datasets", "plots"},
     {"methods"},
     {"adapt"},
     {"adapters"},
-    {"costs"},
+    {"costs", "learning"},
     {"tasks", "analysis", "probes"},
+    {"training", "predict"},
+    {"metamer_test"},
     {"runner", "doctor"},
     {"__main__", "__init__"},
 )

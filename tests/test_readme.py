@@ -37,6 +37,22 @@ def test_the_second_example_continues_the_first(tmp_path, monkeypatch, capsys):
         torch.testing.assert_close(plain, scope["model"](image), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.weights
+def test_the_training_example_trains(tmp_path, monkeypatch, capsys):
+    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[2]
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    exec(code, {"pl": pl})
+    assert 0 <= float(capsys.readouterr().out.splitlines()[-1]) <= 1
+    assert (tmp_path / "runs" / "my_first" / "results.json").is_file()
+
+
+def test_every_data_set_is_named():
+    from peftlib.datasets import DATASETS
+
+    assert all(f"`{name}`" in README for name in DATASETS)
+
+
 def test_method_table_is_computed():
     with torch.device("meta"):
         vit = pl.load_backbone("scalemae_large", weights="random")

@@ -120,6 +120,8 @@ def unpack(archive: str | Path, folder: str | Path, inner: str | None = None, mo
             with tarfile.open(archive) as file:
                 _refuse([(m.name, m.size) for m in file], archive, most_bytes)
                 file.extractall(partial, filter="data")
+                while file.fileobj.read(CHUNK):  # to the end, where gzip has its checksum
+                    pass
         if inner is not None and not (partial / inner).is_dir():
             raise ValueError(f"{archive} has no folder {inner!r}, but {sorted(p.name for p in partial.iterdir())[:5]}")
         os.replace(partial / inner if inner is not None else partial, folder)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from peftlib.bands import band_set
+from peftlib.bands import SENSORS, band_set
 from peftlib.datasets import landscape, spectra
 from peftlib.datasets.base import EarthDataset
 from peftlib.datasets.metamers import PAIRS, metamers, pools
@@ -45,7 +45,10 @@ class SpectralScenes(EarthDataset):
 
     name = "spectral_scenes"
     folder = ""
+    task = "segmentation"
     classes = CLASSES
+    sensor = "sentinel2"
+    all_bands = tuple(SENSORS["sentinel2"])
     gsd = 10.0
     source = "earthlib's and pyrsr's packages"
     licence = "MIT (earthlib), Apache-2.0 (pyrsr)"

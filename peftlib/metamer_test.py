@@ -1,0 +1,126 @@
+"""The metamer test: how well methods tell apart what a camera cannot, on simulated scenes.
+
+python -m peftlib metamers     # writes data/results/spectral_scenes.csv, some minutes on two cores
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import lightning
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+import peftlib.methods as methods
+from peftlib.adapt import adapt, count_parameters
+from peftlib.backbones import load_backbone
+from peftlib.datasets.metamers import PAIRS
+from peftlib.datasets.module import EarthData
+from peftlib.datasets.spectral_scenes import SpectralScenes
+from peftlib.tasks import Segmentation
+from peftlib.training import fit
+
+COLUMNS = ("dataset", "task", "backbone", "method", "seed", "split", "metric", "value", "tuned_percent", "status")
+METHODS: dict[str, tuple[methods.Method, float]] = {  # name -> config, learning rate
+    "frozen, RGB": (methods.Frozen(), 1e-3),
+    "lora": (methods.LoRA(rank=8, alpha=8.0, new_bands="zero", train_patch_embed=True), 2e-3),
+    "deflect": (methods.Deflect(), 2e-3),
+}
+HEAD_LR = 3e-3
+
+
+def pair_accuracy(scores: Tensor, truth: Tensor) -> dict[str, float]:
+    """Share of pixels on which the true member of a pair scores above the other: 0.5 is a coin.
+
+    Args:
+        scores: (B, 10, ...) of the classes of ``spectral_scenes``; truth: (B, ...) class numbers.
+
+    Returns:
+        by pair, and their mean under ``pairs``.
+    """
+    found = {}
+    for i, name in enumerate(PAIRS):
+        member = truth - 2 * i
+        inside = (member == 0) | (member == 1)
+        second = scores[:, 2 * i + 1] > scores[:, 2 * i]
+        found[name] = float((second == (member == 1))[inside].float().mean())
+    return found | {"pairs": float(np.mean(list(found.values())))}
+
+
+def colour_ceiling(truth: Tensor) -> float:
+    """Best accuracy of red, green and blue: half of the pixels of the pairs, and all others."""
+    return 1 - 0.5 * float((truth < 2 * len(PAIRS)).float().mean())
+
+
+def pixel_forest(
+    train: SpectralScenes, test: SpectralScenes, bands: Sequence[str], seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """A random forest on the spectra of single pixels, the reference: scores (n, 10) and truth (n,) of test pixels."""
+    from sklearn.ensemble import RandomForestClassifier
+
+    def pixels(data: SpectralScenes) -> tuple[np.ndarray, np.ndarray]:
+        samples = list(data)
+        rows = [data.bands.index(band) for band in bands]
+        image = torch.stack([s["image"][rows, 2::5, 2::5] for s in samples]).transpose(0, 1).flatten(1).T
+        return image.numpy(), torch.stack([s["mask"][2::5, 2::5] for s in samples]).flatten().numpy()
+
+    spectra, classes = pixels(train)
+    forest = RandomForestClassifier(100, min_samples_leaf=2, n_jobs=-1, random_state=seed).fit(spectra, classes)
+    spectra, truth = pixels(test)
+    return torch.from_numpy(forest.predict_proba(spectra)), torch.from_numpy(truth)
+
+
+def metamer_test(
+    folder: str | Path,
+    seeds: Sequence[int] = (0, 1, 2),
+    scenes: int = 512,
+    epochs: int = 6,
+    backbone: str = "dinov2_small",
+    size: int = 56,
+    progress: bool = True,
+    methods: Mapping[str, tuple[methods.Method, float]] = METHODS,
+) -> pd.DataFrame:
+    """Train each method on the scenes and score it, and the per-pixel reference, on scenes of other spectra.
+
+    Args:
+        folder: of the runs, which go on where they were.
+        seeds: of heads, adapters and the order of scenes; the scenes are the same.
+        scenes: to train on, and to test on.
+        epochs: without early stopping.
+        backbone, size: the model and its image size in pixels.
+        methods: name -> config and learning rate.
+
+    Returns:
+        a row a run and metric, with ``COLUMNS``.
+    """
+    train, val, test = (SpectralScenes(s, n, size) for s, n in (("train", scenes), ("val", 64), ("test", scenes)))
+    held = [list(part) for part in (train, val, test)]  # made once, not once an epoch
+    vit = load_backbone(backbone, image_size=size)
+    truth = torch.stack([sample["mask"] for sample in held[2]])
+    rows = [("colour ceiling", None, 0, "accuracy", colour_ceiling(truth)), ("colour ceiling", None, 0, "pairs", 0.5)]
+    for name, bands in (("forest, RGB", ("B04", "B03", "B02")), ("forest", test.bands)):
+        for seed in seeds:
+            scores, pixel_truth = pixel_forest(train, test, bands, seed)
+            rows += _rows(name, None, seed, scores, pixel_truth)
+    for name, (method, lr) in methods.items():
+        for seed in seeds:
+            lightning.seed_everything(seed, verbose=False)
+            data = EarthData(*held, batch_size=16, seed=seed)
+            model = adapt(vit, method, train.bands).fit_normalization(data.val_dataloader())
+            task = Segmentation(model, train.classes, lr=lr, head_lr=HEAD_LR, augment=False)
+            run = Path(folder) / f"{name.replace(', ', '_')}_{seed}"
+            fit(task, data, run, epochs, seed, patience=None, monitor="loss", accelerator="cpu")
+            with torch.no_grad():
+                scores = torch.cat([task(batch["image"]) for batch in data.test_dataloader()])
+            rows += _rows(name, count_parameters(model)["percent"], seed, scores, truth)
+            if progress:
+                print(f"{name}, seed {seed}: pairs {rows[-1][-1]:.3f}", flush=True)
+    table = pd.DataFrame(rows, columns=["method", "tuned_percent", "seed", "metric", "value"])
+    table = table.assign(dataset=train.name, task=train.task, backbone=backbone, split="test", status="done")
+    return table[list(COLUMNS)]
+
+
+def _rows(name: str, percent: float | None, seed: int, scores: Tensor, truth: Tensor) -> list[tuple]:
+    metrics = {"accuracy": float((scores.argmax(1) == truth).float().mean())} | pair_accuracy(scores, truth)
+    return [(name, percent, seed, metric, value) for metric, value in metrics.items()]

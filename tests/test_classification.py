@@ -1,0 +1,232 @@
+"""The tasks: what they predict, what counts, what is logged, what is done to a batch."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from helpers import SAVANNA, adapted, images, tiny_vit
+from sklearn import metrics as reference
+from torch.utils.data import DataLoader
+from toy_data import Toy, classification, segmentation, toy_data, tuned
+
+import peftlib as pl
+from peftlib.learning import rate
+from peftlib.metrics import label_metrics, mask_metrics, multilabel_metrics
+from peftlib.tasks import Classification, Segmentation, quiet_trainer
+
+
+def batch(n: int = 4, **options) -> dict:
+    return next(iter(DataLoader(Toy(n, **options), n, collate_fn=toy_data().val_dataloader().collate_fn)))
+
+
+# --- predictions and losses ---
+
+
+@pytest.mark.parametrize("options", [dict(), dict(class_token=False, global_pool="avg", reg_tokens=0)])
+def test_the_head_reads_class_token_and_mean_of_patches(options):
+    model = adapted(pl.LoRA(), SAVANNA, vit=tiny_vit(**options))
+    task, x = Classification(model, 3), images(SAVANNA)
+    tokens = model(x)
+    parts = [tokens[:, 0]] if not options else []
+    expected = task.head(torch.cat([*parts, tokens[:, -16:].mean(1)], dim=1))
+    torch.testing.assert_close(task(x), expected)
+    assert task(x).shape == (2, 3)
+
+
+def test_losses_are_those_of_the_formula():
+    b = batch()
+    task = classification()
+    log_p = task(b["image"]).log_softmax(1)
+    expected = -sum(log_p[i, label] for i, label in enumerate(b["label"])) / 4
+    torch.testing.assert_close(task.training_step(b, 0), expected)
+    several = classification(multilabel=True)
+    b = batch(multilabel=True)
+    p, y = several(b["image"]).sigmoid(), b["label"]
+    torch.testing.assert_close(several.training_step(b, 0), -(y * p.log() + (1 - y) * (1 - p).log()).mean())
+
+
+@pytest.mark.parametrize("decoder", ["linear", "unet", "upernet"])
+def test_a_batch_without_a_known_pixel_costs_nothing_and_gives_no_nan(decoder):
+    task, b = segmentation(decoder=decoder).train(), batch(1)
+    b["mask"][:] = -1
+    loss = task.training_step(b, 0)
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert all(p.grad is None or not p.grad.any() for p in task.parameters())
+
+
+@pytest.mark.parametrize("make", [classification, segmentation])
+def test_batches_of_one_image_and_of_one_class(make):
+    b = batch(1)
+    b["mask"][:] = 0
+    loss = make().train().training_step(b, 0)
+    loss.backward()
+    assert loss.isfinite() and loss > 0
+
+
+def test_the_decoder_is_chosen_by_name():
+    logits = {name: segmentation(decoder=name)(images(SAVANNA)) for name in ("linear", "unet", "upernet")}
+    assert {tuple(t.shape) for t in logits.values()} == {(2, 2, 32, 32)}
+    assert not torch.allclose(logits["unet"], logits["upernet"], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (dict(decoder="fcn"), "'fcn'; choose from linear"),
+        (dict(ignore_index=1), "ignore_index=1 is a class"),
+        (dict(schedule="step"), "'step'; choose from"),
+        (dict(warmup=1.0), "warmup=1.0; it is a share"),
+    ],
+)
+def test_impossible_options_are_refused(options, says):
+    with pytest.raises(ValueError, match=says):
+        segmentation(**options)
+
+
+@pytest.mark.parametrize("classes", [1, 0, ("a",), ("a", "a")])
+def test_classes_need_different_names(classes):
+    with pytest.raises(ValueError, match="two or more different names"):
+        Classification(adapted(pl.Frozen(), SAVANNA), classes)
+
+
+# --- optimiser and schedule ---
+
+
+@pytest.mark.parametrize("method", [pl.Frozen(), pl.LoRA(), pl.Full(new_bands="ignore")])
+@pytest.mark.parametrize("make", [classification, lambda m: segmentation(m, decoder="unet")])
+def test_the_optimiser_holds_tuned_parameters_and_the_head_alone(make, method):
+    task = make(method)
+    task.lr, task.head_lr = 0.25, 0.5
+    groups = task.configure_optimizers().param_groups
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    head = {id(p): 0.5 for name, p in task.named_parameters() if not name.startswith("model.")}
+    assert rates == {id(p): 0.25 for p in task.model.parameters() if p.requires_grad} | head
+    assert len(head) >= 2
+
+
+def test_rates_rise_linearly_and_fall_with_half_a_cosine():
+    found = [rate(step, 10, 0.2, "cosine") for step in range(11)]
+    expected = [1 / 3, 2 / 3, *(0.5 + 0.5 * math.cos(math.pi * k / 8) for k in range(9))]
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    assert found[2] == 1 and found[6] == pytest.approx(0.5) and found[10] == 0 == rate(99, 10, 0.2, "cosine")
+    assert [rate(step, 10, 0.2, "constant") for step in (0, 1, 2, 9)] == [1 / 3, 2 / 3, 1, 1]
+    assert [rate(step, 4, 0.0, "constant") for step in range(4)] == [1] * 4
+    assert rate(0, 1, 0.0, "cosine") == 1
+
+
+# --- metrics ---
+
+TRUTH = np.array([0, 0, 0, 1, 1, 2, 2, 2, 2, -1, -1])
+SAID = np.array([0, 1, 0, 1, 3, 2, 2, 0, 2, 1, 4])  # 3 is said and never true, 4 only where nothing is known
+KNOWN = TRUTH >= 0
+
+
+def scores(metrics, *batches) -> dict[str, float]:
+    for said, truth in batches:
+        metrics.update(torch.as_tensor(said), torch.as_tensor(truth))
+    return {name: float(value) for name, value in metrics.compute().items()}
+
+
+def test_scores_of_masks_are_scikit_learns():
+    """In two batches, with ignored pixels, a class that never occurs, and one that is nowhere."""
+    shape = (1, 1, -1)
+    parts = [(SAID[:4].reshape(shape), TRUTH[:4].reshape(shape)), (SAID[4:].reshape(shape), TRUTH[4:].reshape(shape))]
+    found = scores(mask_metrics("abcde", -1), *parts)
+    truth, said = TRUTH[KNOWN], SAID[KNOWN]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        balanced = reference.balanced_accuracy_score(truth, said)
+    assert found["accuracy"] == pytest.approx(reference.accuracy_score(truth, said))
+    assert found["balanced_accuracy"] == pytest.approx(balanced)
+    assert found["macro_f1"] == pytest.approx(reference.f1_score(truth, said, average="macro"))
+    each = reference.jaccard_score(truth, said, average=None)
+    assert [found[f"iou_{c}"] for c in "abcd"] == pytest.approx(list(each)) and math.isnan(found["iou_e"])
+    assert found["miou"] == pytest.approx(each.mean())
+    # By hand: class a has 2 right of 3 true and 3 said, b 1 of 2 and 2, c 3 of 4 and 3, d 0 of 0 and 1.
+    assert found["miou"] == pytest.approx((2 / 4 + 1 / 3 + 3 / 4 + 0) / 4)
+    assert found["balanced_accuracy"] == pytest.approx((2 / 3 + 1 / 2 + 3 / 4) / 3)
+
+
+def test_scores_of_labels_are_scikit_learns():
+    truth, said = np.array([0, 1, 1, 2, 0, 1]), np.array([0, 1, 2, 2, 1, 1])
+    found = scores(label_metrics("abc"), (said, truth))
+    assert found == pytest.approx(
+        {
+            "accuracy": reference.accuracy_score(truth, said),
+            "balanced_accuracy": reference.balanced_accuracy_score(truth, said),
+            "macro_f1": reference.f1_score(truth, said, average="macro"),
+        }
+    )
+
+
+def test_scores_of_several_labels_are_scikit_learns():
+    draw = np.random.default_rng(0)
+    p, y = draw.random((20, 4)).astype(np.float32), (draw.random((20, 4)) > 0.6).astype(int)
+    y[:, 3], p[:, 3] = 0, p[:, 3] / 2.1  # a class that neither occurs nor is said
+    found = scores(multilabel_metrics("abcd"), (p[:7], y[:7]), (p[7:], y[7:]))
+    said = (p > 0.5).astype(int)
+    assert found == pytest.approx(
+        {
+            "map": reference.average_precision_score(y[:, :3], p[:, :3], average="macro"),
+            "micro_map": reference.average_precision_score(y, p, average="micro"),
+            "macro_f1": reference.f1_score(y[:, :3], said[:, :3], average="macro"),
+            "micro_f1": reference.f1_score(y, said, average="micro"),
+        }
+    )
+
+
+@pytest.mark.parametrize("make", [classification, segmentation, lambda: classification(multilabel=True)])
+def test_validation_and_test_log_the_same_names_and_numbers(make):
+    task = make()
+    data = Toy(5, multilabel=getattr(task, "multilabel", False))
+    loader = DataLoader(data, 2, collate_fn=toy_data().val_dataloader().collate_fn)
+    trainer = quiet_trainer(accelerator="cpu")
+    (val,) = trainer.validate(task, loader, verbose=False)
+    (test,) = trainer.test(task, loader, verbose=False)
+    assert val == test and task.monitor in val
+    logits = task(torch.stack([s["image"] for s in data]))
+    truth = torch.stack([torch.as_tensor(s["mask" if isinstance(task, Segmentation) else "label"]) for s in data])
+    assert val["loss"] == pytest.approx(float(task.loss(logits, truth).detach()), rel=1e-5)
+    if not getattr(task, "multilabel", False):
+        counts = truth != -1
+        assert val["accuracy"] == pytest.approx(float((logits.argmax(1) == truth)[counts].float().mean()))
+
+
+# --- what is done to a batch ---
+
+
+def stepped(task, data: Toy, training: bool) -> dict:
+    """The batch as a step gets it."""
+    seen, truth = [], task.truth
+    task.truth = lambda b: truth(seen.append(b) or b)
+    trainer = quiet_trainer(accelerator="cpu", max_epochs=1)
+    loader = DataLoader(data, 4, collate_fn=toy_data().val_dataloader().collate_fn)
+    trainer.fit(task, loader) if training else trainer.validate(task, loader, verbose=False)
+    return seen[0]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("augment", [True, False])
+def test_batches_are_turned_in_training_only(augment, training):
+    data = Toy(4)
+    x, mask = (torch.stack([sample[key] for sample in data]) for key in ("image", "mask"))
+    b = stepped(segmentation(augment=augment), data, training)
+    assert torch.equal(b["image"], x) == torch.equal(b["mask"], mask) == (not (augment and training))
+
+
+def test_images_are_brought_to_the_models_size_and_scored_there():
+    b = stepped(segmentation(), Toy(4, size=(50, 70)), training=False)
+    assert b["image"].shape == (4, 4, 32, 32) and b["mask"].shape == (4, 32, 32)
+    assert b["bands"] == SAVANNA and len(b["meta"]) == 4
+
+
+def test_what_is_tuned_is_the_adapter_and_the_head():
+    task = classification(pl.Deflect())
+    state = tuned(task)
+    assert {name for name in state if not name.startswith("model.")} == {"head.weight", "head.bias"}
+    assert {name.removeprefix("model.") for name in state if name.startswith("model.")} == set(
+        task.model.adapter_state()
+    )

@@ -1,0 +1,292 @@
+"""What single data sets have of their own: splits, other layouts, odd names, values without data."""
+
+import json
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from archives import (
+    METADATA,
+    NO_PLACE,
+    PATCH,
+    SIZE,
+    ben,
+    burn_scars,
+    eurosat,
+    l8biome,
+    mados,
+    marida,
+    marida_crops,
+    sen1floods11,
+    write_text,
+    write_tif,
+)
+
+from peftlib.datasets import DATASETS, load
+from peftlib.datasets.marida import TEST_SCENES, VAL_SCENES
+
+
+def stems(dataset) -> list[str]:
+    return [(item[0] if isinstance(item, tuple) else item).stem for item in dataset.items]
+
+
+# --- EuroSAT ---------------------------------------------------------------------------------------------------------
+
+
+def test_eurosats_lists_are_torchgeos(tmp_path):
+    archive = eurosat(tmp_path)
+    for name, chips in (("val", "River_1.jpg SeaLake_2.jpg"), ("spatial-test", "Forest_3.tif")):
+        write_text(tmp_path / f"eurosat-{name}.txt", *chips.split(), "")
+    assert stems(archive.load()) == ["Forest_7"]
+    assert stems(archive.load(split="val")) == ["River_1", "SeaLake_2"]
+    assert stems(archive.load(split="test", spatial=True)) == ["Forest_3"]
+    with pytest.raises(FileNotFoundError, match=r"eurosat-spatial-train\.txt"):
+        archive.load(spatial=True)
+
+
+def test_eurosat_in_folders_of_classes(tmp_path):
+    """The layout of small subsets: no lists, no val."""
+    for path in ("train/Forest/Forest_2.tif", "train/AnnualCrop/AnnualCrop_1.tif", "test/River/River_9.tif"):
+        write_tif(tmp_path / path, np.full((13, SIZE, SIZE), 1500, np.uint16))
+    train = load("eurosat", root=tmp_path)
+    assert stems(train) == ["AnnualCrop_1", "Forest_2"] and [s["label"] for s in train] == [0, 1]
+    assert [s["label"] for s in load("eurosat", root=tmp_path, split="test")] == [8]
+    for options in ({"split": "val"}, {"spatial": True}):
+        with pytest.raises(FileNotFoundError, match=r"'val'|eurosat-spatial-train"):
+            load("eurosat", root=tmp_path, **options)
+    write_tif(tmp_path / "train/Lake/Lake_1.tif", np.full((13, SIZE, SIZE), 1500, np.uint16))
+    with pytest.raises(ValueError, match="'Lake' is no class"):
+        load("eurosat", root=tmp_path)
+
+
+def test_eurosats_last_band_is_b8a(tmp_path):
+    archive = eurosat(tmp_path)
+    write_tif(archive.files[0], np.tile(np.arange(13, dtype=np.uint16)[:, None, None], (1, SIZE, SIZE)) + 1000)
+    bands = ("B8A", "B09", "B04", "B03", "B02")
+    assert (archive.load(bands=bands)[0]["image"][:, 0, 0] * 1e4).round().tolist() == [1012, 1008, 1003, 1002, 1001]
+
+
+def test_an_image_with_other_bands_is_refused(tmp_path):
+    archive = eurosat(tmp_path)
+    write_tif(archive.files[0], np.full((12, SIZE, SIZE), 1500, np.uint16))
+    with pytest.raises(ValueError, match=r"Forest_7\.tif: image of shape \(12, 12, 12\), need \(13, H, W\)"):
+        archive.load()[0]
+
+
+# --- burn scars ------------------------------------------------------------------------------------------------------
+
+
+def test_fill_values_of_hls_are_no_data(tmp_path):
+    archive = burn_scars(tmp_path)
+    archive.image[0, 0, 0], archive.image[5, 1, 1] = -9999, 9999
+    archive.store(archive.image)
+    image = archive.load()[0]["image"]
+    assert torch.isnan(image).nonzero().tolist() == [[0, 0, 0], [5, 1, 1]]
+
+
+def test_a_line_that_fits_two_images_is_refused(tmp_path):
+    archive = burn_scars(tmp_path)
+    write_tif(tmp_path / "validation" / archive.files[0].name, archive.image.astype(np.float32))
+    with pytest.raises(FileNotFoundError, match=r"'T10SEH.2018190.v1' of splits/train.txt \(2\)"):
+        archive.load()
+
+
+def test_burn_scars_need_the_leak_free_lists(tmp_path):
+    archive = burn_scars(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"splits/val\.txt.*Prithvi-EO-2\.0-300M-BurnScars \(folder splits\)"):
+        archive.load(split="val")
+
+
+# --- MADOS -----------------------------------------------------------------------------------------------------------
+
+
+def test_mados_knows_bands_of_both_satellites(tmp_path):
+    archive = mados(tmp_path)
+    nm = {"442": 443, "559": 560, "739": 740, "780": 783, "864": 865, "1610": 1614, "2186": 2202}
+    for path in archive.files:
+        other = next((str(v) for k, v in nm.items() if f"_{k}_" in path.name), None)
+        if other:
+            path.rename(path.with_name(path.name.replace(f"_{path.stem.split('_')[-2]}_", f"_{other}_")))
+    np.testing.assert_allclose(archive.load()[0]["image"], archive.image, rtol=1e-5)
+
+
+@pytest.mark.parametrize("nm", ["900", "rgb", "495"])
+def test_a_file_that_is_no_band_of_mados_is_refused(tmp_path, nm):
+    archive = mados(tmp_path)
+    name = f"Scene_5_L2R_rhorc_{nm}_11.tif"
+    archive.files[1].with_name(name).write_bytes(archive.files[1].read_bytes())
+    with pytest.raises(ValueError, match=f"{name}: {nm} nm is no band"):
+        archive.load()[0]
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (6, 4), (2, 6, 6)])
+def test_a_band_on_a_grid_that_does_not_fit_is_refused(tmp_path, shape):
+    archive = mados(tmp_path)
+    write_tif(archive.files[4], np.full(shape, 0.1, np.float32), NO_PLACE)
+    with pytest.raises(ValueError, match="need one band whose grid fits") as refused:
+        archive.load()[0]
+    assert str(archive.files[4]) in str(refused.value)
+
+
+def test_pixel_numbers_are_no_place(tmp_path):
+    """MADOS names a reference system, and no place in it."""
+    archive = mados(tmp_path)
+    write_tif(archive.files[1], archive.image[1].astype(np.float32), ("EPSG:4326", None))
+    assert "location" not in archive.load()[0]["meta"]
+
+
+# --- Sen1Floods11 ----------------------------------------------------------------------------------------------------
+
+
+def test_sen1floods11_has_bolivia_apart(tmp_path):
+    archive = sen1floods11(tmp_path)
+    lists = tmp_path / "v1.1/splits/flood_handlabeled"
+    for part in ("valid", "test", "bolivia"):
+        write_text(lists / f"flood_{part}_data.csv", f"{part}_1_S1Hand.tif,{part}_1_LabelHand.tif")
+    found = {split: stems(archive.load(split=split))[0] for split in DATASETS["sen1floods11"].splits}
+    assert found == {
+        "train": "Mekong_52610_S2Hand",
+        "val": "valid_1_S2Hand",
+        "test": "test_1_S2Hand",
+        "bolivia": "bolivia_1_S2Hand",
+    }
+
+
+def test_only_a_pixel_without_any_light_has_no_data(tmp_path):
+    archive = sen1floods11(tmp_path)
+    archive.image[:, 3, 4] = 0
+    archive.image[10, 5, 6] = 0  # a cirrus band may be 0
+    archive.store(archive.image)
+    image = archive.load()[0]["image"]
+    assert torch.isnan(image).any(0).nonzero().tolist() == [[3, 4]] and image[10, 5, 6] == 0
+
+
+def test_dates_of_events_are_optional_but_not_nonsense(tmp_path):
+    archive = sen1floods11(tmp_path)
+    path = tmp_path / "v1.1" / "Sen1Floods11_Metadata.geojson"
+    path.write_text("[1]")
+    with pytest.raises(ValueError, match=r"Sen1Floods11_Metadata\.geojson is not"):
+        archive.load()
+    path.unlink()
+    assert "date" not in archive.load()[0]["meta"]
+
+
+# --- BigEarthNet -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def patches(tmp_path, monkeypatch):
+    monkeypatch.setattr(pd, "read_parquet", lambda path, columns: pd.read_json(path)[columns])
+    return ben(tmp_path)
+
+
+def test_the_7k_protocol_is_its_lists(patches):
+    write_text(patches.root / "reBEN_7k" / "ood.txt", METADATA["patch_id"][2])
+    assert [item[0] for item in patches.load().items] == [PATCH]
+    assert [item[0] for item in patches.load(split="ood").items] == [METADATA["patch_id"][2]]
+    write_text(patches.listed, PATCH, "S2A_unknown_1_2")
+    with pytest.raises(ValueError, match="lacks 1 of 2 patches"):
+        patches.load()
+
+
+def test_all_patches_hold_austria_and_ireland_out(patches):
+    found = {s: [i[0] for i in patches.load(split=s, protocol="all").items] for s in ("train", "test", "ood")}
+    assert found == {"train": [PATCH], "test": [METADATA["patch_id"][1]], "ood": [METADATA["patch_id"][2]]}
+    with pytest.raises(ValueError, match="choose from"):
+        patches.load(protocol="8k")
+
+
+def test_labels_that_are_no_classes_are_refused(patches):
+    (patches.root / "metadata.parquet").write_text(json.dumps(METADATA | {"labels": [["Sea"]] * 4}))
+    with pytest.raises(ValueError, match=r"labels \['Sea'\] are no classes"):
+        patches.load()[0]
+
+
+def test_damaged_metadata_is_named(patches):
+    path = patches.root / "metadata.parquet"
+    for text in ("nonsense", '{"patch_id": ["a"]}'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"metadata\.parquet is not BigEarthNet's"):
+            patches.load()
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"no metadata\.parquet"):
+        patches.load()
+
+
+def test_real_parquet_is_read(tmp_path):
+    pytest.importorskip("pyarrow", reason="reading BigEarthNet's metadata needs pyarrow")
+    archive = ben(tmp_path)
+    pd.DataFrame(METADATA).to_parquet(tmp_path / "metadata.parquet")
+    assert archive.load()[0]["label"].tolist() == archive.truth
+
+
+# --- MARIDA ----------------------------------------------------------------------------------------------------------
+
+
+def test_marida_by_task(tmp_path):
+    archive = marida(tmp_path)
+    mask = np.zeros((SIZE, SIZE), np.int16)
+    mask[0, :3] = (1, 7, 15)
+    write_tif(archive.mask, mask)
+    label = archive.load(task="multilabel")[0]["label"]
+    assert label.nonzero().flatten().tolist() == [0, 6, 14] and label.shape == (15,)
+    assert archive.load(task="multilabel").task == "multilabel" and DATASETS["marida"].task == "segmentation"
+    mask[0, 0] = 16
+    write_tif(archive.mask, mask)
+    with pytest.raises(ValueError, match=r"_cl\.tif: mask holds \[0, 7, 15, 16\]"):
+        archive.load(task="multilabel")[0]
+    with pytest.raises(ValueError, match="choose from"):
+        archive.load(task="detection")
+
+
+def test_marida_without_lists_is_split_by_scene(tmp_path):
+    archive = marida_crops(tmp_path)
+    for scene in (*VAL_SCENES, *TEST_SCENES, "S2_1-1-20_99XXX"):
+        for n in (0, 10):
+            (tmp_path / "images" / f"{scene}_{n}.tif").write_bytes(archive.files[0].read_bytes())
+    scenes = {s: {stem.rsplit("_", 1)[0] for stem in stems(archive.load(split=s))} for s in ("train", "val", "test")}
+    assert scenes == {
+        "train": {"S2_12-12-20_16PCC", "S2_1-1-20_99XXX"},
+        "val": set(VAL_SCENES),
+        "test": set(TEST_SCENES),
+    }
+
+
+def test_integers_of_marida_have_their_own_no_data(tmp_path):
+    archive = marida_crops(tmp_path)
+    values = (archive.image * 1e4).round().astype(np.int16)
+    values[:, 0, 0], values[2, 1, 1] = -32768, -5
+    write_tif(archive.files[0], values)
+    image = archive.load()[0]["image"]
+    assert torch.isnan(image).any(0).nonzero().tolist() == [[0, 0]]
+    assert image[2, 1, 1] == pytest.approx(-5e-4)
+
+
+# --- L8 Biome --------------------------------------------------------------------------------------------------------
+
+
+def test_l8biome_in_the_publishers_layout(tmp_path):
+    archive = l8biome(tmp_path)
+    write_tif(archive.files[0], archive.image.astype(np.float32), NO_PLACE)
+    for folder in ("Images", "Masks"):
+        (tmp_path / "train" / folder.lower()).rename(tmp_path / "train" / folder)
+    sample = archive.load()[0]
+    np.testing.assert_allclose(sample["image"], archive.image, rtol=1e-5)
+    assert 280 <= sample["image"][-1].min() <= 300 and sample["bands"][-1] == "B10"
+
+
+def test_l8biome_needs_a_biome_in_the_name(tmp_path):
+    archive = l8biome(tmp_path)
+    for folder, path in (("images", archive.files[0]), ("masks", archive.mask)):
+        path.rename(tmp_path / "train" / folder / "Mars_03_0209.tif")
+    with pytest.raises(ValueError, match=r"Mars_03_0209\.tif: the name does not begin with a biome"):
+        archive.load()[0]
+
+
+def test_dates_come_from_names(tmp_path):
+    with pytest.raises(ValueError, match="no year and day in the name"):
+        sys.modules["peftlib.datasets.burn_scars"].date_of(tmp_path / "chip_merged.tif")
+    with pytest.raises(ValueError, match="no day in the name"):
+        sys.modules["peftlib.datasets.marida"].date_of(tmp_path / "patch.tif")

@@ -1,0 +1,99 @@
+"""The readers on real images, where ``PEFTLIB_DATA`` points to a folder that has them."""
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from peftlib.bands import THERMAL_FROM, default_statistics
+from peftlib.datasets import DATASETS, load
+
+SPLITS = {"eurosat": ("train", "test"), "marida": ("train", "val", "test"), "l8biome": ("train", "val", "test")}
+
+
+def real(name: str) -> dict:
+    """Split -> data set, or a skip that says what is missing."""
+    cls = DATASETS[name]
+    where = os.environ.get("PEFTLIB_DATA")
+    if not where:
+        pytest.skip("PEFTLIB_DATA is not set: no real images")
+    names = (cls.folder, *cls.other_folders)
+    if not any((Path(where) / folder).is_dir() for folder in names):
+        pytest.skip(f"PEFTLIB_DATA={where} has none of {names}")
+    return {split: load(name, split=split) for split in SPLITS[name]}
+
+
+def few(dataset, count: int = 12) -> list[dict]:
+    """Samples from all over a data set."""
+    return [dataset[i] for i in range(0, len(dataset), max(1, len(dataset) // count))]
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_images_look_like_reflectance(name):
+    """Means near the sensor's defaults where these are of the same place, else in the range of land, sea or clouds."""
+    splits = real(name)
+    images = torch.stack([s["image"].nanmean((1, 2)) for dataset in splits.values() for s in few(dataset)])
+    bands = next(iter(splits.values())).band_set
+    expected, _ = default_statistics(bands)
+    for i, (band, mean) in enumerate(zip(bands.names, images.mean(0).tolist(), strict=True)):
+        if bands.wavelengths[i] >= THERMAL_FROM:
+            assert 260 < mean < 310, band
+        elif name == "eurosat":
+            assert 0.7 < mean / expected[i] < 1.4, band  # the defaults are EuroSAT's own
+        elif name == "marida":
+            assert 0.005 < mean < 0.1, band
+        elif band != "B9":  # cirrus
+            assert 0.1 < mean < 0.8, band
+
+
+def test_vegetation_is_where_the_labels_say():
+    """Red and near infrared have their names: forests are green and bright in the near infrared, water is neither."""
+    ndvi = {"Forest": [], "SeaLake": []}
+    dataset = real("eurosat")["train"]
+    red, nir, b8a, vapour = (dataset.bands.index(band) for band in ("B04", "B08", "B8A", "B09"))
+    for path, sample in zip(dataset.items, dataset, strict=True):
+        if path.parent.name in ndvi:
+            mean = sample["image"].mean((1, 2))
+            ndvi[path.parent.name].append(float((mean[nir] - mean[red]) / (mean[nir] + mean[red])))
+            assert path.parent.name != "Forest" or mean[b8a] > 2 * mean[vapour]  # B8A is last, not ninth
+    assert min(ndvi["Forest"]) > 0.5 > 0.2 > sum(ndvi["SeaLake"]) / len(ndvi["SeaLake"])
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_no_file_is_in_two_splits(name):
+    items = [item for dataset in real(name).values() for item in dataset.items]
+    names = [(item[0] if isinstance(item, tuple) else item).name for item in items]
+    assert max(Counter(names).values()) == 1
+
+
+def test_no_scene_is_in_two_splits():
+    splits = real("marida")
+    scenes = {split: {item[0].stem.rsplit("_", 1)[0] for item in dataset.items} for split, dataset in splits.items()}
+    assert not scenes["train"] & scenes["val"] and not (scenes["train"] | scenes["val"]) & scenes["test"]
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_every_class_is_in_train(name):
+    dataset = real(name)["train"]
+    if dataset.task == "classification":
+        found = {item.parent.name for item in dataset.items}
+        assert found == set(dataset.classes)
+    else:
+        found = {number for sample in dataset for number in sample["mask"].unique().tolist()}
+        assert found - {-1} == set(range(len(dataset.classes)))
+
+
+def test_clouds_are_bright_and_cold():
+    dataset, sums = real("l8biome")["train"], torch.zeros(4, 3, dtype=torch.float64)
+    blue, kelvin = dataset.bands.index("B2"), dataset.bands.index("B10")
+    for sample in dataset:
+        if sample["meta"]["biome"] == "SnowIce":
+            continue  # bright and cold without clouds
+        for number in range(4):
+            pixels = sample["image"][:, sample["mask"] == number].double()
+            sums[number] += torch.tensor([pixels[blue].sum(), pixels[kelvin].sum(), pixels.shape[1]])
+    brightness, temperature = sums[:, 0] / sums[:, 2], sums[:, 1] / sums[:, 2]
+    clear, cloud = dataset.classes.index("clear"), dataset.classes.index("cloud")
+    assert brightness[cloud] > brightness[clear] + 0.1 and temperature[cloud] < temperature[clear]

@@ -1,0 +1,181 @@
+"""The data module, and what is done to a whole batch: turns, flips, sizes."""
+
+import types
+
+import numpy as np
+import pytest
+import torch
+from helpers import SAVANNA, adapted
+from hypothesis import given
+from hypothesis import strategies as st
+from toy_data import Toy, toy_data
+
+import peftlib as pl
+from peftlib.batches import random_turn, resize_image, resize_mask, turn
+from peftlib.datasets import ChipCrops
+from peftlib.datasets.module import EarthData
+
+# --- batches and order ---
+
+
+def order(loader, epoch: int | None = None) -> list[str]:
+    if epoch is not None:
+        loader.sampler.set_epoch(epoch)
+    return [meta["source"] for batch in loader for meta in batch["meta"]]
+
+
+def in_process(data: EarthData, rank: int, world: int) -> EarthData:
+    data.trainer = types.SimpleNamespace(global_rank=rank, world_size=world)
+    return data
+
+
+def test_batches_have_the_form_of_collate():
+    batch = next(iter(toy_data(batch_size=3).train_dataloader()))
+    assert batch["image"].shape == (3, 4, 32, 32) and batch["mask"].shape == (3, 32, 32)
+    assert batch["label"].dtype == torch.long and batch["bands"] == SAVANNA and len(batch["meta"]) == 3
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    loader = toy_data(seed=3).train_dataloader()
+    torch.manual_seed(99)
+    first, second = order(loader, 0), order(loader, 1)
+    assert sorted(first) == sorted(second) == [f"toy {i}" for i in range(8)]
+    assert first != second and first != sorted(first)
+    again = toy_data(seed=3).train_dataloader()
+    assert (order(again, 1), order(again, 0)) == (second, first)
+    assert order(toy_data(seed=4).train_dataloader(), 0) != first
+
+
+def test_evaluation_keeps_the_order_of_the_set():
+    data = toy_data(val=5)
+    assert order(data.val_dataloader()) == [f"toy {i}" for i in range(5)] and len(data.val_dataloader()) == 2
+    assert len(order(data.test_dataloader())) == 4
+
+
+def test_processes_share_images_and_evaluate_each_once():
+    whole = order(toy_data(train=7).train_dataloader(), 0)
+    parts = [order(in_process(toy_data(train=7), rank, 2).train_dataloader(), 0) for rank in (0, 1)]
+    assert [len(part) for part in parts] == [4, 4] and set(parts[0]) | set(parts[1]) == set(whole)
+    val = [order(in_process(toy_data(val=5), rank, 2).val_dataloader()) for rank in (0, 1)]
+    assert val == [["toy 0", "toy 2", "toy 4"], ["toy 1", "toy 3"]]
+
+
+def test_workers_read_the_same_batches():
+    alone, ahead = toy_data().train_dataloader(), toy_data(workers=2, prefetch=3).train_dataloader()
+    assert ahead.num_workers == 2 and ahead.prefetch_factor == 3 and ahead.persistent_workers
+    for one, other in zip(alone, ahead, strict=True):
+        assert torch.equal(one["image"], other["image"]) and one["meta"] == other["meta"]
+
+
+def test_normalisation_is_fitted_from_the_training_images():
+    data, model = toy_data(batch_size=3), adapted(pl.Deflect(), SAVANNA)
+    model.fit_normalization(data.train_dataloader())
+    nir = torch.stack([sample["image"][3] for sample in data.train])
+    torch.testing.assert_close(model.reflectance.mean.squeeze(), nir.mean())
+    torch.testing.assert_close(model.reflectance.std.squeeze(), nir.std(correction=0), rtol=1e-4, atol=0)
+
+
+def test_samples_of_tensors_alone_are_stacked():
+    """Such as ``ChipCrops`` gives, which knows neither bands nor source."""
+    image = torch.rand(4, 20, 60)
+    crops = [ChipCrops(image, image[0].long(), 16, part, 4, gap=4) for part in ("train", "test", "test")]
+    batch = next(iter(EarthData(*crops, batch_size=2).train_dataloader()))
+    assert batch["image"].shape == (2, 4, 16, 16) and batch["mask"].shape == (2, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: EarthData(Toy(0), Toy(1)), r"no images in \['train'\]"),
+        (lambda: EarthData(Toy(1), Toy(1), Toy(0)), r"no images in \['test'\]"),
+        (lambda: toy_data(batch_size=0), "batch_size=0.*at least 1"),
+        (lambda: toy_data(workers=-1), "workers=-1.*at least 0"),
+        (lambda: toy_data(prefetch=0), "prefetch=0.*at least 1"),
+        (lambda: EarthData(Toy(1), Toy(1)).test_dataloader(), "no test part"),
+    ],
+)
+def test_impossible_data_are_refused(make, says):
+    with pytest.raises(ValueError, match=says):
+        make()
+
+
+def test_sets_of_different_bands_are_refused():
+    other = Toy(1)
+    other.bands = ("B04", "B03", "B02", "B08")
+    with pytest.raises(ValueError, match=r"different bands: .*'val': \('B04'"):
+        EarthData(Toy(1), other)
+
+
+# --- turns and flips ---
+
+
+def by_hand(x: torch.Tensor, choice: int) -> torch.Tensor:
+    """The symmetry that the bits of a number say, by rot90 and flips: to transpose is a quarter turn and a flip."""
+    if choice & 1:
+        x = torch.flip(x, (-1,))
+    if choice & 2:
+        x = torch.flip(x, (-2,))
+    return torch.rot90(x, 1, (-2, -1)).flip(-2) if choice & 4 else x
+
+
+def test_the_eight_choices_are_the_symmetries_of_the_square():
+    x = torch.arange(16.0).view(1, 1, 4, 4)
+    turned = {tuple(turn(x, torch.tensor([choice])).flatten().tolist()) for choice in range(8)}
+    plain = [torch.rot90(x, k, (-2, -1)) for k in range(4)]
+    assert turned == {tuple(form.flatten().tolist()) for y in plain for form in (y, y.flip(-1))}
+
+
+@given(choices=st.lists(st.integers(0, 7), min_size=1, max_size=6), side=st.integers(1, 6), seed=st.integers(0, 9))
+def test_each_image_and_its_mask_take_their_own_turn(choices, side, seed):
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.rand(len(choices), 3, side, side, generator=draw)
+    mask = (x[:, 0] * 100).long()
+    images, masks = turn(x, torch.tensor(choices)), turn(mask, torch.tensor(choices))
+    for i, choice in enumerate(choices):
+        assert torch.equal(images[i], by_hand(x[i], choice)) and torch.equal(masks[i], by_hand(mask[i], choice))
+    assert torch.equal((images[:, 0] * 100).long(), masks)
+
+
+def test_random_turns_are_all_there_and_reach_image_and_mask():
+    x = torch.arange(64.0).view(1, 1, 8, 8).repeat(200, 2, 1, 1)
+    images, masks = random_turn(x, x[:, 0].long())
+    assert torch.equal(images[:, 0].long(), masks) and torch.equal(images[:, 0], images[:, 1])
+    counts = np.unique(images.flatten(1).numpy(), axis=0, return_counts=True)[1]
+    assert len(counts) == 8 and counts.min() >= 10
+    assert random_turn(x)[1] is None
+
+
+def test_an_image_that_is_not_square_keeps_its_size():
+    x = torch.arange(12.0).view(1, 1, 3, 4).repeat(100, 1, 1, 1)
+    images, _ = random_turn(x)
+    assert images.shape == x.shape and len({tuple(i.flatten().tolist()) for i in images}) == 4
+
+
+# --- sizes ---
+
+
+def test_masks_are_resized_to_the_class_at_the_centre():
+    mask = torch.arange(16).view(1, 4, 4)
+    assert resize_mask(mask, (2, 2)).tolist() == [[[5, 7], [13, 15]]]
+    assert torch.equal(resize_mask(mask, (8, 8)), mask.repeat_interleave(2, 1).repeat_interleave(2, 2))
+    assert resize_mask(mask, (4, 4)) is mask
+    for size in ((3, 5), (6, 2), (7, 7)):
+        expected = torch.nn.functional.interpolate(mask[None].float(), size, mode="nearest-exact")[0].long()
+        assert torch.equal(resize_mask(mask, size), expected)
+
+
+def test_images_are_resized_bilinearly_with_their_mask():
+    x = torch.rand(2, 3, 10, 12)
+    assert resize_image(x, (10, 12)) is x
+    larger = torch.nn.functional.interpolate(x, (20, 30), mode="bilinear")
+    torch.testing.assert_close(resize_image(x, (20, 30)), larger)
+    blocks = torch.tensor([[0, 1], [2, 3]]).repeat_interleave(6, 0).repeat_interleave(6, 1)[None]
+    smaller = resize_image(blocks[None].float(), (4, 4))[0]
+    assert torch.equal(smaller[:, ::3, ::3].round().long(), resize_mask(blocks, (4, 4))[:, ::3, ::3])
+
+
+def test_missing_pixels_stay_missing():
+    x = torch.rand(1, 1, 8, 8)
+    x[..., 2, 2] = float("nan")
+    small = resize_image(x, (4, 4))
+    assert small.isnan().any() and small.isfinite().any()

@@ -1,0 +1,287 @@
+"""Class maps of GeoTIFFs: where they lie, how tiles join, what is refused, and going on after a stop."""
+
+import warnings
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from helpers import SAVANNA, adapted
+from hypothesis import given
+from hypothesis import strategies as st
+from rasterio.control import GroundControlPoint
+from rasterio.transform import from_origin
+from toy_data import classification, segmentation
+
+import peftlib as pl
+from peftlib.predict import NO_CLASS, Mapper, fading, predict_folder, starts
+from peftlib.tasks import Segmentation
+
+FILE_BANDS = ("B08", "B01", "B04", "B03", "B02")  # the model knows B02, B03, B04, B08
+PICKED = [4, 3, 2, 0]
+WHERE = {"crs": "EPSG:32633", "transform": from_origin(400_000, 5_800_000, 10, 10)}
+
+
+@pytest.fixture(scope="module")
+def task():
+    made = segmentation().eval()
+    with torch.no_grad():  # a fresh head hardly tells one place from another
+        made.decoder.linear.weight.mul_(30)
+    return made
+
+
+def write(path, size=(32, 32), seed=0, dtype="uint16", bands=5, holes=None, **options):
+    """Sentinel-2 as it is stored, values x 10000."""
+    path.parent.mkdir(exist_ok=True)
+    values = np.random.default_rng(seed).integers(200, 5000, (bands, *size)).astype(dtype)
+    values[:, : size[0] // 2] //= 3
+    if holes is not None:
+        values[holes] = options.get("nodata") or 0
+    facts = dict(driver="GTiff", count=bands, height=size[0], width=size[1], dtype=dtype) | WHERE | options
+    with rasterio.open(path, "w", **facts) as file:
+        file.write(values)
+    return values
+
+
+def read(path):
+    with rasterio.open(path) as file:
+        return file.read(1), file.profile, file.tags()
+
+
+def predict(task, tmp_path, **options):
+    return predict_folder(task, tmp_path / "images", tmp_path / "maps", FILE_BANDS, progress=False, **options)
+
+
+def probabilities(task, values, scale=1e4) -> np.ndarray:
+    """What the task says to one image of its size: (classes, H, W)."""
+    x = torch.from_numpy(values[PICKED].astype(np.float32) / np.float32(scale))[None]
+    with torch.no_grad():
+        return task(x).softmax(1)[0].numpy()
+
+
+# --- maps ---
+
+
+def test_a_map_is_what_the_task_says_in_the_place_of_the_image(task, tmp_path):
+    values = write(tmp_path / "images" / "a.tif")
+    done = predict(task, tmp_path)
+    assert done.written == [tmp_path / "maps" / "a.tif"] and not done.skipped and not done.failed
+    classes, profile, tags = read(done.written[0])
+    assert np.array_equal(classes, probabilities(task, values).argmax(0)) and set(np.unique(classes)) == {0, 1}
+    assert profile["crs"] == WHERE["crs"] and profile["transform"] == WHERE["transform"]
+    assert (profile["dtype"], profile["count"], profile["nodata"]) == ("uint8", 1, NO_CLASS)
+    assert tags["classes"] == "low, high"
+
+
+def by_hand(task, values, overlap, tile=32) -> np.ndarray:
+    """All tiles into one sum, with weights written out."""
+    _, H, W = values.shape
+    ramp = np.minimum(np.arange(tile) + 0.5, tile - np.arange(tile) - 0.5)
+    total = np.zeros((2, H, W))
+    for top in starts(H, tile, overlap):
+        for left in starts(W, tile, overlap):
+            window = (slice(None), slice(top, top + tile), slice(left, left + tile))
+            total[window] += np.outer(ramp, ramp) * probabilities(task, values[window])
+    return total.argmax(0)
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.6])
+@pytest.mark.parametrize("size", [(75, 101), (32, 50), (40, 32)])
+def test_overlapping_tiles_are_blended(task, size, overlap, tmp_path):
+    values = write(tmp_path / "images" / "a.tif", size)
+    (path,) = predict(task, tmp_path, overlap=overlap, batch_size=3).written
+    classes = read(path)[0]
+    assert classes.shape == size
+    assert (classes != by_hand(task, values, overlap)).mean() < 1e-3  # ties within rounding
+
+
+def test_overlap_changes_the_map(task, tmp_path):
+    write(tmp_path / "images" / "a.tif", (75, 101))
+    maps = [read(predict(task, tmp_path, overlap=o, overwrite=True).written[0])[0] for o in (0.0, 0.5)]
+    assert not np.array_equal(*maps)
+
+
+@pytest.mark.parametrize("size", [(20, 25), (5, 40), (32, 7), (1, 1)])
+def test_small_images_are_continued_by_their_mirror(task, size, tmp_path):
+    values = write(tmp_path / "images" / "a.tif", size)
+    (path,) = predict(task, tmp_path).written
+    padded = np.pad(values, ((0, 0), *((0, max(0, 32 - side)) for side in size)), mode="symmetric")
+    assert (read(path)[0] != by_hand(task, padded, 0.25)[: size[0], : size[1]]).mean() < 1e-2
+
+
+def test_a_tile_of_the_training_images_size_is_enlarged(task, tmp_path):
+    """A model of 32 px that was trained on images of 16 px, enlarged."""
+    values = write(tmp_path / "images" / "a.tif", (16, 16))
+    (path,) = predict(task, tmp_path, tile=16).written
+    x = torch.from_numpy(values[PICKED].astype(np.float32) / 1e4)[None]
+    with torch.no_grad():
+        logits = task(torch.nn.functional.interpolate(x, (32, 32), mode="bilinear")).softmax(1)
+    expected = torch.nn.functional.interpolate(logits, (16, 16), mode="bilinear", antialias=True).argmax(1)[0]
+    assert (read(path)[0] != expected.numpy()).mean() < 1e-2
+    assert read(predict(task, tmp_path, tile=(8, 16), overwrite=True).written[0])[0].shape == (16, 16)
+
+
+@pytest.mark.parametrize(
+    "options", [dict(scale=5000.0), dict(offset=-150.0), dict(scale=dict.fromkeys(FILE_BANDS, 2e4))]
+)
+def test_scale_and_offset_change_the_map(options, task, tmp_path):
+    write(tmp_path / "images" / "a.tif")
+    plain = read(predict(task, tmp_path).written[0])[0]
+    assert not np.array_equal(read(predict(task, tmp_path, overwrite=True, **options).written[0])[0], plain)
+
+
+def test_values_are_read_by_name_scale_and_offset(task, tmp_path):
+    values = write(tmp_path / "images" / "a.tif")
+    scales = {"B02": 1e4, "B03": 2e4, "B04": 1e4, "B08": 5e3}
+    mapper = Mapper(task, FILE_BANDS, scale=scales, offset=-100.0)
+    with rasterio.open(tmp_path / "images" / "a.tif") as image:
+        strip = mapper.read(image, 0).numpy()
+    divisors = np.array([1e4, 2e4, 1e4, 5e3])[:, None, None]
+    np.testing.assert_allclose(strip, (values[PICKED].astype(float) - 100) / divisors, rtol=1e-6)
+
+
+def test_the_task_keeps_its_modes(task, tmp_path):
+    write(tmp_path / "images" / "a.tif")
+    task.decoder.train()
+    predict(task, tmp_path)
+    assert task.decoder.training and not task.model.vit.training
+    task.decoder.eval()
+
+
+# --- places without data ---
+
+
+def test_pixels_without_data_have_no_class(tmp_path):
+    tolerant = Segmentation(adapted(pl.LoRA(), SAVANNA, nodata="zero"), 2)
+    holes = np.s_[:, 10:15, 20:60]
+    write(tmp_path / "images" / "declared.tif", (48, 70), holes=holes, nodata=65535)
+    write(tmp_path / "images" / "told.tif", (48, 70), holes=holes)
+    write(tmp_path / "images" / "one_band.tif", (48, 70), holes=np.s_[:1, 10:15, 20:60])
+    done = predict(tolerant, tmp_path, fill=0)
+    maps = {path.stem: read(path)[0] for path in done.written}
+    for name in ("declared", "told"):
+        assert (maps[name][10:15, 20:60] == NO_CLASS).all() and (maps[name] == NO_CLASS).sum() == 5 * 40
+    assert not (maps["one_band"] == NO_CLASS).any()  # the other bands still say something
+
+
+def test_a_model_that_refuses_missing_pixels_says_so(task, tmp_path):
+    write(tmp_path / "images" / "a.tif", holes=np.s_[:, :3], nodata=65535)
+    with pytest.warns(UserWarning, match="no map of 1 of 1 images"):
+        done = predict(task, tmp_path)
+    assert "nodata='zero'" in done.failed[tmp_path / "images" / "a.tif"] and not list((tmp_path / "maps").glob("*"))
+
+
+def test_images_without_a_place_and_with_control_points(task, tmp_path):
+    points = [GroundControlPoint(row, col, 10 + col, 50 - row) for row, col in ((0, 0), (0, 32), (32, 0))]
+    write(tmp_path / "images" / "points.tif", crs="EPSG:4326", gcps=points, transform=None)
+    write(tmp_path / "images" / "bare.TIFF", crs=None, transform=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bare, with_points = predict(task, tmp_path).written
+    assert bare.name == "bare.TIFF" and read(bare)[1]["crs"] is None
+    with rasterio.open(with_points) as file:
+        assert len(file.gcps[0]) == 3 and file.gcps[1] == "EPSG:4326"
+
+
+# --- a whole folder ---
+
+
+def test_one_bad_file_does_not_stop_the_others(task, tmp_path):
+    folder = tmp_path / "images"
+    for name in "abcde":
+        write(folder / f"{name}.tif", (64, 64), seed=ord(name))
+    (folder / "b.tif").write_bytes((folder / "b.tif").read_bytes()[:9000])
+    (folder / "c.tif").write_text("no image")
+    write(folder / "d.tif", bands=3)
+    (folder / "notes.txt").write_text("no image either")
+    (folder / ".hidden.tif").write_text("nor this")
+    with pytest.warns(
+        UserWarning, match=r"no map of 3 of 5 images: b.tif: .*c.tif: .*d.tif: it has 3 bands, and 5 are"
+    ):
+        done = predict(task, tmp_path)
+    assert [p.name for p in done.written] == ["a.tif", "e.tif"] and [p.name for p in done.failed] == [
+        "b.tif",
+        "c.tif",
+        "d.tif",
+    ]
+    assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == ["a.tif", "e.tif"]
+
+
+def test_digital_numbers_taken_for_reflectance_are_refused(task, tmp_path):
+    write(tmp_path / "images" / "a.tif")
+    with pytest.warns(UserWarning, match="a.tif: image lies in .*Digital numbers"):
+        assert predict(task, tmp_path, scale=1.0).written == []
+
+
+def test_a_stopped_run_goes_on(task, tmp_path, monkeypatch):
+    for name in "abc":
+        write(tmp_path / "images" / f"{name}.tif", (64, 64))
+    strips = Mapper.strips
+
+    def stopped(self, image):
+        for top, classes in strips(self, image):
+            if "b.tif" in image.name and top > 0:
+                raise KeyboardInterrupt
+            yield top, classes
+
+    monkeypatch.setattr(Mapper, "strips", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        predict(task, tmp_path)
+    assert [p.name for p in (tmp_path / "maps").iterdir()] == ["a.tif"]
+    monkeypatch.undo()
+    stamp = (tmp_path / "maps" / "a.tif").stat().st_mtime_ns
+    done = predict(task, tmp_path)
+    assert [p.name for p in done.skipped] == ["a.tif"] and [p.name for p in done.written] == ["b.tif", "c.tif"]
+    assert (tmp_path / "maps" / "a.tif").stat().st_mtime_ns == stamp
+    assert len(predict(task, tmp_path).skipped) == 3
+    assert len(predict(task, tmp_path, overwrite=True).written) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (dict(bands=("B08", "B04", "B03")), r"missing: \['B02'\]"),
+        (dict(bands=(*FILE_BANDS, "B08")), "each once"),
+        (dict(scale=0), "scale=0"),
+        (dict(scale={"B02": 1e4}), r"one for each of \('B02'"),
+        (dict(overlap=1.0), r"overlap=1\.0"),
+        (dict(tile=0), r"tile=0"),
+        (dict(batch_size=0), r"batch_size=0"),
+        (dict(out="images"), "replace them"),
+        (dict(task=classification), "need a Segmentation task, got Classification"),
+    ],
+)
+def test_impossible_arguments_are_refused_before_any_file(options, says, task, tmp_path):
+    write(tmp_path / "images" / "a.tif")
+    settings = dict(out="maps", bands=FILE_BANDS, task=lambda: task) | options
+    made, out = settings.pop("task")(), tmp_path / settings.pop("out")
+    with pytest.raises(ValueError, match=says):
+        predict_folder(made, tmp_path / "images", out, **settings)
+
+
+def test_an_empty_folder_is_named(task, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no .tif or .tiff in .*images"):
+        predict(task, tmp_path)
+
+
+# --- tiles ---
+
+
+@given(length=st.integers(1, 300), tile=st.integers(1, 64), overlap=st.floats(0, 0.9))
+def test_tiles_cover_everything_and_overlap_enough(length, tile, overlap):
+    found = starts(length, tile, overlap)
+    assert found[0] == 0 and found == sorted(set(found))
+    if length <= tile:
+        assert found == [0]
+        return
+    steps = np.diff(found)
+    assert found[-1] == length - tile and len(steps) and steps.max() <= max(1, int(tile * (1 - overlap)))
+    assert steps.max() - steps.min() <= 1
+
+
+def test_weights_fall_towards_the_borders_and_stay_above_zero():
+    assert (
+        fading(4).tolist() == [0.5, 1.5, 1.5, 0.5]
+        and fading(3).tolist() == [0.5, 1.5, 0.5]
+        and fading(1).tolist() == [0.5]
+    )

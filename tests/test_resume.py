@@ -1,0 +1,249 @@
+"""fit, interrupted: killed, stopped, with damaged checkpoints, finished; and in two processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+from toy_data import Toy, classification, same, segmentation, toy_data, tuned
+
+import peftlib as pl
+from peftlib.datasets.module import EarthData
+from peftlib.training import fit
+
+TESTS = Path(__file__).parent
+EPOCHS = 4
+
+
+class Steps(lightning.Callback):
+    """Which (epoch, batch) were trained; ``at`` one of them, something happens."""
+
+    def __init__(self, at=None, then=None):
+        self.seen, self.at, self.then = [], at, then
+
+    def on_train_batch_start(self, trainer, task, batch, index) -> None:
+        if (trainer.current_epoch, index) == self.at:
+            self.then()
+        self.seen.append((trainer.current_epoch, index))
+
+
+def task():
+    """All that draws at random in training, and a schedule that knows its step: dropout, augmentation, cosine."""
+    return classification(pl.VPT(tokens=4, dropout=0.3), lr=1e-2, head_lr=1e-2)
+
+
+def run(folder, at=None, then=None, data=toy_data):
+    made, steps = task(), Steps(at, then)
+    metrics = fit(made, data(), folder, EPOCHS, accelerator="cpu", callbacks=[steps])
+    return made, metrics, steps.seen
+
+
+def interrupt(folder, at, data=toy_data) -> None:
+    def stop():
+        raise ConnectionError("the power went")
+
+    with pytest.raises(ConnectionError):
+        run(folder, at, stop, data)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run that nothing interrupts: its task, metrics, and folder."""
+    folder = tmp_path_factory.mktemp("whole")
+    made, metrics, seen = run(folder)
+    assert seen == [(epoch, batch) for epoch in range(EPOCHS) for batch in range(2)]
+    return made, metrics, folder
+
+
+def assert_as_if_nothing_had_happened(made, metrics, folder, whole) -> None:
+    assert same(tuned(made), tuned(whole[0])) and metrics == whole[1]
+    last, expected = (torch.load(f / "last.ckpt", weights_only=True) for f in (folder, whole[2]))
+    assert same(last["state_dict"], expected["state_dict"]) and last["global_step"] == expected["global_step"]
+    for state, other in zip(last["optimizer_states"], expected["optimizer_states"], strict=True):
+        assert all(torch.equal(state["state"][i]["exp_avg_sq"], m["exp_avg_sq"]) for i, m in other["state"].items())
+
+
+# --- going on ---
+
+
+@pytest.mark.parametrize("at", [(0, 1), (1, 0), (2, 1), (3, 1)])
+def test_a_run_that_broke_goes_on_and_ends_as_if_nothing_had_happened(at, whole, tmp_path):
+    """At most the epoch in flight is lost."""
+    interrupt(tmp_path, at)
+    made, metrics, seen = run(tmp_path)
+    assert seen == [(epoch, batch) for epoch in range(at[0], EPOCHS) for batch in range(2)]
+    assert_as_if_nothing_had_happened(made, metrics, tmp_path, whole)
+
+
+def test_a_run_may_break_several_times(whole, tmp_path):
+    for at in ((1, 1), (2, 0), (2, 1)):
+        interrupt(tmp_path, at)
+    made, metrics, seen = run(tmp_path)
+    assert seen[0] == (2, 0)
+    assert_as_if_nothing_had_happened(made, metrics, tmp_path, whole)
+
+
+class Noisy(Toy):
+    """Draws at random where it reads, as data sets with random crops do."""
+
+    def __getitem__(self, i: int) -> dict:
+        sample = super().__getitem__(i)
+        return sample | {"image": sample["image"] + 0.1 * torch.rand(1)}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_order_and_draws_of_a_data_set_go_on_too(workers, tmp_path):
+    def data():
+        return EarthData(Noisy(8), Toy(2), batch_size=4, workers=workers)
+
+    whole, metrics, _ = run(tmp_path / "whole", data=data)
+    interrupt(tmp_path / "broken", (2, 1), data)
+    made, again, _ = run(tmp_path / "broken", data=data)
+    assert same(tuned(made), tuned(whole)) and again == metrics
+
+
+def test_a_finished_run_is_not_repeated(whole):
+    made, metrics, seen = run(whole[2])
+    assert seen == [] and metrics == whole[1] and same(tuned(made), tuned(whole[0])) and not made.training
+
+
+def test_a_run_that_lacks_only_its_results_is_evaluated(whole, tmp_path):
+    for name in ("best.ckpt", "last.ckpt"):
+        (tmp_path / name).write_bytes((whole[2] / name).read_bytes())
+    made, metrics, seen = run(tmp_path)
+    assert seen == [] and metrics == whole[1] and same(tuned(made), tuned(whole[0]))
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import torch
+torch.set_num_threads(1)
+from test_resume import run
+
+def wait():
+    Path(sys.argv[2], "now").touch()
+    time.sleep(60)
+
+run(Path(sys.argv[2]), (2, 1), wait)
+"""
+
+
+def test_a_killed_process_loses_the_epoch_in_flight_alone(whole, tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(TESTS), str(tmp_path)], cwd=TESTS.parent)
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "now").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "results.json").exists()
+    made, metrics, seen = run(tmp_path)
+    assert seen == [(2, 0), (2, 1), (3, 0), (3, 1)]
+    assert_as_if_nothing_had_happened(made, metrics, tmp_path, whole)
+
+
+# --- damage ---
+
+
+def cut(path: Path, share: float = 0.6) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.6, 0.999])
+def test_with_a_damaged_last_checkpoint_it_goes_on_from_the_best(share, whole, tmp_path):
+    interrupt(tmp_path, (3, 0))
+    best = torch.load(tmp_path / "best.ckpt", weights_only=True)["epoch"]
+    cut(tmp_path / "last.ckpt", share)
+    with pytest.warns(
+        UserWarning, match=rf"last.ckpt is no whole checkpoint.*going on after epoch {best} of best.ckpt"
+    ):
+        made, metrics, seen = run(tmp_path)
+    assert seen[0] == (best + 1, 0)
+    assert_as_if_nothing_had_happened(made, metrics, tmp_path, whole)
+
+
+def test_without_a_whole_checkpoint_the_error_says_what_to_do(tmp_path):
+    interrupt(tmp_path, (2, 0))
+    cut(tmp_path / "best.ckpt")
+    with pytest.raises(ValueError, match=r"best.ckpt is no whole checkpoint"):  # now, not after the training
+        run(tmp_path)
+    cut(tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=r"nothing to go on from; delete .*last.ckpt is no whole .*best.ckpt is no"):
+        run(tmp_path)
+
+
+def test_a_failed_write_leaves_the_former_checkpoint(tmp_path, monkeypatch):
+    interrupt(tmp_path, (2, 0))
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    save = torch.save
+
+    def full(checkpoint, path):
+        save(checkpoint, path)
+        cut(Path(path))
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="no space left"):
+        run(tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_checkpoints_run_no_code(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (exec, ("raise SystemExit('ran')",))
+
+    interrupt(tmp_path, (1, 0))
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    for name in ("last.ckpt", "best.ckpt"):
+        torch.save(checkpoint | {"more": Trap()}, tmp_path / name)
+    with pytest.raises(ValueError, match="nothing to go on from"):
+        run(tmp_path)
+
+
+# --- two processes ---
+
+PARALLEL = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import torch
+torch.set_num_threads(1)
+from test_resume import parallel
+
+parallel(Path(sys.argv[2]), batch_size=2, devices=2, strategy="ddp")
+"""
+
+
+def parallel(folder: Path, batch_size: int, **options):
+    made = segmentation(lr=1e-2, head_lr=1e-2, augment=False)
+    data = EarthData(Toy(8), Toy(5, seed=1), Toy(3, seed=2), batch_size=batch_size)
+    return made, fit(made, data, folder, 2, accelerator="cpu", **options)
+
+
+def test_two_processes_do_what_one_does(tmp_path):
+    """Half the batch each; 5 and 3 images to evaluate do not divide by two."""
+    code = tmp_path / "parallel.py"
+    code.write_text(PARALLEL)
+    environment = os.environ | {"PYTHONPATH": str(TESTS.parent)}
+    subprocess.run(
+        [sys.executable, str(code), str(TESTS), str(tmp_path / "two")], env=environment, check=True, timeout=240
+    )
+    _, metrics = parallel(tmp_path / "one", batch_size=4)
+    results = json.loads((tmp_path / "two" / "results.json").read_text())
+    for stage in ("val", "test"):
+        assert results["metrics"][stage] == pytest.approx(metrics[stage], abs=1e-4)
+    found = torch.load(tmp_path / "two" / "last.ckpt", weights_only=True)["state_dict"]
+    for name, tensor in torch.load(tmp_path / "one" / "last.ckpt", weights_only=True)["state_dict"].items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-4)

@@ -1,0 +1,226 @@
+"""fit: the best epoch, its scores, and what each option does."""
+
+import json
+import math
+
+import lightning
+import pytest
+import torch
+from helpers import adapted
+from toy_data import Toy, classification, same, segmentation, toy_data, tuned
+
+import peftlib as pl
+from peftlib.datasets.module import EarthData
+from peftlib.tasks import Classification
+from peftlib.training import fit, read_checkpoint, restore
+
+
+class Watch(lightning.Callback):
+    """What happened: steps with their learning rates and losses, the scores and the weights of each epoch."""
+
+    def __init__(self):
+        self.rates, self.losses, self.scores, self.weights = [], [], [], []
+
+    def on_train_batch_end(self, trainer, task, outputs, *_) -> None:
+        self.losses.append(float(outputs["loss"]))
+
+    def on_before_optimizer_step(self, trainer, task, optimizer) -> None:
+        self.rates.append([group["lr"] for group in optimizer.param_groups])
+
+    def on_train_epoch_end(self, trainer, task) -> None:
+        self.scores.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+        self.weights.append(tuned(task))
+
+
+def run(folder, task=None, data=None, epochs=3, **options):
+    """Train on the CPU; the task, its metrics and what was seen."""
+    task, watch = task or classification(lr=1e-2, head_lr=1e-2), Watch()
+    metrics = fit(task, data or toy_data(), folder, epochs, accelerator="cpu", callbacks=[watch], **options)
+    return task, metrics, watch
+
+
+# --- what comes out ---
+
+
+def test_training_learns_what_only_near_infrared_shows(tmp_path):
+    data = EarthData(Toy(24), Toy(6, seed=1), Toy(6, seed=2), batch_size=8)
+    spectral = classification(pl.Deflect(), lr=1e-2, head_lr=1e-2)
+    _, metrics, watch = run(tmp_path, spectral, data, epochs=12)
+    assert metrics["test"]["accuracy"] > 0.8 and watch.losses[-1] < 0.5 * watch.losses[0]
+
+
+def test_the_best_epoch_comes_back_with_its_scores(tmp_path):
+    """The best of the loss on few images with a high rate is not the last."""
+    task, metrics, watch = run(tmp_path, classification(lr=0.1, head_lr=0.1), epochs=6, monitor="loss")
+    best = min(range(6), key=lambda epoch: watch.scores[epoch]["loss"])
+    assert best < 5 and same(tuned(task), watch.weights[best]) and not task.training
+    assert metrics["val"] == pytest.approx(watch.scores[best], rel=1e-5)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert (results["best_epoch"], results["epochs"]) == (best, 6) and results["metrics"] == metrics
+    data = toy_data().test
+    logits = task(torch.stack([sample["image"] for sample in data])).detach()
+    labels = torch.tensor([sample["label"] for sample in data])
+    assert metrics["test"]["accuracy"] == pytest.approx(float((logits.argmax(1) == labels).float().mean()))
+
+
+def test_without_a_test_part_there_are_no_test_scores(tmp_path):
+    _, metrics, _ = run(tmp_path, data=EarthData(Toy(4), Toy(4)), epochs=1)
+    assert metrics.keys() == {"val"}
+
+
+@pytest.mark.parametrize("method", [pl.Frozen(), pl.Full(new_bands="ignore"), pl.VPT(tokens=3, deep=False)])
+def test_segmentation_with_a_decoder_of_several_blocks(tmp_path, method):
+    task, metrics, watch = run(tmp_path, segmentation(method, decoder="unet"), epochs=2)
+    assert {"miou", "iou_low", "iou_high", "loss"} <= metrics["test"].keys()
+    assert len(watch.losses) == 4 and all(math.isfinite(loss) for loss in task.losses)
+
+
+def test_it_is_quiet_unless_asked(tmp_path, capfd):
+    run(tmp_path / "quiet", epochs=1)
+    assert capfd.readouterr() == ("", "")
+    run(tmp_path / "bar", epochs=1, progress=True)
+    assert "Epoch 0" in capfd.readouterr().out
+
+
+# --- checkpoints ---
+
+
+def test_checkpoints_hold_what_is_tuned_and_no_backbone(tmp_path):
+    task, _, _ = run(tmp_path, classification(pl.LoRA(rank=2)), epochs=1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt", "results.json"]
+    backbone = sum(p.numel() * p.element_size() for p in task.model.parameters() if not p.requires_grad)
+    for name in ("best.ckpt", "last.ckpt"):
+        state = torch.load(tmp_path / name, weights_only=True)
+        assert set(state["state_dict"]) == set(tuned(task)) and "model.vit.blocks.0.mlp.fc1.weight" not in tuned(task)
+        held = sum(t.numel() * t.element_size() for t in state["state_dict"].values())
+        assert held < backbone / 5 and (tmp_path / name).stat().st_size < 1.5 * backbone  # tiny: much of it is names
+        moments = state["optimizer_states"][0]["state"].values()
+        assert sum(m["exp_avg"].numel() for m in moments) == sum(
+            p.numel() for p in task.parameters() if p.requires_grad
+        )
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    run(tmp_path, epochs=1)
+    restore(classification(seed=7), tmp_path / "best.ckpt")
+    for other in (classification(pl.LoRA(rank=3)), classification(pl.BitFit()), segmentation()):
+        with pytest.raises(ValueError, match="of another model"):
+            restore(other, tmp_path / "best.ckpt")
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match="no checkpoint of peftlib"):
+        read_checkpoint(tmp_path / "other.ckpt")
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        read_checkpoint(tmp_path / "none.ckpt")
+
+
+# --- options ---
+
+
+def test_rates_of_adapter_and_head_follow_the_schedule(tmp_path):
+    """Three epochs of two steps, a third of them rising."""
+    task = classification(lr=0.3, head_lr=0.06, warmup=1 / 3)
+    _, _, watch = run(tmp_path, task)
+    share = [1 / 3, 2 / 3, *(0.5 + 0.5 * math.cos(math.pi * k / 4) for k in range(4))]
+    assert [r for rates in watch.rates for r in rates] == pytest.approx([f * r for f in share for r in (0.3, 0.06)])
+
+
+def test_a_constant_rate_stays(tmp_path):
+    _, _, watch = run(tmp_path, classification(schedule="constant", warmup=0.0))
+    assert watch.rates == [[1e-3, 1e-3]] * 6
+
+
+def test_gathered_gradients_are_those_of_the_large_batch(tmp_path):
+    """Two batches of two make the step that one of four makes; each epoch has two steps, and so has the schedule."""
+    large, _, one = run(tmp_path / "a", classification(augment=False))
+    small, _, two = run(tmp_path / "b", classification(augment=False), toy_data(batch_size=2), accumulate=2)
+    assert len(two.losses) == 12 and two.rates == one.rates and len(one.rates) == 6
+    for name, tensor in tuned(large).items():
+        torch.testing.assert_close(tuned(small)[name], tensor, rtol=0, atol=1e-5)
+
+
+def test_bfloat16_trains_float32_weights(tmp_path):
+    exact, _, _ = run(tmp_path / "a")
+    task, metrics, watch = run(tmp_path / "b", precision="bf16-mixed")
+    assert all(math.isfinite(loss) for loss in watch.losses) and math.isfinite(metrics["test"]["loss"])
+    assert {t.dtype for t in tuned(task).values()} == {torch.float32}
+    assert not same(tuned(task), tuned(exact))
+    for name, tensor in tuned(exact).items():
+        torch.testing.assert_close(tuned(task)[name], tensor, rtol=0, atol=0.1)
+
+
+def test_training_ends_when_patience_is_over(tmp_path):
+    still = dict(lr=0.0, head_lr=0.0)  # nothing ever gets better than the first epoch
+    _, _, watch = run(tmp_path / "a", classification(**still), epochs=9, patience=2)
+    assert len(watch.scores) == 3
+    (tmp_path / "a" / "results.json").unlink()  # killed after the last epoch, before the results
+    _, metrics, more = run(tmp_path / "a", classification(**still), epochs=9, patience=2)
+    assert more.losses == [] and metrics["val"] == pytest.approx(watch.scores[0])
+    _, _, watch = run(tmp_path / "b", classification(**still), epochs=4, patience=None)
+    assert len(watch.scores) == 4
+
+
+VARIANTS = {
+    "seed": (dict(), dict(seed=1)),
+    "order": (dict(), dict(data=lambda: toy_data(seed=1))),
+    "batch_size": (dict(), dict(data=lambda: toy_data(batch_size=2))),
+    "accumulate": (dict(), dict(accumulate=2)),
+    "epochs": (dict(), dict(epochs=1)),
+    "lr": (dict(lr=2e-3), dict()),
+    "head_lr": (dict(head_lr=2e-3), dict()),
+    "weight_decay": (dict(weight_decay=0.5), dict()),
+    "schedule": (dict(schedule="constant"), dict()),
+    "warmup": (dict(warmup=0.5), dict()),
+    "augment": (dict(augment=False), dict()),
+    "clip": (dict(), dict(gradient_clip_val=1e-3)),
+}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return tuned(run(tmp_path_factory.mktemp("plain"), classification(), epochs=2, monitor="loss")[0])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_option_changes_the_outcome(name, plain, tmp_path):
+    recipe, options = VARIANTS[name]
+    options = dict(epochs=2, monitor="loss") | options
+    data = options.pop("data", toy_data)()
+    assert not same(tuned(run(tmp_path, classification(**recipe), data, **options)[0]), plain)
+
+
+def test_the_same_run_gives_the_same_bits(plain, tmp_path):
+    assert same(tuned(run(tmp_path, classification(), epochs=2, monitor="loss")[0]), plain)
+
+
+def test_dropout_of_a_method_works_in_training(tmp_path):
+    """A backbone comes in eval mode; fit must not leave it there."""
+    tasks = [run(tmp_path / str(p), classification(pl.VPT(tokens=4, dropout=p)), epochs=1)[0] for p in (0.0, 0.5)]
+    assert not same(*map(tuned, tasks))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (dict(epochs=0), "epochs=0.*at least 1"),
+        (dict(patience=0), "patience=0.*at least 1"),
+        (dict(accumulate=0), "accumulate=0.*at least 1"),
+        (dict(monitor="f1"), "monitor='f1'; validation gives.*macro_f1"),
+        (dict(task=lambda: classification(lr=1e30, head_lr=1e30), monitor="loss"), "not a number in any epoch"),
+    ],
+)
+def test_impossible_runs_are_refused(options, says, tmp_path):
+    options = dict(options)
+    with pytest.raises(ValueError, match=says):
+        run(tmp_path, options.pop("task", classification)(), **options)
+
+
+def test_a_folder_holds_one_run(tmp_path):
+    run(tmp_path, epochs=1)
+    with pytest.raises(ValueError, match=r"other settings \(epochs: 1 there, 2 here\); choose another folder"):
+        run(tmp_path, epochs=2)
+    with pytest.raises(ValueError, match=r"gradient_clip_val: None there, 0.1 here"):
+        run(tmp_path, epochs=1, gradient_clip_val=0.1)
+    (tmp_path / "results.json").unlink()
+    other = Classification(adapted(pl.LoRA(rank=2), Toy.bands), 3, lr=1e-2, head_lr=1e-2)
+    with pytest.raises(ValueError, match=r"method: 'LoRA\(\)' there, 'LoRA\(rank=2\)' here"):
+        run(tmp_path, other, epochs=1)
