@@ -22,7 +22,8 @@ class EarthData(lightning.LightningDataModule):
     Args:
         train, val, test: data sets of sample dicts (see ``EarthDataset``); test may be None.
         batch_size: images a batch, in each process.
-        workers: processes that read ahead; 0 reads in the main one.
+        workers: processes that read ahead, and live as long as the loader; 0 reads in the main one. A data set that
+            draws at random should draw from the number of the image: a worker's own draws differ in a run that goes on.
         seed: of the order of training images.
         prefetch: batches that each worker reads ahead.
 
@@ -86,6 +87,7 @@ class EarthData(lightning.LightningDataModule):
             sampler=sampler,
             num_workers=self.workers,
             collate_fn=gather,
+            generator=torch.Generator().manual_seed(self.seed),  # of its own: draws of the training stay the same
             pin_memory=torch.cuda.is_available(),
             **parallel,
         )
