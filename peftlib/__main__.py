@@ -80,7 +80,9 @@ def _metamers(options: argparse.Namespace) -> int:
     path = root() / "data" / "results" / "spectral_scenes.csv"
     with atomic_path(path) as temporary:
         rows.round(4).to_csv(temporary, index=False)
-    print(rows[rows["metric"] == "pairs"].groupby("method", sort=False)["value"].agg(["mean", "std"]).round(3))
+    print(
+        rows[rows["metric"] == "pairs"].groupby(["task", "method"], sort=False)["value"].agg(["mean", "std"]).round(3)
+    )
     return 0
 
 

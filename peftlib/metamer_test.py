@@ -56,19 +56,31 @@ def colour_ceiling(truth: Tensor) -> float:
 def pixel_forest(
     train: SpectralScenes, test: SpectralScenes, bands: Sequence[str], seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """A random forest on the spectra of single pixels, the reference: scores (n, 10) and truth (n,) of test pixels."""
+    """A random forest on the spectra of single pixels, the reference: scores (n, 10) and truth (n,).
+
+    n counts test pixels, or for classification test scenes, whose pixels vote.
+    """
     from sklearn.ensemble import RandomForestClassifier
 
-    def pixels(data: SpectralScenes) -> tuple[np.ndarray, np.ndarray]:
+    def pixels(data: SpectralScenes) -> tuple[np.ndarray, Tensor]:
         samples = list(data)
         rows = [data.bands.index(band) for band in bands]
-        image = torch.stack([s["image"][rows, 2::5, 2::5] for s in samples]).transpose(0, 1).flatten(1).T
-        return image.numpy(), torch.stack([s["mask"][2::5, 2::5] for s in samples]).flatten().numpy()
+        image = torch.stack([s["image"][rows, 2::5, 2::5] for s in samples]).transpose(0, 1).flatten(2)
+        if data.task == "classification":
+            truth = torch.tensor([s["label"] for s in samples])[:, None].expand(-1, image.shape[2])
+        else:
+            truth = torch.stack([s["mask"][2::5, 2::5].flatten() for s in samples])
+        return image.flatten(1).T.numpy(), truth
 
-    spectra, classes = pixels(train)
-    forest = RandomForestClassifier(100, min_samples_leaf=2, n_jobs=-1, random_state=seed).fit(spectra, classes)
+    spectra, truth = pixels(train)
+    forest = RandomForestClassifier(100, min_samples_leaf=2, n_jobs=-1, random_state=seed)
+    forest.fit(spectra, truth.flatten().numpy())
     spectra, truth = pixels(test)
-    return torch.from_numpy(forest.predict_proba(spectra)), torch.from_numpy(truth)
+    scores = torch.zeros(len(spectra), len(test.classes), dtype=torch.float64)
+    scores[:, forest.classes_] = torch.from_numpy(forest.predict_proba(spectra))  # few scenes may lack a class
+    if test.task == "classification":
+        return scores.unflatten(0, truth.shape).mean(1), truth[:, 0]
+    return scores, truth.flatten()
 
 
 def metamer_test(
@@ -81,7 +93,9 @@ def metamer_test(
     progress: bool = True,
     methods: Mapping[str, tuple[methods.Method, float]] = METHODS,
 ) -> pd.DataFrame:
-    """Train each method on the scenes and score it, and the per-pixel reference, on scenes of other spectra.
+    """Train each method to segment scenes and score it on scenes of other spectra, beside the per-pixel reference.
+
+    For classification of scenes there is the reference alone.
 
     Args:
         folder: of the runs, which go on where they were.
@@ -98,11 +112,15 @@ def metamer_test(
     held = [list(part) for part in (train, val, test)]  # made once, not once an epoch
     vit = load_backbone(backbone, image_size=size)
     truth = torch.stack([sample["mask"] for sample in held[2]])
-    rows = [("colour ceiling", None, 0, "accuracy", colour_ceiling(truth)), ("colour ceiling", None, 0, "pairs", 0.5)]
-    for name, bands in (("forest, RGB", ("B04", "B03", "B02")), ("forest", test.bands)):
-        for seed in seeds:
-            scores, pixel_truth = pixel_forest(train, test, bands, seed)
-            rows += _rows(name, None, seed, scores, pixel_truth)
+    labelled = [SpectralScenes(split, scenes, size, task="classification") for split in ("train", "test")]
+    labels = torch.tensor([sample["label"] for sample in labelled[1]])
+    rows = []
+    for task, known, sets in (("segmentation", truth, (train, test)), ("classification", labels, labelled)):
+        rows += [(task, "colour ceiling", None, 0, "accuracy", colour_ceiling(known))]
+        rows += [(task, "colour ceiling", None, 0, "pairs", 0.5)]
+        for name, bands in (("forest, RGB", ("B04", "B03", "B02")), ("forest", test.bands)):
+            for seed in seeds:
+                rows += _rows(task, name, None, seed, *pixel_forest(*sets, bands, seed))
     for name, (method, lr) in methods.items():
         for seed in seeds:
             lightning.seed_everything(seed, verbose=False)
@@ -113,14 +131,14 @@ def metamer_test(
             fit(task, data, run, epochs, seed, patience=None, monitor="loss", accelerator="cpu")
             with torch.no_grad():
                 scores = torch.cat([task(batch["image"]) for batch in data.test_dataloader()])
-            rows += _rows(name, count_parameters(model)["percent"], seed, scores, truth)
+            rows += _rows("segmentation", name, count_parameters(model)["percent"], seed, scores, truth)
             if progress:
                 print(f"{name}, seed {seed}: pairs {rows[-1][-1]:.3f}", flush=True)
-    table = pd.DataFrame(rows, columns=["method", "tuned_percent", "seed", "metric", "value"])
-    table = table.assign(dataset=train.name, task=train.task, backbone=backbone, split="test", status="done")
+    table = pd.DataFrame(rows, columns=["task", "method", "tuned_percent", "seed", "metric", "value"])
+    table = table.assign(dataset=train.name, backbone=backbone, split="test", status="done")
     return table[list(COLUMNS)]
 
 
-def _rows(name: str, percent: float | None, seed: int, scores: Tensor, truth: Tensor) -> list[tuple]:
+def _rows(task: str, name: str, percent: float | None, seed: int, scores: Tensor, truth: Tensor) -> list[tuple]:
     metrics = {"accuracy": float((scores.argmax(1) == truth).float().mean())} | pair_accuracy(scores, truth)
-    return [(name, percent, seed, metric, value) for metric, value in metrics.items()]
+    return [(task, name, percent, seed, metric, value) for metric, value in metrics.items()]
