@@ -4,6 +4,7 @@ python -m peftlib metamers     # writes data/results/spectral_scenes.csv, some m
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import lightning
@@ -12,20 +13,20 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-import peftlib.methods as methods
 from peftlib.adapt import adapt, count_parameters
 from peftlib.backbones import load_backbone
 from peftlib.datasets.metamers import PAIRS
 from peftlib.datasets.module import EarthData
 from peftlib.datasets.spectral_scenes import SpectralScenes
+from peftlib.methods import Deflect, Frozen, LoRA, Method
 from peftlib.tasks import Segmentation
 from peftlib.training import fit
 
 COLUMNS = ("dataset", "task", "backbone", "method", "seed", "split", "metric", "value", "tuned_percent", "status")
-METHODS: dict[str, tuple[methods.Method, float]] = {  # name -> config, learning rate
-    "frozen, RGB": (methods.Frozen(), 1e-3),
-    "lora": (methods.LoRA(rank=8, alpha=8.0, new_bands="zero", train_patch_embed=True), 2e-3),
-    "deflect": (methods.Deflect(), 2e-3),
+METHODS: dict[str, tuple[Method, float]] = {  # name -> config, learning rate
+    "frozen, RGB": (Frozen(), 1e-3),
+    "lora": (LoRA(rank=8, alpha=8.0, new_bands="zero", train_patch_embed=True), 2e-3),
+    "deflect": (Deflect(), 2e-3),
 }
 HEAD_LR = 3e-3
 
@@ -62,25 +63,28 @@ def pixel_forest(
     """
     from sklearn.ensemble import RandomForestClassifier
 
-    def pixels(data: SpectralScenes) -> tuple[np.ndarray, Tensor]:
-        samples = list(data)
-        rows = [data.bands.index(band) for band in bands]
-        image = torch.stack([s["image"][rows, 2::5, 2::5] for s in samples]).transpose(0, 1).flatten(2)
-        if data.task == "classification":
-            truth = torch.tensor([s["label"] for s in samples])[:, None].expand(-1, image.shape[2])
-        else:
-            truth = torch.stack([s["mask"][2::5, 2::5].flatten() for s in samples])
-        return image.flatten(1).T.numpy(), truth
-
-    spectra, truth = pixels(train)
+    rows = [train.bands.index(band) for band in bands]
+    spectra, truth = _pixels(train)
     forest = RandomForestClassifier(100, min_samples_leaf=2, n_jobs=-1, random_state=seed)
-    forest.fit(spectra, truth.flatten().numpy())
-    spectra, truth = pixels(test)
+    forest.fit(spectra[:, rows], truth.flatten().numpy())
+    spectra, truth = _pixels(test)
     scores = torch.zeros(len(spectra), len(test.classes), dtype=torch.float64)
-    scores[:, forest.classes_] = torch.from_numpy(forest.predict_proba(spectra))  # few scenes may lack a class
+    scores[:, forest.classes_] = torch.from_numpy(forest.predict_proba(spectra[:, rows]))  # few scenes may lack a class
     if test.task == "classification":
         return scores.unflatten(0, truth.shape).mean(1), truth[:, 0]
     return scores, truth.flatten()
+
+
+@lru_cache(maxsize=2)  # a training and a test set: forests of other bands and seeds read the same scenes
+def _pixels(data: SpectralScenes) -> tuple[np.ndarray, Tensor]:
+    """Every fifth pixel of every fifth row: spectra (n, bands), and classes (scenes, pixels)."""
+    samples = list(data)
+    image = torch.stack([s["image"][:, 2::5, 2::5] for s in samples]).transpose(0, 1).flatten(2)
+    if data.task == "classification":
+        truth = torch.tensor([s["label"] for s in samples])[:, None].expand(-1, image.shape[2])
+    else:
+        truth = torch.stack([s["mask"][2::5, 2::5].flatten() for s in samples])
+    return image.flatten(1).T.numpy(), truth
 
 
 def metamer_test(
@@ -91,7 +95,7 @@ def metamer_test(
     backbone: str = "dinov2_small",
     size: int = 56,
     progress: bool = True,
-    methods: Mapping[str, tuple[methods.Method, float]] = METHODS,
+    methods: Mapping[str, tuple[Method, float]] = METHODS,
 ) -> pd.DataFrame:
     """Train each method to segment scenes and score it on scenes of other spectra, beside the per-pixel reference.
 
