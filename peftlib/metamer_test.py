@@ -3,7 +3,7 @@
 python -m peftlib metamers     # writes data/results/spectral_scenes.csv, some minutes on two cores
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from peftlib.adapt import adapt, count_parameters
 from peftlib.backbones import load_backbone
+from peftlib.batches import resize_image, resize_mask
 from peftlib.datasets.metamers import PAIRS
 from peftlib.datasets.module import EarthData
 from peftlib.datasets.spectral_scenes import SpectralScenes
@@ -47,6 +48,16 @@ def pair_accuracy(scores: Tensor, truth: Tensor) -> dict[str, float]:
         second = scores[:, 2 * i + 1] > scores[:, 2 * i]
         found[name] = float((second == (member == 1))[inside].float().mean())
     return found | {"pairs": float(np.mean(list(found.values())))}
+
+
+def pair_scores(task: Segmentation, loader: Iterable[dict]) -> dict[str, float]:
+    """``pair_accuracy`` of a trained task on the scenes of a loader, resized as in training."""
+    size = task.model.image_size
+    with torch.no_grad():
+        pairs = [
+            (task(resize_image(b["image"], size).to(task.device)).cpu(), resize_mask(b["mask"], size)) for b in loader
+        ]
+    return pair_accuracy(torch.cat([scores for scores, _ in pairs]), torch.cat([truth for _, truth in pairs]))
 
 
 def colour_ceiling(truth: Tensor) -> float:

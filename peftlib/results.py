@@ -1,14 +1,133 @@
-"""Result rows and tables, and the check of a notebook's numbers against committed ones."""
+"""Result rows: one file a run, gathered into one tidy table. And the check of a notebook's numbers."""
 
 import json
 import math
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
 from peftlib.paths import root
+from peftlib.weights import atomic_path
 
-REFERENCE = "data/reference"
+REFERENCE, RESULTS = "data/reference", "data/results"
+STATUS = ("done", "failed")
+# Columns of a tidy table, in order; a row a run and metric. What they hold is said in ``tidy``.
+COLUMNS = (
+    *(
+        "dataset",
+        "task",
+        "backbone",
+        "weights",
+        "method",
+        "options",
+        "decoder",
+        "image_size",
+        "epochs",
+        "lr",
+        "head_lr",
+    ),
+    *("seed", "init", "stage", "split", "metric", "value", "headline", "tuned", "tuned_percent", "adapter_bytes"),
+    *("step_ms", "peak_mb", "wall_s", "images", "device", "versions", "commit", "backbone_hash", "status", "error"),
+    *("recipe", "key"),
+)
+_RECIPE = (
+    "data",
+    "bands",
+    "folds",
+    "tile",
+    "train_tiles",
+    "train_images",
+    "val_images",
+    "res",
+    "weight_decay",
+    "schedule",
+    "warmup",
+    "augment",
+)
+_RECIPE += ("batch_size", "accumulate", "patience", "precision")
+
+
+def write_row(path: Path, row: dict) -> None:
+    """Write a run's row, by rename: whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(row, indent=1))
+
+
+def read_row(path: Path) -> dict | None:
+    """A run's row; None where there is none, or, with a warning, where it is damaged."""
+    try:
+        row = json.loads(Path(path).read_text())
+        if row["status"] not in STATUS or row["key"] != Path(path).stem or not isinstance(row["run"], dict):
+            raise ValueError("no row of this run")
+        if row["status"] == "done" and not row["metrics"]["val"]:
+            raise ValueError("no metrics")
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+        warnings.warn(f"{path} is damaged ({error}) and counts as missing", stacklevel=2)
+        return None
+    return row
+
+
+def gather(folder: str | Path, keys: Iterable[str] | None = None) -> pd.DataFrame:
+    """The rows in a folder as one tidy table; given keys, those of them alone and in their order."""
+    folder = Path(folder)
+    paths = sorted(folder.glob("[!.]*.json")) if keys is None else [folder / f"{key}.json" for key in keys]
+    return tidy([row for row in map(read_row, paths) if row is not None])
+
+
+def tidy(rows: Iterable[dict]) -> pd.DataFrame:
+    """A row a run and metric, with ``COLUMNS``; a failed run is one row without metric, with its error.
+
+    ``split`` and ``metric`` name a ``value``; ``headline`` marks the metric by which the data set is judged.
+    ``options`` and ``recipe`` are JSON, the method's config and the rest of the run. ``step_ms`` is the median time of
+    a training step, ``peak_mb`` the highest memory, ``wall_s`` the time of the run where it was last started,
+    ``images`` how many trained.
+    """
+    table = []
+    for row in rows:
+        run = row["run"]
+        facts = {name: run.get(name, row.get(name)) for name in COLUMNS if name in run or name in row}
+        facts["options"] = json.dumps(run["options"], sort_keys=True)
+        facts["recipe"] = json.dumps({name: run[name] for name in _RECIPE}, sort_keys=True)
+        facts["images"] = row.get("images", {}).get("train")
+        facts["versions"] = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
+        if row["status"] == "failed":
+            table.append(facts | {"split": "", "metric": "", "value": math.nan, "headline": False})
+        for split, metrics in row.get("metrics", {}).items():
+            for metric, value in metrics.items():
+                known = {"split": split, "metric": metric, "value": value, "headline": metric == row["headline"]}
+                table.append(facts | known)
+    return pd.DataFrame(table, columns=list(COLUMNS))
+
+
+def write_table(table: pd.DataFrame, path: str | Path) -> Path:
+    """Write a tidy table as CSV, sorted, for committing: IoU of single classes stays behind unless it is the headline."""
+    kept = table[~table["metric"].str.startswith("iou_") | table["headline"].astype(bool)]
+    order = ["dataset", "backbone", "stage", "method", "options", "lr", "seed", "init", "key", "split", "metric"]
+    path = Path(path)
+    with atomic_path(path) as temporary:
+        kept.sort_values(order, kind="stable").to_csv(temporary, index=False, float_format="%.6g")
+    return path
+
+
+def read_table(profile_or_path: str | Path) -> pd.DataFrame:
+    """The committed rows of a profile, ``data/results/<profile>.csv``, or those of any such file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: columns are missing; which.
+    """
+    path = Path(profile_or_path)
+    if path.suffix != ".csv":
+        path = root() / RESULTS / f"{profile_or_path}.csv"
+    table = pd.read_csv(path, keep_default_na=True, dtype={"error": str, "options": str, "recipe": str})
+    missing = [name for name in COLUMNS if name not in table]
+    if missing:
+        raise ValueError(f"{path} has no columns {missing}; is it a table of runs?")
+    return table[list(COLUMNS)]
 
 
 def check_reference(

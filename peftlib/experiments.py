@@ -1,0 +1,157 @@
+"""Grids of runs: planned, spread over workers of any kind, stopped and gone on with, gathered.
+
+runs = grid(Run(dataset="eurosat", method=pl.LoRA(), folds=3), method=[pl.LoRA(), pl.Deflect()], seed=[0, 1, 2])
+rows = execute(runs, executor=pool(2))
+"""
+
+import itertools
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+from peftlib.paths import runs_dir
+from peftlib.results import read_row, tidy, write_row
+from peftlib.runs import Run
+from peftlib.trial import Place, perform
+
+POLL = 0.05  # seconds between looks at what workers have finished
+
+
+def rows_dir() -> Path:
+    """Where rows lie unless another folder is given: ``runs/rows``. Keys tell runs apart, so all grids share it."""
+    return runs_dir() / "rows"
+
+
+def grid(base: Run, **choices: Sequence) -> list[Run]:
+    """Every combination of choices for fields of a run.
+
+    Raises:
+        ValueError: a field that runs do not have.
+    """
+    names = [f.name for f in fields(Run)]
+    if unknown := [name for name in choices if name not in names]:
+        raise ValueError(f"a run has no {', '.join(unknown)}; it has {', '.join(names)}")
+    return [replace(base, **dict(zip(choices, values, strict=True))) for values in itertools.product(*choices.values())]
+
+
+def execute(
+    runs: Iterable[Run],
+    executor: Executor | None = None,
+    folder: str | Path | None = None,
+    place: Place = Place(),
+    progress: bool = True,
+    retry_failed: bool = True,
+) -> pd.DataFrame:
+    """Do what is missing of some runs, and gather the rows of all.
+
+    Called again after a kill, it repeats no finished run, and goes on in the middle of those that were cut short.
+
+    Args:
+        runs: which; a run that comes twice is done once.
+        executor: anything that has ``submit(function, *arguments)`` and gives futures with ``done()`` and ``result()``:
+            ``pool(2)``, ``dask.distributed.Client(...).get_executor()`` (workers of one thread each), a ``submitit``
+            executor. None does one run after the other in this process. Workers share ``folder`` and the data.
+        folder: of the rows; None is ``rows_dir()``.
+        place: on what each worker does its runs.
+        progress: show a bar with the time left, and errors as they come.
+        retry_failed: try runs again whose row is an error.
+
+    Returns:
+        the tidy table of ``peftlib.results.tidy``.
+
+    Raises:
+        FileNotFoundError: data or weights are not there; before anything runs.
+        RuntimeError: a worker of a process pool died and took the pool with it.
+        KeyboardInterrupt: Ctrl-C; what was finished is kept, and the message says how to go on.
+    """
+    folder = (rows_dir() if folder is None else Path(folder)).absolute()
+    planned = {run.key: run for run in runs}
+    missing = {key: run for key, run in planned.items() if not _finished(folder / f"{key}.json", retry_failed)}
+    bar = tqdm(total=len(planned), initial=len(planned) - len(missing), unit="run", disable=not progress, smoothing=0)
+    waiting: dict = {}
+
+    def finished(row: dict) -> None:
+        bar.update()
+        run = row["run"]
+        bar.set_postfix_str(f"{run['dataset']} {run['method']} seed {run['seed']}")
+        if row["status"] == "failed" and progress:
+            tqdm.write(f"failed: {run['dataset']} {run['method']} seed {run['seed']}: {row['error']}")
+
+    try:
+        if executor is None:
+            for key, run in missing.items():
+                finished(perform(run, key, folder, place))
+        else:
+            waiting = {executor.submit(perform, run, key, folder, place): (key, run) for key, run in missing.items()}
+        while waiting:
+            for future in [future for future in waiting if future.done()]:
+                key, run = waiting.pop(future)
+                finished(_result(future, key, run, folder))
+            time.sleep(POLL)
+    except KeyboardInterrupt:
+        _stop(executor, waiting)
+        done = sum(_finished(folder / f"{key}.json", False) for key in planned)
+        raise KeyboardInterrupt(f"stopped with {done} of {len(planned)} runs finished; run again to go on") from None
+    except BrokenExecutor as error:
+        done = sum(_finished(folder / f"{key}.json", False) for key in planned)
+        text = f"a worker died ({error}) with {done} of {len(planned)} runs finished; run again to go on"
+        raise RuntimeError(f"{text}. Out of memory? Then use fewer workers") from error
+    finally:
+        bar.close()
+    return tidy(row for row in (read_row(folder / f"{key}.json") for key in planned) if row is not None)
+
+
+def _finished(path: Path, retry_failed: bool) -> bool:
+    row = read_row(path)
+    return row is not None and (row["status"] == "done" or not retry_failed)
+
+
+def _result(future, key: str, run: Run, folder: Path) -> dict:
+    """The row of a run whose worker has ended; a failed one if the worker was lost."""
+    try:
+        return future.result()
+    except BrokenExecutor:
+        raise
+    except Exception as error:  # the worker itself; errors of the run come as rows
+        row = {"key": key, "run": run.facts(), "status": "failed", "error": f"worker lost: {error!r}"[:500]}
+        write_row(folder / f"{key}.json", row | {"wall_s": None, "versions": {}, "commit": ""})
+        return row
+
+
+def _stop(executor: Executor | None, waiting: dict) -> None:
+    """Take back what has not begun; end what has, which goes on from its last epoch another time."""
+    for future in waiting:
+        future.cancel()
+    if isinstance(executor, ProcessPoolExecutor):
+        executor.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+
+
+def pool(workers: int, threads: int | None = None) -> ProcessPoolExecutor:
+    """Processes of this machine, each with its share of the cores.
+
+    Args:
+        workers: how many.
+        threads: of PyTorch in each; None shares the cores out.
+    """
+    share = max(
+        (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) // workers, 1
+    )
+    context = multiprocessing.get_context("spawn")  # a fork of a process that has used threads may hang
+    return ProcessPoolExecutor(workers, context, _begin_worker, (threads or share,))
+
+
+def _begin_worker(threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends its workers
+    import torch
+
+    torch.set_num_threads(threads)

@@ -1,0 +1,177 @@
+"""A run: everything that decides a result, and nothing else. Its key is the name under which the result is kept."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from pathlib import Path
+
+from torch.utils.data import Dataset
+
+from peftlib.datasets import DATASETS, load
+from peftlib.datasets.views import Joined, Part, Tiles, files_of, folds, held_if_small, spread
+from peftlib.methods import Method
+from peftlib.paths import data_dir
+
+VERSION = 1  # part of each key: raised when a change of the package changes results
+STAGES = ("search", "final")
+PRECISIONS = ("32-true", "bf16-mixed")
+NAMED_WEIGHTS = ("default", "hub", "random")
+DECODERS = ("linear", "unet", "upernet")
+HELD_MEGABYTES = 1000  # data sets up to this size are read once a process, not once an epoch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training and its evaluation; each field changes the result.
+
+    Attributes:
+        dataset: one of ``peftlib.datasets.DATASETS``.
+        method: its config; ``new_bands`` is the input treatment.
+        data: further options of the data set, such as ``{"task": "multilabel"}``.
+        bands: names; None is all that the data set has.
+        folds: 0 takes the data set's own parts. k pools its train and test parts and cuts them in k: part ``seed % k``
+            is tested, the others train, the val part validates. Where there is no val part, the test part validates
+            and is not pooled.
+        tile: side in pixels of tiles to cut images into; 0 takes them whole. Tiles without known pixels are left out.
+        train_tiles: tiles of a training image to keep, those with most known pixels; 0 is all.
+        train_images, val_images: at most so many images (or tiles) train and validate, spread evenly; 0 is all.
+        backbone, weights, res: as for ``load_backbone``; random weights are drawn from ``init``.
+        image_size: side in pixels to which images are resized.
+        decoder: ``"linear"``, ``"unet"``, ``"upernet"``; for segmentation, else of no effect.
+        lr, head_lr, weight_decay, schedule, warmup, augment: see ``peftlib.learning.Task``.
+        batch_size: images that make a batch, over all devices.
+        accumulate, epochs, patience, precision: see ``peftlib.training.fit``.
+        stage: ``"search"`` never opens the test part; ``"final"`` scores it once, at the end.
+        seed: order of images, augmentation, dropout, and the fold that is tested.
+        init: start of adapter and head; None is ``seed``.
+    """
+
+    dataset: str
+    method: Method
+    data: Mapping[str, object] = field(default_factory=dict)
+    bands: tuple[str, ...] | None = None
+    folds: int = 0
+    tile: int = 0
+    train_tiles: int = 0
+    train_images: int = 0
+    val_images: int = 0
+    backbone: str = "dinov2_small"
+    weights: str = "default"
+    res: float | None = None
+    image_size: int = 56
+    decoder: str = "linear"
+    lr: float = 1e-3
+    head_lr: float = 1e-3
+    weight_decay: float = 0.01
+    schedule: str = "cosine"
+    warmup: float = 0.05
+    augment: bool = True
+    batch_size: int = 32
+    accumulate: int = 1
+    epochs: int = 10
+    patience: int | None = None
+    precision: str = "32-true"
+    stage: str = "final"
+    seed: int = 0
+    init: int | None = None
+
+    def __post_init__(self):
+        for name, choices in (
+            ("dataset", tuple(DATASETS)),
+            ("decoder", DECODERS),
+            ("stage", STAGES),
+            ("precision", PRECISIONS),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"Run({name}={getattr(self, name)!r}); choose from {', '.join(choices)}")
+        if not isinstance(self.method, Method):
+            raise ValueError(f"Run(method={self.method!r}); give a config, such as pl.LoRA(rank=8)")
+        least = dict.fromkeys(("folds", "tile", "train_tiles", "train_images", "val_images", "seed"), 0)
+        for name, value in (least | dict.fromkeys(("image_size", "batch_size", "epochs"), 1)).items():
+            if getattr(self, name) < value:
+                raise ValueError(f"Run({name}={getattr(self, name)!r}); it must be at least {value}")
+        if self.train_tiles and not self.tile:
+            raise ValueError(f"Run(train_tiles={self.train_tiles}) needs tile=, the side of a tile")
+        if "split" in self.data or "root" in self.data or "bands" in self.data:
+            raise ValueError(f"Run(data={dict(self.data)}); split and bands are fields of a run, root is PEFTLIB_DATA")
+
+    @property
+    def start(self) -> int:
+        """The seed of adapter and head."""
+        return self.seed if self.init is None else self.init
+
+    def facts(self) -> dict:
+        """The fields as plain values for JSON, the method as its name and options."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self)} | {"data": dict(self.data), "init": self.start}
+        plain["bands"] = None if self.bands is None else list(self.bands)
+        if self.weights not in NAMED_WEIGHTS:
+            plain["weights"] = "file"
+        return plain | {"method": self.method.name, "options": self.method.options()}
+
+    @property
+    def key(self) -> str:
+        """16 hex digits of a hash over all fields and what lies behind them: the files of the data, bytes of weights.
+
+        Where data and weights lie, and where and on what the run is done, is not part of it.
+
+        Raises:
+            FileNotFoundError: data or weights that are not there.
+        """
+        behind = {"version": VERSION, "files": _files(self.dataset, _frozen(self.data), data_dir())}
+        if self.weights not in NAMED_WEIGHTS:
+            path = Path(self.weights).absolute()
+            behind["weights"] = _file_hash(path, path.stat().st_mtime_ns)
+        text = json.dumps(self.facts() | behind, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def parts(self) -> tuple[Dataset, Dataset, Dataset]:
+        """What trains, validates and tests."""
+        where = (_frozen(self.data), data_dir(), self.bands)
+        train, val, test = (_opened(self.dataset, split, *where) for split in ("train", "val", "test"))
+        if self.folds:
+            pool, val = (train, test) if val is None else (Joined(train, test), val)
+            parts = folds(pool, self.folds)
+            tested = parts.pop(self.seed % self.folds)
+            train, test = Part(pool, sorted(sum(parts, []))), Part(pool, tested)
+        if val is None:
+            raise ValueError(f"{self.dataset} has no val part here; choose folds=3, say")
+        if self.tile:
+            train = Tiles(train, self.tile, self.train_tiles)
+            val, test = Tiles(val, self.tile), Tiles(test, self.tile)
+        return spread(train, self.train_images), spread(val, self.val_images), test
+
+
+def _frozen(data: Mapping) -> str:
+    return json.dumps(dict(data), sort_keys=True)
+
+
+@lru_cache(maxsize=8)
+def _opened(dataset: str, split: str, data: str, root: Path, bands: tuple[str, ...] | None) -> Dataset | None:
+    """A part of a data set, in memory if it is small; None where there is no such part."""
+    try:
+        return held_if_small(load(dataset, split=split, bands=bands, **json.loads(data)), HELD_MEGABYTES)
+    except FileNotFoundError:
+        if split == "val":
+            return None
+        raise
+
+
+@lru_cache(maxsize=64)
+def _files(dataset: str, data: str, root: Path) -> str:
+    """A hash over names and sizes of a data set's files, in all its parts."""
+    found = {}
+    for split in DATASETS[dataset].splits:
+        try:
+            found[split] = files_of(load(dataset, split=split, **json.loads(data)))
+        except FileNotFoundError:
+            if split == "train":
+                raise
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+
+@lru_cache(maxsize=8)
+def _file_hash(path: Path, _stamp: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,162 @@
+"""The comparison of methods, made fair: what is searched for each, by what it is chosen, and what is run in the end.
+
+For each data set and backbone: every method tries the same number of learning rates and, where it has a choice, of ways
+to read the bands beyond RGB. Validation chooses. Only then, with other seeds too, the test part is scored.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import pandas as pd
+
+from peftlib.experiments import grid
+from peftlib.methods import (
+    METHODS,
+    VPT,
+    Deflect,
+    Frozen,
+    Full,
+    Method,
+    PatchEmbedding,
+    method_from,
+)
+from peftlib.methods.base import IGNORE, InputMethod
+from peftlib.runs import Run
+
+SEEDS = (0, 1, 2)
+HEAD_LR = 3e-3
+# Learning rates to try, three each; of the head for the frozen backbone, else of what is tuned.
+LEARNING_RATES = {
+    "frozen": (1e-3, 3e-3, 1e-2),
+    "full": (3e-5, 1e-4, 3e-4),
+    "patch_embed": (3e-4, 1e-3, 3e-3),
+    "norm_tuning": (1e-3, 4e-3, 1.6e-2),
+    "bitfit": (1e-3, 4e-3, 1.6e-2),
+}
+OTHER_RATES = (5e-4, 2e-3, 8e-3)
+# As many prompts as a 56 px image has patches (the comparison study takes 100 at 224 px).
+PROMPTS = 16
+
+_SMALL = Run(dataset="spectral_scenes", method=Frozen(), batch_size=16, head_lr=HEAD_LR)
+_LARGE = replace(
+    _SMALL, image_size=224, batch_size=32, epochs=50, patience=10, precision="bf16-mixed", decoder="upernet"
+)
+# What each profile compares on: a run each, of which method, learning rates and seeds are then filled in.
+SETTINGS: dict[str, tuple[Run, ...]] = {
+    "quick": (replace(_SMALL, data={"length": 192, "size": 56}, val_images=64, epochs=6),),
+    "real": (
+        replace(_SMALL, dataset="eurosat", folds=3, epochs=8),
+        replace(_SMALL, dataset="marida", tile=64, train_tiles=1, val_images=64, epochs=6),
+    ),
+    "paper": tuple(
+        replace(_LARGE, dataset=name) for name in ("so2sat", "brick_kiln", "forestnet", "burn_scars", "mados")
+    ),
+}
+BACKBONES = {
+    "quick": ("dinov2_small",),
+    "real": ("dinov2_small",),
+    "paper": ("cross_scale_mae_large", "scalemae_large", "dino_mc_small"),
+}
+
+ABLATION = {"EMB": Deflect(layers=()), "EMB + uAtt": Deflect(constrain=False), "EMB + uAtt + deflection": Deflect()}
+RANKS = (2, 6, 16)
+LAYERS = {"first 4": (0, 1, 2, 3), "middle 4": (4, 5, 6, 7), "last 4": (-4, -3, -2, -1), "all": "all"}
+
+
+def inputs(name: str) -> tuple[Method, ...]:
+    """Ways for a method to read all bands: configs, the first of which the learning rates are tried with."""
+    if name == "deflect":
+        return (Deflect(),)
+    config = VPT(tokens=PROMPTS) if name == "vpt" else METHODS[name]()
+    if name == "frozen":
+        return tuple(replace(config, new_bands=start) for start in ("mean", "nearest"))
+    return tuple(replace(config, new_bands=start, train_patch_embed=True) for start in ("zero", "mean"))
+
+
+def rgb_only(method: Method) -> Method | None:
+    """The same method on red, green and blue alone; None for DEFLECT, which is there for the other bands."""
+    if not isinstance(method, InputMethod):
+        return None
+    tunes_it = isinstance(method, Full | PatchEmbedding)
+    return replace(method, new_bands=IGNORE, train_patch_embed=tunes_it)
+
+
+def with_rate(run: Run, lr: float) -> Run:
+    """A run with a learning rate where its method has something to tune, else of its head."""
+    return replace(run, lr=lr, head_lr=lr) if run.method.name == "frozen" else replace(run, lr=lr)
+
+
+def search_rates(setting: Run, methods: Sequence[str] = tuple(METHODS)) -> list[Run]:
+    """First search: the learning rates of each method."""
+    return [
+        with_rate(replace(setting, method=inputs(name)[0], stage="search"), lr)
+        for name in methods
+        for lr in LEARNING_RATES.get(name, OTHER_RATES)
+    ]
+
+
+def search_inputs(setting: Run, rows: pd.DataFrame, methods: Sequence[str] = tuple(METHODS)) -> list[Run]:
+    """Second search: other ways to read the bands, with the learning rate that was best."""
+    best = chosen(rows, setting, methods)
+    return [replace(best[name], method=other, stage="search") for name in methods for other in inputs(name)[1:]]
+
+
+def chosen(rows: pd.DataFrame, setting: Run, methods: Sequence[str] = tuple(METHODS)) -> dict[str, Run]:
+    """For each method the run of a search that validated best, as a final run.
+
+    Best is the highest headline metric, of equals the lower loss.
+
+    Args:
+        rows: tidy rows of searches, of this setting among others.
+
+    Raises:
+        ValueError: a method has no search rows in this setting.
+    """
+    here = rows[(rows["stage"] == "search") & (rows["split"] == "val") & (rows["status"] == "done")]
+    here = here[(here["dataset"] == setting.dataset) & (here["backbone"] == setting.backbone)]
+    best = {}
+    for name in methods:
+        mine = here[here["method"] == name]
+        if mine.empty:
+            raise ValueError(f"no search rows of {name} on {setting.dataset} with {setting.backbone}")
+        score = mine[mine["headline"].astype(bool)].set_index("key")["value"]
+        loss = mine[mine["metric"] == "loss"].set_index("key")["value"]
+        order = pd.DataFrame({"score": -score.round(6), "loss": loss}).sort_values(["score", "loss"])
+        row = mine[mine["key"] == order.index[0]].iloc[0]
+        method = method_from(name, json.loads(row["options"]))
+        best[name] = replace(setting, method=method, lr=float(row["lr"]), head_lr=float(row["head_lr"]))
+    return best
+
+
+def finals(best: Iterable[Run], seeds: Sequence[int] = SEEDS) -> list[Run]:
+    """What is scored on the test part: each method as it was chosen, with all seeds."""
+    return [replace(run, seed=seed) for run in best for seed in seeds]
+
+
+def rgb_runs(best: Iterable[Run], seeds: Sequence[int] = SEEDS) -> list[Run]:
+    """The same on red, green and blue alone, with the learning rates chosen for all bands."""
+    alone = [replace(run, method=method) for run in best if (method := rgb_only(run.method)) is not None]
+    return finals(alone, seeds)
+
+
+def ablation_runs(deflect: Run, seeds: Sequence[int] = SEEDS) -> list[Run]:
+    """DEFLECT without its parts."""
+    return grid(deflect, method=list(ABLATION.values()), seed=seeds)
+
+
+def rank_runs(deflect: Run, lora: Run, seeds: Sequence[int] = SEEDS) -> list[Run]:
+    """DEFLECT and LoRA with other ranks, the rest as chosen (LoRA with alpha as large as its rank)."""
+    ranks = [replace(deflect, method=replace(deflect.method, rank=rank)) for rank in RANKS]
+    ranks += [replace(lora, method=replace(lora.method, rank=rank, alpha=float(rank))) for rank in RANKS]
+    return finals(ranks, seeds)
+
+
+def layer_runs(deflect: Run, seeds: Sequence[int] = SEEDS) -> list[Run]:
+    """DEFLECT in some blocks only."""
+    return grid(deflect, method=[replace(deflect.method, layers=layers) for layers in LAYERS.values()], seed=seeds)
+
+
+def start_runs(best: Iterable[Run], starts: Sequence[int] = SEEDS) -> list[Run]:
+    """Other starts of adapter and head, everything else with the first seed."""
+    return [replace(run, seed=0, init=start) for run in best for start in starts]

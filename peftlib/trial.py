@@ -1,0 +1,243 @@
+"""One run done: adapted, trained, scored, measured, and its row written."""
+
+import importlib.metadata
+import os
+import platform
+import resource
+import shutil
+import signal
+import subprocess
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import lightning
+import torch
+
+from peftlib.adapt import AdaptedViT, adapt, count_parameters
+from peftlib.adapters import adapter_bytes
+from peftlib.backbones import load_backbone
+from peftlib.datasets import EarthData
+from peftlib.metamer_test import pair_scores
+from peftlib.results import read_row, write_row
+from peftlib.runs import Run
+from peftlib.tasks import Classification, Segmentation
+from peftlib.training import BEST, fit
+
+PACKAGES = ("torch", "timm", "lightning", "numpy", "torchmetrics")
+_ALONE = threading.Lock()  # runs draw from the process's own random numbers: one at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where and on what a run is done. Nothing here changes a result, but for the last digits of other hardware.
+
+    Attributes:
+        accelerator, devices, strategy: as for Lightning's ``Trainer``; several devices share each batch.
+        workers: processes of each run that read images ahead; 0 reads in its own.
+        threads: of PyTorch on the CPU; None leaves it.
+        keep: keep the best checkpoint, ``work/<key>/best.ckpt``, of runs that are done.
+    """
+
+    accelerator: str = "auto"
+    devices: int = 1
+    strategy: str = "auto"
+    workers: int = 0
+    threads: int | None = None
+    keep: bool = False
+
+
+def perform(run: Run, key: str, folder: str | Path, place: Place = Place()) -> dict:
+    """Do a run unless it is done, going on where it was stopped. Returns its row, which is in ``folder`` by then.
+
+    An error makes a row too, with ``status`` "failed" and the error; only an interrupt comes through.
+
+    Args:
+        run: what to do.
+        key: of the run where it was planned; another one here means other data or weights, and fails.
+        folder: of the rows, ``<key>.json``, and of work in progress, ``work/<key>/``.
+        place: where and on what.
+    """
+    folder = Path(folder)
+    path, work = folder / f"{key}.json", folder / "work" / key
+    with _ALONE:
+        row = read_row(path)
+        if row is None or row["status"] != "done":
+            clock = time.time()
+            row = {"key": key, "run": run.facts()}
+            try:
+                if run.key != key:
+                    raise ValueError(f"the data or weights here are not those the run was planned with ({key})")
+                row |= _trained(run, work, place) | {"status": "done", "error": ""}
+            except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second, and turns off Ctrl-C
+                if threading.current_thread() is threading.main_thread():
+                    signal.signal(signal.SIGINT, signal.default_int_handler)
+                raise KeyboardInterrupt from None
+            except Exception as error:
+                row |= {"status": "failed", "error": _short(error)}
+            write_row(path, row | {"wall_s": round(time.time() - clock, 2)} | _surroundings())
+            row = read_row(path)
+        _tidy(work, place.keep and row["status"] == "done")
+    return row
+
+
+def _trained(run: Run, work: Path, place: Place) -> dict:
+    if place.threads is not None:
+        torch.set_num_threads(place.threads)
+    if run.batch_size % place.devices:
+        raise ValueError(f"a batch of {run.batch_size} images cannot be shared by {place.devices} devices")
+    train, val, test = run.parts()
+    data = EarthData(
+        train,
+        val,
+        test if run.stage == "final" else None,
+        batch_size=run.batch_size // place.devices,
+        workers=place.workers,
+        seed=run.seed,
+    )
+    vit = _backbone(run.backbone, run.weights, run.res, run.image_size, run.start if run.weights == "random" else None)
+    lightning.seed_everything(run.start, verbose=False)
+    nodata = "zero" if train.nodata == "nan" else "error"
+    model = adapt(vit, run.method, train.bands, train.sensor, run.image_size, nodata=nodata)
+    model.fit_normalization(data.train_dataloader())
+    task = _task(run, model, train)
+    watch = Stopwatch()
+    metrics = fit(
+        task,
+        data,
+        work,
+        run.epochs,
+        run.seed,
+        run.patience,
+        precision=run.precision,
+        accumulate=run.accumulate,
+        accelerator=place.accelerator,
+        devices=place.devices,
+        strategy=place.strategy,
+        callbacks=[watch],
+    )
+    if run.stage == "final" and run.dataset == "spectral_scenes" and train.task == "segmentation":
+        metrics["test"] |= pair_scores(task, data.test_dataloader())
+    counts = count_parameters(model)
+    return {
+        "metrics": metrics,
+        "headline": task.monitor,
+        "task": train.task,
+        "images": {"train": len(train), "val": len(val), "test": len(test)},
+        "backbone_hash": model.backbone_hash,
+        "tuned": counts["tuned"],
+        "tuned_percent": counts["percent"],
+        "adapter_bytes": adapter_bytes(model),
+        **watch.measured(),
+        "device": watch.device,
+    }
+
+
+def _task(run: Run, model: AdaptedViT, data) -> Classification | Segmentation:
+    recipe = {name: getattr(run, name) for name in ("lr", "head_lr", "weight_decay", "schedule", "warmup", "augment")}
+    if data.task == "segmentation":
+        ignore = data.ignore_index
+        return Segmentation(model, data.classes, decoder=run.decoder, ignore_index=ignore, **recipe)
+    return Classification(model, data.classes, multilabel=data.task == "multilabel", **recipe)
+
+
+@lru_cache(maxsize=2)
+def _backbone(name: str, weights: str, res: float | None, image_size: int, seed: int | None):
+    """A backbone, loaded once a process: ``adapt`` copies it."""
+    with torch.random.fork_rng(devices=[]):
+        if seed is not None:
+            torch.manual_seed(seed)
+        return load_backbone(name, weights, image_size, res)
+
+
+class Stopwatch(lightning.Callback):
+    """Time of a training step and memory at its highest."""
+
+    def __init__(self):
+        self.device, self.seconds, self._start = "", [], 0.0
+
+    def on_fit_start(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
+        self.device = device_name(task.device)
+        _reset_peak(task.device)
+
+    def on_train_batch_start(self, *_) -> None:
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, task: lightning.LightningModule, *_) -> None:
+        if len(self.seconds) < 30:
+            if task.device.type == "cuda":
+                torch.cuda.synchronize()
+            self.seconds.append(time.perf_counter() - self._start)
+
+    def on_train_end(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
+        self.peak = _peak(task.device)
+
+    def measured(self) -> dict[str, float | None]:
+        """``step_ms``, the median of up to 30 steps without the first two; ``peak_mb`` of GPU or process.
+
+        None where nothing was trained in this process: the run had been stopped after its training.
+        """
+        steps = sorted(self.seconds[2:] or self.seconds)
+        peak = getattr(self, "peak", None)
+        return {"step_ms": round(1e3 * steps[len(steps) // 2], 3) if steps else None, "peak_mb": peak}
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif os.access("/proc/self/clear_refs", os.W_OK):
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the process's highest memory counts anew from here
+
+
+def _peak(device: torch.device) -> float:
+    """Highest memory in MiB since ``_reset_peak``; of the whole process on a CPU."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    status = Path("/proc/self/status")
+    if status.is_file():
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        return round(int(lines["VmHWM"].split()[0]) / 2**10, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)
+
+
+@lru_cache(maxsize=1)
+def _surroundings() -> dict:
+    """Versions and commit that a row was made with."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()}
+    source = Path(__file__).parent
+    try:
+        shown = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=source, capture_output=True, text=True, timeout=10
+        )
+        commit = shown.stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        commit = ""
+    return {"versions": versions, "commit": commit}
+
+
+def _short(error: Exception) -> str:
+    """``ValueError: message (file.py:12)``, in one line."""
+    last: Sequence[traceback.FrameSummary] = traceback.extract_tb(error.__traceback__)[-1:]
+    place = f" ({Path(last[0].filename).name}:{last[0].lineno})" if last else ""
+    return " ".join(f"{type(error).__name__}: {error}{place}".split())[:500]
+
+
+def _tidy(work: Path, keep: bool) -> None:
+    """Remove the work of a run that ended; of one that failed too, since what it left may be the reason."""
+    best = work / BEST
+    if keep and best.is_file():
+        for path in work.iterdir():
+            if path != best:
+                path.unlink()
+    elif work.is_dir():
+        shutil.rmtree(work, ignore_errors=True)
