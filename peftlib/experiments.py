@@ -22,6 +22,7 @@ from peftlib.results import read_row, tidy, write_row
 from peftlib.runs import Run
 from peftlib.trial import Place, perform
 
+HERE = Place()
 POLL = 0.05  # seconds between looks at what workers have finished
 
 
@@ -46,7 +47,7 @@ def execute(
     runs: Iterable[Run],
     executor: Executor | None = None,
     folder: str | Path | None = None,
-    place: Place = Place(),
+    place: Place = HERE,
     progress: bool = True,
     retry_failed: bool = True,
 ) -> pd.DataFrame:
@@ -143,11 +144,9 @@ def pool(workers: int, threads: int | None = None) -> ProcessPoolExecutor:
         workers: how many.
         threads: of PyTorch in each; None shares the cores out.
     """
-    share = max(
-        (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) // workers, 1
-    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     context = multiprocessing.get_context("spawn")  # a fork of a process that has used threads may hang
-    return ProcessPoolExecutor(workers, context, _begin_worker, (threads or share,))
+    return ProcessPoolExecutor(workers, context, _begin_worker, (threads or max(cores // workers, 1),))
 
 
 def _begin_worker(threads: int) -> None:

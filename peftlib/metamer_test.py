@@ -54,10 +54,9 @@ def pair_scores(task: Segmentation, loader: Iterable[dict]) -> dict[str, float]:
     """``pair_accuracy`` of a trained task on the scenes of a loader, resized as in training."""
     size = task.model.image_size
     with torch.no_grad():
-        pairs = [
-            (task(resize_image(b["image"], size).to(task.device)).cpu(), resize_mask(b["mask"], size)) for b in loader
-        ]
-    return pair_accuracy(torch.cat([scores for scores, _ in pairs]), torch.cat([truth for _, truth in pairs]))
+        scores = [task(resize_image(batch["image"], size).to(task.device)).cpu() for batch in loader]
+    truth = [resize_mask(batch["mask"], size) for batch in loader]
+    return pair_accuracy(torch.cat(scores), torch.cat(truth))
 
 
 def colour_ceiling(truth: Tensor) -> float:

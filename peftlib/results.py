@@ -15,38 +15,15 @@ REFERENCE, RESULTS = "data/reference", "data/results"
 STATUS = ("done", "failed")
 # Columns of a tidy table, in order; a row a run and metric. What they hold is said in ``tidy``.
 COLUMNS = (
-    *(
-        "dataset",
-        "task",
-        "backbone",
-        "weights",
-        "method",
-        "options",
-        "decoder",
-        "image_size",
-        "epochs",
-        "lr",
-        "head_lr",
-    ),
-    *("seed", "init", "stage", "split", "metric", "value", "headline", "tuned", "tuned_percent", "adapter_bytes"),
-    *("step_ms", "peak_mb", "wall_s", "images", "device", "versions", "commit", "backbone_hash", "status", "error"),
-    *("recipe", "key"),
+    *("dataset", "task", "backbone", "weights", "method", "options", "decoder", "image_size", "epochs", "lr"),
+    *("head_lr", "seed", "init", "stage", "split", "metric", "value", "headline", "tuned", "tuned_percent"),
+    *("adapter_bytes", "step_ms", "peak_mb", "wall_s", "images", "device", "versions", "commit", "backbone_hash"),
+    *("status", "error", "recipe", "key"),
 )
 _RECIPE = (
-    "data",
-    "bands",
-    "folds",
-    "tile",
-    "train_tiles",
-    "train_images",
-    "val_images",
-    "res",
-    "weight_decay",
-    "schedule",
-    "warmup",
-    "augment",
+    *("data", "bands", "folds", "tile", "train_tiles", "train_images", "val_images", "res", "weight_decay"),
+    *("schedule", "warmup", "augment", "batch_size", "accumulate", "patience", "precision"),
 )
-_RECIPE += ("batch_size", "accumulate", "patience", "precision")
 
 
 def write_row(path: Path, row: dict) -> None:
@@ -104,7 +81,7 @@ def tidy(rows: Iterable[dict]) -> pd.DataFrame:
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> Path:
-    """Write a tidy table as CSV, sorted, for committing: IoU of single classes stays behind unless it is the headline."""
+    """Write a tidy table as CSV, sorted, for committing: without the IoU of single classes that are no headline."""
     kept = table[~table["metric"].str.startswith("iou_") | table["headline"].astype(bool)]
     order = ["dataset", "backbone", "stage", "method", "options", "lr", "seed", "init", "key", "split", "metric"]
     path = Path(path)

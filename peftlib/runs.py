@@ -134,7 +134,7 @@ class Run:
             pool, val = (train, test) if val is None else (Joined(train, test), val)
             parts = folds(pool, self.folds)
             tested = parts.pop(self.seed % self.folds)
-            train, test = Part(pool, sorted(sum(parts, []))), Part(pool, tested)
+            train, test = Part(pool, sorted(i for part in parts for i in part)), Part(pool, tested)
         if val is None:
             raise ValueError(f"{self.dataset} has no val part here; choose folds=3, say")
         if self.tile:

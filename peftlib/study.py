@@ -5,7 +5,7 @@ to read the bands beyond RGB. Validation chooses. Only then, with other seeds to
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import pandas as pd
@@ -160,3 +160,36 @@ def layer_runs(deflect: Run, seeds: Sequence[int] = SEEDS) -> list[Run]:
 def start_runs(best: Iterable[Run], starts: Sequence[int] = SEEDS) -> list[Run]:
     """Other starts of adapter and head, everything else with the first seed."""
     return [replace(run, seed=0, init=start) for run in best for start in starts]
+
+
+EXTRAS: dict[str, Callable[[dict[str, Run], Sequence[int]], list[Run]]] = {
+    "rgb": lambda best, seeds: rgb_runs(best.values(), seeds),
+    "ablation": lambda best, seeds: ablation_runs(best["deflect"], seeds),
+    "ranks": lambda best, seeds: rank_runs(best["deflect"], best["lora"], seeds),
+    "layers": lambda best, seeds: layer_runs(best["deflect"], seeds),
+    "starts": lambda best, seeds: start_runs(best.values(), seeds),
+}
+
+
+def compare(
+    setting: Run,
+    execute: Callable[[list[Run]], pd.DataFrame],
+    methods: Sequence[str] = tuple(METHODS),
+    seeds: Sequence[int] = SEEDS,
+    extras: Sequence[str] = ("rgb", "ablation", "ranks", "layers"),
+) -> pd.DataFrame:
+    """A whole comparison on one data set and backbone: both searches, the finals, and what is asked for beside.
+
+    Args:
+        setting: one of ``SETTINGS``, or any run; its method, rates and seed are replaced.
+        execute: does runs and gives their rows, such as ``peftlib.experiments.execute`` with its options filled in.
+        extras: of ``EXTRAS``.
+
+    Returns:
+        the rows of all.
+    """
+    rows = execute(search_rates(setting, methods))
+    rows = pd.concat([rows, execute(search_inputs(setting, rows, methods))], ignore_index=True)
+    best = chosen(rows, setting, methods)
+    last = finals(best.values(), seeds) + [run for name in extras for run in EXTRAS[name](best, seeds)]
+    return pd.concat([rows, execute(last)], ignore_index=True)
