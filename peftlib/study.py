@@ -5,8 +5,9 @@ to read the bands beyond RGB. Validation chooses. Only then, with other seeds to
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import pandas as pd
 
@@ -171,25 +172,80 @@ EXTRAS: dict[str, Callable[[dict[str, Run], Sequence[int]], list[Run]]] = {
 }
 
 
+EXTRAS_OF = {"quick": ("rgb", "ablation"), "real": ("rgb", "ablation", "ranks", "layers"), "paper": tuple(EXTRAS)}
+
+
+def settings(
+    profile: str,
+    datasets: Sequence[str] = (),
+    backbones: Sequence[str] = (),
+    weights: Mapping[str, str] = MappingProxyType({}),
+    **changes,
+) -> list[Run]:
+    """What a profile compares on, each data set with each backbone.
+
+    Args:
+        profile: one of ``SETTINGS``.
+        datasets, backbones: some of the profile's, or other backbones; empty is all of the profile's.
+        weights: backbone -> file, for those that cannot be fetched.
+        changes: of fields of the runs, such as ``epochs=2``.
+
+    Raises:
+        ValueError: an unknown profile or data set; names the choices.
+    """
+    if profile not in SETTINGS:
+        raise ValueError(f"profile={profile!r}; choose from {', '.join(SETTINGS)}")
+    known = {setting.dataset: setting for setting in SETTINGS[profile]}
+    if unknown := [name for name in datasets if name not in known]:
+        raise ValueError(f"profile {profile!r} has no data sets {unknown}; it has {', '.join(known)}")
+    return [
+        replace(known[name], backbone=backbone, weights=weights.get(backbone, "default"), **changes)
+        for name in datasets or known
+        for backbone in backbones or BACKBONES[profile]
+    ]
+
+
+def outline(
+    setting: Run, methods: Sequence[str], seeds: Sequence[int], extras: Sequence[str], search: bool
+) -> list[Run]:
+    """The runs of ``compare`` as if each method's first choices were best: as many, and about as costly."""
+    first = {name: with_rate(replace(setting, method=inputs(name)[0]), OTHER_RATES[0]) for name in methods}
+    others = [replace(run, method=other, stage="search") for name, run in first.items() for other in inputs(name)[1:]]
+    searched = search_rates(setting, methods) + others if search else []
+    return searched + finals(first.values(), seeds) + _extra_runs(first, seeds, extras)
+
+
 def compare(
     setting: Run,
     execute: Callable[[list[Run]], pd.DataFrame],
     methods: Sequence[str] = tuple(METHODS),
     seeds: Sequence[int] = SEEDS,
     extras: Sequence[str] = ("rgb", "ablation", "ranks", "layers"),
+    best: Mapping[str, Run] | None = None,
 ) -> pd.DataFrame:
     """A whole comparison on one data set and backbone: both searches, the finals, and what is asked for beside.
 
     Args:
-        setting: one of ``SETTINGS``, or any run; its method, rates and seed are replaced.
+        setting: one of ``settings``, or any run; its method, rates and seed are replaced.
         execute: does runs and gives their rows, such as ``peftlib.experiments.execute`` with its options filled in.
-        extras: of ``EXTRAS``.
+        extras: of ``EXTRAS``; those about methods that are not compared are left out.
+        best: for each method its choice, of an earlier search (``chosen``); None searches.
 
     Returns:
         the rows of all.
     """
-    rows = execute(search_rates(setting, methods))
-    rows = pd.concat([rows, execute(search_inputs(setting, rows, methods))], ignore_index=True)
-    best = chosen(rows, setting, methods)
-    last = finals(best.values(), seeds) + [run for name in extras for run in EXTRAS[name](best, seeds)]
-    return pd.concat([rows, execute(last)], ignore_index=True)
+    rows = []
+    if best is None:
+        rows.append(execute(search_rates(setting, methods)))
+        rows.append(execute(search_inputs(setting, rows[0], methods)))
+        best = chosen(pd.concat(rows), setting, methods)
+    best = {name: best[name] for name in methods}
+    rows.append(execute(finals(best.values(), seeds) + _extra_runs(best, seeds, extras)))
+    return pd.concat(rows, ignore_index=True)
+
+
+def _extra_runs(best: Mapping[str, Run], seeds: Sequence[int], extras: Sequence[str]) -> list[Run]:
+    if unknown := [name for name in extras if name not in EXTRAS]:
+        raise ValueError(f"extras={unknown}; choose from {', '.join(EXTRAS)}")
+    needed = {"ablation": {"deflect"}, "ranks": {"deflect", "lora"}, "layers": {"deflect"}}
+    return [run for name in extras if needed.get(name, set()) <= set(best) for run in EXTRAS[name](best, seeds)]
