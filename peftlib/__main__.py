@@ -18,9 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--if-changed", action="store_true", help="skip what is up to date")
     commands.add_parser("doctor", help="versions, device, weights, data: OK or what to do")
     commands.add_parser("weights", help="fetch and check the default backbone's weights")
-    test = commands.add_parser(
-        "metamers", help="the metamer test on simulated scenes: data/results/spectral_scenes.csv"
-    )
+    test = commands.add_parser("metamers", help="references of the metamer test: data/results/spectral_scenes.csv")
     test.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args(arguments)
     return {"run": _run, "doctor": _doctor, "weights": _weights, "metamers": _metamers}[options.command](options)
@@ -72,17 +70,16 @@ def _weights(_: argparse.Namespace) -> int:
 
 
 def _metamers(options: argparse.Namespace) -> int:
-    from peftlib.metamer_test import metamer_test
-    from peftlib.paths import runs_dir
+    from peftlib.metamer_test import references
+    from peftlib.study import SETTINGS
     from peftlib.weights import atomic_path
 
-    rows = metamer_test(runs_dir() / "metamers", options.seeds)
-    path = root() / "data" / "results" / "spectral_scenes.csv"
-    with atomic_path(path) as temporary:
+    data = SETTINGS["quick"][0].data  # the scenes of the quick profile's runs
+    rows = references(data["length"], data["size"], options.seeds)
+    with atomic_path(root() / "data" / "results" / "spectral_scenes.csv") as temporary:
         rows.round(4).to_csv(temporary, index=False)
-    print(
-        rows[rows["metric"] == "pairs"].groupby(["task", "method"], sort=False)["value"].agg(["mean", "std"]).round(3)
-    )
+    pairs = rows[rows["metric"] == "pairs"]
+    print(pairs.groupby(["task", "method"], sort=False)["value"].agg(["mean", "std"]).round(3))
     return 0
 
 

@@ -8,6 +8,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
@@ -91,7 +92,8 @@ def execute(
             for key, run in missing.items():
                 finished(perform(run, key, folder, place))
         else:
-            waiting = {executor.submit(perform, run, key, folder, place): (key, run) for key, run in missing.items()}
+            for key, run in missing.items():  # one by one: an interrupt takes back those that are submitted by then
+                waiting[executor.submit(perform, run, key, folder, place)] = key, run
         while waiting:
             for future in [future for future in waiting if future.done()]:
                 key, run = waiting.pop(future)
@@ -102,8 +104,9 @@ def execute(
         done = sum(_finished(folder / f"{key}.json", False) for key in planned)
         raise KeyboardInterrupt(f"stopped with {done} of {len(planned)} runs finished; run again to go on") from None
     except BrokenExecutor as error:
+        _stop(executor, waiting)
         done = sum(_finished(folder / f"{key}.json", False) for key in planned)
-        text = f"a worker died ({error}) with {done} of {len(planned)} runs finished; run again to go on"
+        text = f"a worker died ({error}) with {done} of {len(planned)} runs finished; run again, with a new pool, to go on"
         raise RuntimeError(f"{text}. Out of memory? Then use fewer workers") from error
     finally:
         bar.close()
@@ -122,6 +125,8 @@ def _result(future, key: str, run: Run, folder: Path) -> dict:
     except BrokenExecutor:
         raise
     except Exception as error:  # the worker itself; errors of the run come as rows
+        if _finished(folder / f"{key}.json", retry_failed=True):  # it had done its run
+            return read_row(folder / f"{key}.json")
         row = {"key": key, "run": run.facts(), "status": "failed", "error": f"worker lost: {error!r}"[:500]}
         write_row(folder / f"{key}.json", row | {"wall_s": None, "versions": {}, "commit": ""})
         return row
@@ -132,9 +137,9 @@ def _stop(executor: Executor | None, waiting: dict) -> None:
     for future in waiting:
         future.cancel()
     if isinstance(executor, ProcessPoolExecutor):
-        executor.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
-            process.terminate()
+        for process in list((executor._processes or {}).values()):
+            process.kill()  # told to terminate, a worker in the midst of training would go on with the next run
+        executor.shutdown(cancel_futures=True)
 
 
 def pool(workers: int, threads: int | None = None) -> ProcessPoolExecutor:
@@ -151,6 +156,13 @@ def pool(workers: int, threads: int | None = None) -> ProcessPoolExecutor:
 
 def _begin_worker(threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 
     torch.set_num_threads(threads)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would else finish its run beside the next grid's, and wait for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)

@@ -1,35 +1,24 @@
-"""The metamer test: how well methods tell apart what a camera cannot, on simulated scenes.
+"""The metamer test: how well pixels are told apart that a camera sees alike, in simulated scenes.
 
-python -m peftlib metamers     # writes data/results/spectral_scenes.csv, some minutes on two cores
+Every run on ``spectral_scenes`` is scored by it (``pair_scores``). References to compare with:
+
+python -m peftlib metamers     # writes data/results/spectral_scenes.csv, a minute on two cores
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from pathlib import Path
 
-import lightning
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from peftlib.adapt import adapt, count_parameters
-from peftlib.backbones import load_backbone
 from peftlib.batches import resize_image, resize_mask
 from peftlib.datasets.metamers import PAIRS
-from peftlib.datasets.module import EarthData
 from peftlib.datasets.spectral_scenes import SpectralScenes
-from peftlib.methods import Deflect, Frozen, LoRA, Method
 from peftlib.tasks import Segmentation
-from peftlib.training import fit
 
-COLUMNS = ("dataset", "task", "backbone", "method", "seed", "split", "metric", "value", "tuned_percent", "status")
-METHODS: dict[str, tuple[Method, float]] = {  # name -> config, learning rate
-    "frozen, RGB": (Frozen(), 1e-3),
-    "lora": (LoRA(rank=8, alpha=8.0, new_bands="zero", train_patch_embed=True), 2e-3),
-    "deflect": (Deflect(), 2e-3),
-}
-HEAD_LR = 3e-3
+COLUMNS = ("dataset", "task", "scenes", "method", "seed", "split", "metric", "value")
 
 
 def pair_accuracy(scores: Tensor, truth: Tensor) -> dict[str, float]:
@@ -97,62 +86,28 @@ def _pixels(data: SpectralScenes) -> tuple[np.ndarray, Tensor]:
     return image.flatten(1).T.numpy(), truth
 
 
-def metamer_test(
-    folder: str | Path,
-    seeds: Sequence[int] = (0, 1, 2),
-    scenes: int = 512,
-    epochs: int = 6,
-    backbone: str = "dinov2_small",
-    size: int = 56,
-    progress: bool = True,
-    methods: Mapping[str, tuple[Method, float]] = METHODS,
-) -> pd.DataFrame:
-    """Train each method to segment scenes and score it on scenes of other spectra, beside the per-pixel reference.
-
-    For classification of scenes there is the reference alone.
+def references(scenes: int, size: int, seeds: Sequence[int] = (0, 1, 2), labelled: int = 512) -> pd.DataFrame:
+    """What is known of ``spectral_scenes`` without a vision transformer: the ceiling of colour, and per-pixel forests.
 
     Args:
-        folder: of the runs, which go on where they were.
-        seeds: of heads, adapters and the order of scenes; the scenes are the same.
-        scenes: to train on, and to test on.
-        epochs: without early stopping.
-        backbone, size: the model and its image size in pixels.
-        methods: name -> config and learning rate.
+        scenes: to train the forests on, and to test them on, for segmentation.
+        size: of a scene in pixels.
+        seeds: of the forests; the scenes are the same.
+        labelled: the same for classification, where a scene counts once and not once a pixel.
 
     Returns:
-        a row a run and metric, with ``COLUMNS``.
+        a row a reference, seed and metric of the test scenes, with ``COLUMNS``.
     """
-    train, val, test = (SpectralScenes(s, n, size) for s, n in (("train", scenes), ("val", 64), ("test", scenes)))
-    held = [list(part) for part in (train, val, test)]  # made once, not once an epoch
-    vit = load_backbone(backbone, image_size=size)
-    truth = torch.stack([sample["mask"] for sample in held[2]])
-    labelled = [SpectralScenes(split, scenes, size, task="classification") for split in ("train", "test")]
-    labels = torch.tensor([sample["label"] for sample in labelled[1]])
     rows = []
-    for task, known, sets in (("segmentation", truth, (train, test)), ("classification", labels, labelled)):
-        rows += [(task, "colour ceiling", None, 0, "accuracy", colour_ceiling(known))]
-        rows += [(task, "colour ceiling", None, 0, "pairs", 0.5)]
+    for task, length in (("segmentation", scenes), ("classification", labelled)):
+        train, test = (SpectralScenes(split, length, size, task=task) for split in ("train", "test"))
+        known = torch.stack([torch.as_tensor(s["mask" if task == "segmentation" else "label"]) for s in test])
+        rows += [(task, length, "colour ceiling", 0, "accuracy", colour_ceiling(known))]
+        rows += [(task, length, "colour ceiling", 0, "pairs", 0.5)]
         for name, bands in (("forest, RGB", ("B04", "B03", "B02")), ("forest", test.bands)):
             for seed in seeds:
-                rows += _rows(task, name, None, seed, *pixel_forest(*sets, bands, seed))
-    for name, (method, lr) in methods.items():
-        for seed in seeds:
-            lightning.seed_everything(seed, verbose=False)
-            data = EarthData(*held, batch_size=16, seed=seed)
-            model = adapt(vit, method, train.bands).fit_normalization(data.val_dataloader())
-            task = Segmentation(model, train.classes, lr=lr, head_lr=HEAD_LR, augment=False)
-            run = Path(folder) / f"{name.replace(', ', '_')}_{seed}"
-            fit(task, data, run, epochs, seed, patience=None, monitor="loss", accelerator="cpu")
-            with torch.no_grad():
-                scores = torch.cat([task(batch["image"]) for batch in data.test_dataloader()])
-            rows += _rows("segmentation", name, count_parameters(model)["percent"], seed, scores, truth)
-            if progress:
-                print(f"{name}, seed {seed}: pairs {rows[-1][-1]:.3f}", flush=True)
-    table = pd.DataFrame(rows, columns=["task", "method", "tuned_percent", "seed", "metric", "value"])
-    table = table.assign(dataset=train.name, backbone=backbone, split="test", status="done")
-    return table[list(COLUMNS)]
-
-
-def _rows(task: str, name: str, percent: float | None, seed: int, scores: Tensor, truth: Tensor) -> list[tuple]:
-    metrics = {"accuracy": float((scores.argmax(1) == truth).float().mean())} | pair_accuracy(scores, truth)
-    return [(task, name, percent, seed, metric, value) for metric, value in metrics.items()]
+                scores, truth = pixel_forest(train, test, bands, seed)
+                metrics = {"accuracy": float((scores.argmax(1) == truth).float().mean())}
+                rows += [(task, length, name, seed, *pair) for pair in (metrics | pair_accuracy(scores, truth)).items()]
+    table = pd.DataFrame(rows, columns=["task", "scenes", "method", "seed", "metric", "value"])
+    return table.assign(dataset=SpectralScenes.name, split="test")[list(COLUMNS)]

@@ -20,6 +20,11 @@ COLUMNS = (
     *("adapter_bytes", "step_ms", "peak_mb", "wall_s", "images", "device", "versions", "commit", "backbone_hash"),
     *("status", "error", "recipe", "key"),
 )
+_COUNTS = ("tuned", "adapter_bytes", "images")
+_NUMBERS = (
+    *("image_size", "epochs", "lr", "head_lr", "seed", "init", "value", "tuned_percent", "step_ms", "peak_mb", "wall_s"),
+    *_COUNTS,
+)
 _RECIPE = (
     *("data", "bands", "folds", "tile", "train_tiles", "train_images", "val_images", "res", "weight_decay"),
     *("schedule", "warmup", "augment", "batch_size", "accumulate", "patience", "precision"),
@@ -68,7 +73,7 @@ def tidy(rows: Iterable[dict]) -> pd.DataFrame:
         run = row["run"]
         facts = {name: run.get(name, row.get(name)) for name in COLUMNS if name in run or name in row}
         facts["options"] = json.dumps(run["options"], sort_keys=True)
-        facts["recipe"] = json.dumps({name: run[name] for name in _RECIPE}, sort_keys=True)
+        facts["recipe"] = recipe(run)
         facts["images"] = row.get("images", {}).get("train")
         facts["versions"] = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
         if row["status"] == "failed":
@@ -80,9 +85,15 @@ def tidy(rows: Iterable[dict]) -> pd.DataFrame:
     return pd.DataFrame(table, columns=list(COLUMNS))
 
 
+def recipe(run: dict) -> str:
+    """The rest of a run's facts, those without a column of their own, as JSON."""
+    return json.dumps({name: run[name] for name in _RECIPE}, sort_keys=True)
+
+
 def write_table(table: pd.DataFrame, path: str | Path) -> Path:
     """Write a tidy table as CSV, sorted, for committing: without the IoU of single classes that are no headline."""
     kept = table[~table["metric"].str.startswith("iou_") | table["headline"].astype(bool)]
+    kept = kept.astype(dict.fromkeys(_COUNTS, "Int64"))  # all digits, beside failed runs that have none too
     order = ["dataset", "backbone", "stage", "method", "options", "lr", "seed", "init", "key", "split", "metric"]
     path = Path(path)
     with atomic_path(path) as temporary:
@@ -100,7 +111,10 @@ def read_table(profile_or_path: str | Path) -> pd.DataFrame:
     path = Path(profile_or_path)
     if path.suffix != ".csv":
         path = root() / RESULTS / f"{profile_or_path}.csv"
-    table = pd.read_csv(path, keep_default_na=True, dtype={"error": str, "options": str, "recipe": str})
+    texts = [name for name in COLUMNS if name not in (*_NUMBERS, "headline")]  # a commit may look like a number
+    table = pd.read_csv(
+        path, dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values=dict.fromkeys(_NUMBERS, "")
+    )
     missing = [name for name in COLUMNS if name not in table]
     if missing:
         raise ValueError(f"{path} has no columns {missing}; is it a table of runs?")

@@ -43,7 +43,8 @@ class Run:
         lr, head_lr, weight_decay, schedule, warmup, augment: see ``peftlib.learning.Task``.
         batch_size: images that make a batch, over all devices.
         accumulate, epochs, patience, precision: see ``peftlib.training.fit``.
-        stage: ``"search"`` never opens the test part; ``"final"`` scores it once, at the end.
+        stage: ``"search"`` never scores what is tested, nor opens it where it is a part of its own; ``"final"`` scores
+            it once, at the end.
         seed: order of images, augmentation, dropout, and the fold that is tested.
         init: start of adapter and head; None is ``seed``.
     """
@@ -96,6 +97,8 @@ class Run:
             raise ValueError(f"Run(train_tiles={self.train_tiles}) needs tile=, the side of a tile")
         if "split" in self.data or "root" in self.data or "bands" in self.data:
             raise ValueError(f"Run(data={dict(self.data)}); split and bands are fields of a run, root is PEFTLIB_DATA")
+        if self.bands is not None:
+            object.__setattr__(self, "bands", tuple(self.bands))
 
     @property
     def start(self) -> int:
@@ -126,10 +129,11 @@ class Run:
         text = json.dumps(self.facts() | behind, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def parts(self) -> tuple[Dataset, Dataset, Dataset]:
-        """What trains, validates and tests."""
-        where = (_frozen(self.data), data_dir(), self.bands)
-        train, val, test = (_opened(self.dataset, split, *where) for split in ("train", "val", "test"))
+    def parts(self) -> tuple[Dataset, Dataset, Dataset | None]:
+        """What trains, validates and tests; a search has nothing to test."""
+        where, final = (_frozen(self.data), data_dir(), self.bands), self.stage == "final"
+        train, val = (_opened(self.dataset, split, *where) for split in ("train", "val"))
+        test = _opened(self.dataset, "test", *where) if final or self.folds else None
         if self.folds:
             pool, val = (train, test) if val is None else (Joined(train, test), val)
             parts = folds(pool, self.folds)
@@ -139,8 +143,8 @@ class Run:
             raise ValueError(f"{self.dataset} has no val part here; choose folds=3, say")
         if self.tile:
             train = Tiles(train, self.tile, self.train_tiles)
-            val, test = Tiles(val, self.tile), Tiles(test, self.tile)
-        return spread(train, self.train_images), spread(val, self.val_images), test
+            val, test = Tiles(val, self.tile), Tiles(test, self.tile) if final else None
+        return spread(train, self.train_images), spread(val, self.val_images), test if final else None
 
 
 def _frozen(data: Mapping) -> str:
@@ -151,11 +155,12 @@ def _frozen(data: Mapping) -> str:
 def _opened(dataset: str, split: str, data: str, root: Path, bands: tuple[str, ...] | None) -> Dataset | None:
     """A part of a data set, in memory if it is small; None where there is no such part."""
     try:
-        return held_if_small(load(dataset, split=split, bands=bands, **json.loads(data)), HELD_MEGABYTES)
+        part = load(dataset, split=split, bands=bands, **json.loads(data))
     except FileNotFoundError:
         if split == "val":
             return None
         raise
+    return held_if_small(part, HELD_MEGABYTES)
 
 
 @lru_cache(maxsize=64)

@@ -23,6 +23,7 @@ from peftlib.methods import (
     method_from,
 )
 from peftlib.methods.base import IGNORE, InputMethod
+from peftlib.results import recipe
 from peftlib.runs import Run
 
 SEEDS = (0, 1, 2)
@@ -115,7 +116,9 @@ def chosen(rows: pd.DataFrame, setting: Run, methods: Sequence[str] = tuple(METH
         ValueError: a method has no search rows in this setting.
     """
     here = rows[(rows["stage"] == "search") & (rows["split"] == "val") & (rows["status"] == "done")]
-    here = here[(here["dataset"] == setting.dataset) & (here["backbone"] == setting.backbone)]
+    facts = setting.facts()
+    same = ("dataset", "backbone", "weights", "decoder", "image_size", "epochs", "seed", "init")
+    here = here[(here[list(same)] == [facts[name] for name in same]).all(axis=1) & (here["recipe"] == recipe(facts))]
     best = {}
     for name in methods:
         mine = here[here["method"] == name]

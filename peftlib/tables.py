@@ -1,22 +1,20 @@
-"""Rows of runs -> scores, the paper's table, ranks, and what they advise. Nothing here is trained or drawn.
+"""Scores -> the paper's table, as text, LaTeX and CSV, with what stands under it, and what it advises.
 
-scores = tables.scores(results.read_table("real"))
-tables.to_text(tables.score_table(scores))
+found = tables.scores(results.read_table("real"))
+tables.to_text(tables.score_table(found))
 """
 
-import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from peftlib.methods import METHODS, Method, method_from
-from peftlib.methods.base import IGNORE
-from peftlib.paths import root
+from peftlib.paths import figures_dir, root
 from peftlib.results import REFERENCE
-from peftlib.study import inputs, rgb_only
+from peftlib.scoring import choice, columns, compared, scores, summary
+from peftlib.weights import atomic_path
 
 LABELS = {
     "frozen": "Frozen",
@@ -31,132 +29,18 @@ LABELS = {
     "earth_adapter": "Earth-Adapter",
     "deflect": "DEFLECT",
 }
-METRICS = {"macro_f1": "macro F1", "miou": "mIoU", "map": "mAP", "mF1": "macro F1"}  # ours, and the paper's names
-ALL_BANDS, RGB, START, VARIANT = "all bands", "RGB", "start", "variant"
+METRICS = {"macro_f1": "macro F1", "miou": "mIoU", "map": "mAP"}
+PAPER_METRICS = {"mF1": "macro F1"}
 PUBLISHED = "published"  # in the place of a backbone: the paper's Table 1, Scale-MAE ViT-L
-DRAWS, LEVEL = 10_000, 95  # of the bootstrap: resamples, and how many percent of them an interval holds
 NONE = "–"
-
-
-def scores(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row a finished final run: its headline metric on the test part.
-
-    Args:
-        rows: tidy rows of ``peftlib.results``, in any order, of any stage and status.
-
-    Returns:
-        columns dataset, task ("classification" or "segmentation"), backbone, method, kind, config, seed, init, folds,
-        metric, percent (100 x its value), tuned_percent (of the encoder, the reading of bands included), key. ``kind``
-        is "all bands" (a method as the study compares it), "RGB" (on red, green and blue alone), "start" (all bands,
-        adapter and head started from another seed than the data) or "variant" (ablation, rank, layers).
-
-    Raises:
-        ValueError: two runs of one method where one belongs, as of two comparisons in one folder; names their keys.
-    """
-    final = rows["stage"].eq("final") & rows["status"].eq("done") & rows["split"].eq("test") & rows["headline"].eq(True)
-    kept = rows[final & np.isfinite(rows["value"].astype(float))].drop_duplicates("key")
-    configs = [method_from(name, json.loads(options)) for name, options in zip(kept.method, kept.options, strict=True)]
-    table = pd.DataFrame(
-        {
-            "dataset": kept["dataset"],
-            "task": kept["task"].where(kept["task"].eq("segmentation"), "classification"),
-            "backbone": kept["backbone"],
-            "method": kept["method"],
-            "kind": [_kind(*place) for place in zip(configs, kept["seed"], kept["init"], strict=True)],
-            "config": pd.Series(configs, kept.index, dtype=object),
-            "seed": kept["seed"].astype(int),
-            "init": kept["init"].astype(int),
-            "folds": [json.loads(recipe)["folds"] for recipe in kept["recipe"]],
-            "metric": kept["metric"],
-            "percent": 100 * kept["value"].astype(float),
-            "tuned_percent": kept["tuned_percent"].astype(float),
-            "key": kept["key"],
-        }
-    )
-    _check_places(table)
-    order = [table["method"].map(_place), table["task"], table["dataset"], table["backbone"], table["kind"]]
-    order += [table["config"].map(str), table["seed"], table["init"]]
-    return table.iloc[np.lexsort([column.to_numpy(str) for column in reversed(order)])].reset_index(drop=True)
-
-
-def _kind(config: Method, seed: int, init: int) -> str:
-    if config.name in METHODS:
-        compared = config in inputs(config.name)
-        rgb = config in [rgb_only(one) for one in inputs(config.name)]
-    else:  # a tuner of HF peft has no default to be compared with
-        compared, rgb = config.new_bands != IGNORE, config.new_bands == IGNORE
-    if compared or rgb:
-        return (ALL_BANDS if compared else RGB) if seed == init else (START if compared else VARIANT)
-    return VARIANT
-
-
-def _check_places(table: pd.DataFrame) -> None:
-    config = table["config"].map(str).where(table["kind"].eq(VARIANT), "")
-    places = table.assign(config=config)[["dataset", "backbone", "method", "kind", "config", "seed", "init"]]
-    twice = table[places.duplicated(keep=False)]
-    if len(twice):
-        first = twice.iloc[0]
-        same = twice[places.loc[twice.index].eq(places.loc[first.name]).all(axis=1)]
-        raise ValueError(
-            f"{len(same)} final runs of {first['method']} ({first['kind']}) on {first['dataset']}, seed "
-            f"{first['seed']}: {', '.join(sorted(same['key']))}; give the rows of one comparison"
-        )
-
-
-def _place(method: str) -> str:
-    """For sorting: methods in the order of the registry, others behind."""
-    return f"{list(METHODS).index(method):02d}" if method in METHODS else f"99 {method}"
-
-
-def compared(scores: pd.DataFrame) -> pd.DataFrame:
-    """The scores that methods are compared by: with all bands, as each was chosen."""
-    return scores[scores["kind"] == ALL_BANDS]
-
-
-def varied(scores: pd.DataFrame, method: str, *options: str) -> pd.DataFrame:
-    """Runs of a method that differ from the compared ones in some options alone; these as columns beside."""
-    mine = scores[(scores["method"] == method) & scores["kind"].isin([ALL_BANDS, VARIANT])]
-    mine = mine[mine["seed"] == mine["init"]]
-    plain = {name: getattr(METHODS[method](), name) for name in options}
-    mine = mine[[replace(config, **plain) in inputs(method) for config in mine["config"]]]
-    return mine.assign(**{name: [getattr(config, name) for config in mine["config"]] for name in options})
-
-
-def columns(scores: pd.DataFrame) -> dict[str, tuple[str, ...]]:
-    """Columns of a table -> data sets they average: each one; each task that has several; the last column is all."""
-    of_task = {task: tuple(sorted(part["dataset"].unique())) for task, part in scores.groupby("task")}
-    names = tuple(name for found in of_task.values() for name in found)
-    found = {name: (name,) for name in names}
-    if len(of_task) > 1:
-        found |= {f"average, {task}": members for task, members in of_task.items() if len(members) > 1}
-    return found | ({"average": names} if len(names) > 1 else {})
-
-
-def summary(scores: pd.DataFrame, by: Sequence[str] = ("method",)) -> pd.DataFrame:
-    """Mean and spread of each group in each of ``columns``; a group that lacks a data set of a column has no row there.
-
-    Args:
-        by: what a group is; where "backbone" is not part of it, backbones are averaged over like data sets.
-
-    Returns:
-        columns of ``by``, column, mean (of data sets, equal weights, each a mean over seeds), std (over seeds, n - 1,
-        of the mean over data sets; NaN for one seed), seeds, tuned (mean share of the encoder), all in percent.
-    """
-    cells, found = ["dataset"] if "backbone" in by else ["dataset", "backbone"], []
-    for column, names in columns(scores).items():
-        part = scores[scores["dataset"].isin(names)]
-        needed = len(part[cells].drop_duplicates())
-        for group, mine in part.groupby(list(by), sort=False):
-            runs = mine.pivot_table("percent", "seed", cells)
-            if runs.shape[1] == needed:
-                each = runs.dropna().mean(axis=1)  # a number a seed
-                facts = {"column": column, "mean": runs.mean().mean(), "std": each.std(), "seeds": len(each)}
-                found.append(dict(zip(by, group, strict=True)) | facts | {"tuned": mine["tuned_percent"].mean()})
-    return pd.DataFrame(found, columns=[*by, "column", "mean", "std", "seeds", "tuned"])
+LATEX = str.maketrans(
+    {sign: f"\\{sign}" for sign in "_%&#${}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--"}
+)
 
 
 def published() -> pd.DataFrame:
-    """Table 1 of the DEFLECT paper, as committed: columns backbone ("published"), method, dataset, metric, mean, std..."""
+    """Table 1 of the DEFLECT paper: columns backbone ("published"), method, tuned, dataset, metric, mean, std."""
     table = pd.read_csv(root() / REFERENCE / "published_table1.csv").rename(columns={"encoder_tuned_percent": "tuned"})
     return table.assign(backbone=PUBLISHED, method=table["method"].replace("finetuning", "full"))
 
@@ -171,13 +55,16 @@ def score_table(scores: pd.DataFrame, published: pd.DataFrame | None = None) -> 
         columns of ``summary`` by backbone and method, and mark: "best", "second" or "" in a column of a backbone, by
         means rounded as they are shown, so that equal numbers have equal marks.
     """
-    ours = summary(compared(scores), ("backbone", "method"))
-    place = ours.groupby(["backbone", "column"])["mean"].transform(lambda m: m.round(1).rank(ascending=False, method="dense"))
-    table = ours.assign(mark=place.map({1: "best", 2: "second"}).fillna(""))
+    main = compared(scores)
+    ours, order = summary(main, ("backbone", "method")), list(main["method"].unique())
+    ours = ours.assign(place=ours["method"].map(order.index)).sort_values(["backbone", "place"], kind="stable")
+    shown = ours.assign(mean=ours["mean"].map(number).astype(float)).groupby(["backbone", "column"])["mean"]
+    mark = shown.rank(ascending=False, method="dense").map({1: "best", 2: "second"}).fillna("")
+    table = ours.drop(columns="place").assign(mark=mark)
     if published is None:
         return table
     theirs = []
-    for column, names in columns(compared(scores)).items():
+    for column, names in columns(main).items():
         part = published[published["dataset"].isin(names)]
         for method, mine in part.groupby("method", sort=False):
             if len(mine) == len(names):
@@ -187,18 +74,62 @@ def score_table(scores: pd.DataFrame, published: pd.DataFrame | None = None) -> 
     return pd.concat([table, pd.DataFrame(theirs, columns=table.columns)], ignore_index=True) if theirs else table
 
 
-def to_text(table: pd.DataFrame, cell: Callable[[pd.Series], str] | None = None) -> pd.DataFrame:
-    """A score table as one reads it: a row a model and method, "61.2 ± 1.3", – where runs are missing, * at the best."""
-    cells = table.apply(cell or _cell, axis=1) if len(table) else pd.Series(dtype=str)
-    keys = [table["backbone"].rename("model"), table["method"].map(label)]
-    shown = list(dict.fromkeys(zip(*keys, strict=True)))
-    wide = cells.groupby([*keys, table["column"]]).first().unstack() if len(table) else pd.DataFrame()
-    wide = wide.reindex(index=pd.MultiIndex.from_tuples(shown, names=["model", "method"])) if shown else wide
-    wide = wide.reindex(columns=list(dict.fromkeys(table["column"]))).fillna(NONE)
-    if shown:
-        tuned = table.groupby(keys)["tuned"].mean().reindex(wide.index)
-        wide.insert(0, "tuned, %", tuned.map("{:.2f}".format))
-    return wide.rename_axis(columns=None)
+def to_text(table: pd.DataFrame) -> pd.DataFrame:
+    """A score table as one reads it: "61.2 ± 1.3", "*" behind the best, "–" for none. A single model is not named."""
+    wide = _wide(table, lambda row: number(row["mean"], row["std"]) + ("*" if row["mark"] == "best" else " "))
+    return wide.droplevel("model") if wide.index.get_level_values("model").nunique() == 1 else wide
+
+
+def _wide(table: pd.DataFrame, cell: Callable[[pd.Series], str]) -> pd.DataFrame:
+    """A row a model and method, a column a data set or average, cells as text."""
+    if table.empty:
+        return pd.DataFrame(index=pd.MultiIndex.from_arrays([[], []], names=["model", "method"]))
+    names = {"model": table["backbone"], "method": table["method"].map(label)}
+    long = table.assign(**names, text=table.apply(cell, axis=1))
+    rows = pd.MultiIndex.from_frame(long[list(names)].drop_duplicates())
+    wide = long.set_index([*names, "column"])["text"].unstack()
+    wide = wide.reindex(index=rows, columns=long["column"].unique()).fillna(NONE).rename_axis(columns=None)
+    wide.insert(0, "tuned, %", long.groupby(list(names))["tuned"].mean().map("{:.2f}".format).reindex(rows))
+    return wide
+
+
+def to_latex(table: pd.DataFrame, notes: Sequence[str] = ()) -> str:
+    """A score table for LaTeX with ``booktabs``: the best bold, the second underlined, a rule between models."""
+    wide = _wide(table, _latex_cell)
+    lines = [" & ".join(map(_escape, ["model", "method", *wide.columns]))]
+    models = wide.index.get_level_values("model")
+    for i, ((model, method), cells) in enumerate(wide.iterrows()):
+        first = i == 0 or models[i - 1] != model
+        lines += ["\\midrule"] if first else []
+        lines.append(" & ".join([_escape(model) if first else "", _escape(method), *cells.replace(NONE, "--")]))
+    body = "\n".join(line if line.startswith("\\midrule") else line + " \\\\" for line in lines)
+    head = f"\\begin{{tabular}}{{ll{'r' * len(wide.columns)}}}\n\\toprule\n"
+    foot = "".join(f"\\par\\footnotesize {_escape(note)}\n" for note in notes)
+    return f"{head}{body}\n\\bottomrule\n\\end{{tabular}}\n{foot}"
+
+
+def to_csv(table: pd.DataFrame) -> str:
+    """A score table in long form, numbers in percent with two decimals, empty where there is none."""
+    named = table.rename(columns={"backbone": "model", "tuned": "tuned_percent"})
+    return named.to_csv(index=False, float_format="%.2f", lineterminator="\n")
+
+
+def save_table(table: pd.DataFrame, notes: Sequence[str], name: str, profile: str) -> list[Path]:
+    """Write ``figures/<profile>/<name>.tex`` and ``.csv``, each whole or not at all."""
+    paths = [figures_dir(profile) / f"{name}.{suffix}" for suffix in ("tex", "csv")]
+    for path, text in zip(paths, (to_latex(table, notes), to_csv(table)), strict=True):
+        with atomic_path(path) as temporary:
+            temporary.write_text(text)
+    return paths
+
+
+def _latex_cell(row: pd.Series) -> str:
+    text = number(row["mean"], row["std"]).replace("±", "$\\pm$")
+    return {"best": f"\\textbf{{{text}}}", "second": f"\\underline{{{text}}}"}.get(row["mark"], text)
+
+
+def _escape(text: str) -> str:
+    return text.translate(LATEX)
 
 
 def label(method: str) -> str:
@@ -209,3 +140,78 @@ def label(method: str) -> str:
 def number(mean: float, std: float = math.nan) -> str:
     """``61.2 ± 1.3``; of one seed ``61.2``."""
     return f"{mean:.1f}" if math.isnan(std) else f"{mean:.1f} ± {std:.1f}"
+
+
+def notes(rows: pd.DataFrame, published: pd.DataFrame | None = None) -> list[str]:
+    """What stands under the table: what the numbers are, which runs failed, what is missing."""
+    main = compared(scores(rows))
+    if main.empty:
+        return ["No method has a finished final run.", failures(rows)]
+    runs = main.groupby(["method", "dataset", "backbone"], sort=False).size().unstack("method", fill_value=0).stack()
+    seeds, folded = _count(int(runs.max()), "seed"), sorted(main.loc[main["folds"] > 0, "dataset"].unique())
+    fewer = [f"{label(m)} on {d}, {b} ({n})" for (d, b, m), n in runs[runs < runs.max()].items()]
+    measures = main.groupby(main["metric"].map(lambda name: METRICS.get(name, name)))["dataset"].unique()
+    measured = ", ".join(f"{measure} ({', '.join(sorted(names))})" for measure, names in measures.items())
+    lines = [
+        f"{', '.join(sorted(main['backbone'].unique()))}; test part, mean ± standard deviation over {seeds}, in % of "
+        f"{measured}. An average weighs its data sets equally; {NONE} where runs are missing."
+    ]
+    lines += [f"The seed also picks the fold that is tested on {', '.join(folded)}."] if folded else []
+    lines += [failures(rows)]
+    lines += [f"Fewer than {seeds}: {'; '.join(fewer)}."] if fewer else []
+    return lines + ([] if published is None else _on_published(main, published))
+
+
+def _on_published(main: pd.DataFrame, published: pd.DataFrame) -> list[str]:
+    theirs = dict(zip(published["dataset"], published["metric"], strict=True))
+    ours = {name: METRICS.get(metric, metric) for name, metric in zip(main["dataset"], main["metric"], strict=True)}
+    both = sorted(set(ours) & set(theirs))
+    other = [name for name in both if PAPER_METRICS.get(theirs[name], theirs[name]) != ours[name]]
+    line = f"{PUBLISHED}: Table 1 of the DEFLECT paper, Scale-MAE; its averages over these data sets are ours."
+    return [line + "".join(f" Of {name} it gives {theirs[name]}, not {ours[name]}." for name in other)] if both else []
+
+
+def _count(n: int, thing: str) -> str:
+    return f"{n} {thing}{'' if n == 1 else 's'}"
+
+
+def failures(rows: pd.DataFrame) -> str:
+    """How many runs failed, or ended without a finite score, and which, with the first error of each kind."""
+    runs = rows.drop_duplicates("key")
+    failed = runs[runs["status"].eq("failed")]
+    scored = rows[rows["headline"].eq(True) & rows["status"].eq("done")]
+    blank = scored[~np.isfinite(scored["value"].astype(float))].drop_duplicates("key").assign(error="no finite score")
+    failed = pd.concat([failed, blank]) if len(blank) else failed
+    if failed.empty:
+        return f"None of {len(runs)} runs failed."
+    groups = failed.sort_values(["dataset", "method", "stage", "key"]).groupby(["dataset", "method", "stage"])
+    named = [f"{len(g)} {label(m)} on {d}, {s} ({str(g['error'].iloc[0])[:120]})" for (d, m, s), g in groups]
+    return f"{len(failed)} of {len(runs)} runs failed: {'; '.join(named)}."
+
+
+def advice(scores: pd.DataFrame) -> str:
+    """Which method to take, in two or three sentences computed from the scores."""
+    table = choice(scores)
+    if table.empty:
+        return "No method has a run on every data set yet, so there is no advice."
+    best, pick = table.iloc[0], table[table["pick"]].iloc[0]
+    main = compared(scores)
+    names = columns(main)[best["column"]]
+    where = names[0] if len(names) == 1 else f"{len(names)} data sets"
+    text = f"Highest mean over {where}: {_told(best)}."
+    if math.isnan(best["std"]):
+        text += " One seed: what is as good cannot be told."
+    elif pick["method"] == best["method"]:
+        text += f" Nothing smaller comes within one standard deviation ({best['std']:.1f} points) of it."
+    else:
+        text += f" Smallest within one standard deviation ({best['std']:.1f} points) of it: {_told(pick)}."
+    if len(names) > 1:
+        each = summary(main)
+        tops = {name: each[each["column"] == name].sort_values("mean").iloc[-1] for name in names}
+        text += " Best by data set: " + ", ".join(f"{name} {label(top['method'])}" for name, top in tops.items()) + "."
+    left = [label(name) for name in dict.fromkeys(main["method"]) if name not in set(table["method"])]
+    return text + (f" Left out, for want of runs: {', '.join(left)}." if left else "")
+
+
+def _told(row: pd.Series) -> str:
+    return f"{label(row['method'])} ({number(row['mean'])}%, tunes {row['tuned']:.2f}% of the encoder)"

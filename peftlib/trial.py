@@ -24,7 +24,7 @@ from peftlib.backbones import load_backbone
 from peftlib.datasets import EarthData
 from peftlib.metamer_test import pair_scores
 from peftlib.results import read_row, write_row
-from peftlib.runs import Run
+from peftlib.runs import NAMED_WEIGHTS, Run
 from peftlib.tasks import Classification, Segmentation
 from peftlib.training import BEST, fit
 
@@ -79,7 +79,9 @@ def perform(run: Run, key: str, folder: str | Path, place: Place = Place()) -> d
                 raise KeyboardInterrupt from None
             except Exception as error:
                 row |= {"status": "failed", "error": _short(error)}
-            write_row(path, row | {"wall_s": round(time.time() - clock, 2)} | _surroundings())
+            elsewhere = row["status"] == "failed" and (read_row(path) or row)["status"] == "done"
+            if not elsewhere:  # another process that was given the same run has finished it
+                write_row(path, row | {"wall_s": round(time.time() - clock, 2)} | _surroundings())
             row = read_row(path)
         _tidy(work, place.keep and row["status"] == "done")
     return row
@@ -94,12 +96,12 @@ def _trained(run: Run, work: Path, place: Place) -> dict:
     data = EarthData(
         train,
         val,
-        test if run.stage == "final" else None,
+        test,
         batch_size=run.batch_size // place.devices,
         workers=place.workers,
         seed=run.seed,
     )
-    vit = _backbone(run.backbone, run.weights, run.res, run.image_size, run.start if run.weights == "random" else None)
+    vit = _backbone(run.backbone, run.weights, run.res, run.image_size, _origin(run))
     lightning.seed_everything(run.start, verbose=False)
     nodata = "zero" if train.nodata == "nan" else "error"
     model = adapt(vit, run.method, train.bands, train.sensor, run.image_size, nodata=nodata)
@@ -127,7 +129,7 @@ def _trained(run: Run, work: Path, place: Place) -> dict:
         "metrics": metrics,
         "headline": task.monitor,
         "task": train.task,
-        "images": {"train": len(train), "val": len(val), "test": len(test)},
+        "images": {name: len(part) for name, part in (("train", train), ("val", val), ("test", test)) if part},
         "backbone_hash": model.backbone_hash,
         "tuned": counts["tuned"],
         "tuned_percent": counts["percent"],
@@ -145,12 +147,19 @@ def _task(run: Run, model: AdaptedViT, data) -> Classification | Segmentation:
     return Classification(model, data.classes, multilabel=data.task == "multilabel", **recipe)
 
 
+def _origin(run: Run) -> int | None:
+    """What tells weights of one name apart: the seed that random ones are drawn from, the time of a file."""
+    if run.weights == "random":
+        return run.start
+    return None if run.weights in NAMED_WEIGHTS else Path(run.weights).stat().st_mtime_ns
+
+
 @lru_cache(maxsize=2)
-def _backbone(name: str, weights: str, res: float | None, image_size: int, seed: int | None):
+def _backbone(name: str, weights: str, res: float | None, image_size: int, origin: int | None):
     """A backbone, loaded once a process: ``adapt`` copies it."""
     with torch.random.fork_rng(devices=[]):
-        if seed is not None:
-            torch.manual_seed(seed)
+        if weights == "random":
+            torch.manual_seed(origin)
         return load_backbone(name, weights, image_size, res)
 
 

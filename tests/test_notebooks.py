@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from peftlib.results import read_table
 from peftlib.runner import declared_parameters
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb"))
@@ -40,12 +42,36 @@ def test_logic_lives_in_the_module(path):
                 assert node.end_lineno - node.lineno < 10, node.name
 
 
+def run_elsewhere(folder: Path, *arguments: str) -> str:
+    """``peftlib run`` from a folder that is not the repository, all that it makes in that folder; its last line."""
+    folders = {"PEFTLIB_RUNS": str(folder / "runs"), "PEFTLIB_FIGURES": str(folder / "figures")}
+    command = [sys.executable, "-m", "peftlib", "run", *arguments]
+    done = subprocess.run(command, cwd=folder, env=os.environ | folders, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
 @pytest.mark.weights
 def test_a_notebook_runs_from_another_folder(tmp_path):
-    command = [sys.executable, "-m", "peftlib", "run", "01_embedding_decomposition", "--set", "steps=2"]
-    folders = {"PEFTLIB_RUNS": str(tmp_path / "runs"), "PEFTLIB_FIGURES": str(tmp_path / "figures")}
-    done = subprocess.run(command, cwd=tmp_path, env=os.environ | folders, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].startswith("done: 1 notebooks (1 executed), 8 figure files")
+    said = run_elsewhere(tmp_path, "01_embedding_decomposition", "--set", "steps=2")
+    assert said.startswith("done: 1 notebooks (1 executed), 8 figure files")
     text = (tmp_path / "runs" / "quick" / "01_embedding_decomposition.ipynb").read_text()
     assert "not compared: data/reference/01_embedding_decomposition.csv" in text
+
+
+@pytest.mark.weights
+def test_experiments_run_headless_and_the_figures_are_drawn_from_them(tmp_path):
+    few = ("methods=['frozen', 'lora', 'deflect']", "extras=['ablation']", "epochs=1", "executor=in-process")
+    run_elsewhere(tmp_path, "04_full_experiments", *(word for text in few for word in ("--set", text)))
+    rows = read_table(tmp_path / "runs" / "quick" / "rows.csv")
+    assert (rows["status"] == "done").all() and set(rows["epochs"]) == {1} and set(rows["stage"]) == {"final"}
+    assert rows.groupby("method")["key"].nunique().to_dict() == {"frozen": 1, "lora": 1, "deflect": 3}
+    assert rows.groupby("key")["split"].agg(set).map({"val", "test"}.__eq__).all()
+    chosen = read_table("quick").query("stage == 'final'")[["method", "options", "lr"]].drop_duplicates()
+    assert len(rows[["method", "options", "lr"]].drop_duplicates().merge(chosen)) == 5
+    run_elsewhere(tmp_path, "05_figures", "--set", "rows=made")
+    assert {"04_performance.png", "05_choice.png", "05_ablation.pdf", "05_table.tex", "05_table.csv"} <= {
+        path.name for path in (tmp_path / "figures" / "quick").iterdir()
+    }
+    table = pd.read_csv(tmp_path / "figures" / "quick" / "05_table.csv")
+    assert set(table["method"]) == {"frozen", "lora", "deflect"} and table["std"].isna().all()

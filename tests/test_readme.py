@@ -47,6 +47,18 @@ def test_the_training_example_trains(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "runs" / "my_first" / "results.json").is_file()
 
 
+@pytest.mark.weights
+def test_the_experiment_example_does_its_runs_once(tmp_path, monkeypatch, capsys):
+    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[3]
+    monkeypatch.setenv("PEFTLIB_RUNS", str(tmp_path))
+    exec(code, {"pl": pl})
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[1:3] for line in lines] == [[m, s] for m in ("lora", "deflect") for s in "01"]
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "rows").glob("*.json")}
+    exec(code, {"pl": pl})
+    assert len(made) == 4 and all(path.stat().st_mtime_ns == stamp for path, stamp in made.items())
+
+
 def test_every_data_set_is_named():
     from peftlib.datasets import DATASETS
 
