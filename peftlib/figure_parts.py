@@ -94,13 +94,14 @@ def name_points(figure: Figure, bold: frozenset[str] = frozenset()) -> None:
     figure.set_layout_engine("none")  # places are found in the layout that was just drawn
     for ax in figure.axes:
         bars = sorted((bar for bar in ax.containers if bar.get_label()), key=lambda bar: -bar[0].get_ydata()[0])
-        taken = [box for bar in bars for box in _boxes(ax, bar)]
+        marks, written = [box for bar in bars for box in _boxes(ax, bar)], []
         points = ax.transData.transform([bar[0].get_xydata()[0] for bar in bars]) if bars else []
         for i, bar in enumerate(bars):
             beside = [x for x, y in np.delete(points, i, axis=0) - points[i] if abs(y) < CROWD]
             rightmost = min([x for x in beside if x >= 0], default=CROWD) >= CROWD
             left = not rightmost and min([-x for x in beside if x < 0], default=CROWD) >= CROWD
-            taken.append(_name(ax, bar, taken, -1 if left else 1, "bold" if bar.get_label() in bold else "normal"))
+            weight = "bold" if bar.get_label() in bold else "normal"
+            written += _name(ax, bar, points[i], marks, written, -1 if left else 1, weight)
 
 
 def _boxes(ax: Axes, bar) -> list[Bbox]:
@@ -114,24 +115,34 @@ def _boxes(ax: Axes, bar) -> list[Bbox]:
     return boxes
 
 
-def _name(ax: Axes, bar, taken: list[Bbox], side: int, weight: str) -> Bbox:
-    """Place one name at the free place nearest its point, rather on one side (1 is right), with a line if it is far."""
-    point = tuple(bar[0].get_xydata()[0])
+def _name(ax: Axes, bar, point, marks: list[Bbox], written: list[Bbox], side: int, weight: str) -> list[Bbox]:
+    """Place one name at the free place nearest its point, rather on one side (1 is right), with a line if it is far.
+
+    Args:
+        point: (x, y) in pixels.
+        marks: what points and bars cover; written: what names and their lines cover.
+
+    Returns:
+        what the name and its line cover.
+    """
+    where = bar[0].get_xydata()[0]
     style = {"va": "center", "fontsize": NAME_SIZE, "weight": weight, "color": "black", "annotation_clip": False}
-    text = ax.annotate(bar.get_label(), point, (0, 0), textcoords="offset points", **style)
+    text = ax.annotate(bar.get_label(), where, (0, 0), textcoords="offset points", **style)
     ways = itertools.product((side, -side), (BESIDE, 3 * BESIDE, 6 * BESIDE), range(-FAR, FAR + 1, 3))
     for along, across, up in sorted(ways, key=lambda way: (abs(way[2]) + way[1] + 12 * (way[0] != side), way)):
         text.set_position((along * across, up))
         text.set_ha("left" if along > 0 else "right")
-        box = text.get_window_extent().padded(1.5)
+        box, far = text.get_window_extent().padded(1.5), max(across, abs(up)) > BESIDE
+        line = _trail(point, np.multiply((along * across, up), ax.figure.dpi / 72)) if far else []
         inside = ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1 and ax.bbox.y0 <= box.y0 and box.y1 <= ax.bbox.y1
-        if inside and not any(box.overlaps(other) for other in taken):
-            if max(across, abs(up)) > BESIDE:
-                _line(ax, point, (along * across, up), bar[0].get_color())
-            return box
-    return box  # no free place: many methods in a small panel
+        if inside and not box.count_overlaps(marks + written) and not any(b.count_overlaps(written) for b in line):
+            if far:
+                ends = {"arrowstyle": "-", "color": bar[0].get_color(), "linewidth": 1.2, "shrinkA": 0, "shrinkB": 4}
+                ax.annotate("", where, (along * across, up), textcoords="offset points", arrowprops=ends)
+            return [box, *line]
+    return [box]  # no free place: many methods in a small panel
 
 
-def _line(ax: Axes, point: tuple[float, float], offset: tuple[float, float], ink: tuple) -> None:
-    style = {"arrowstyle": "-", "color": ink, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 4}
-    ax.annotate("", point, offset, textcoords="offset points", arrowprops=style)
+def _trail(point, offset) -> list[Bbox]:
+    """What a line from beside a point to an offset from it covers, in pixels, in small squares."""
+    return [Bbox.from_extents(*(point + t * offset - 1), *(point + t * offset + 1)) for t in np.linspace(0.3, 0.95, 12)]

@@ -105,6 +105,12 @@ class Task(lightning.LightningModule):
     def on_train_epoch_end(self) -> None:
         self._losses = self.losses
 
+    def on_validation_epoch_start(self) -> None:
+        self._reset("val")
+
+    def on_test_epoch_start(self) -> None:
+        self._reset("test")
+
     def validation_step(self, batch: dict, _index: int) -> None:
         self._evaluate(batch, "val")
 
@@ -126,6 +132,10 @@ class Task(lightning.LightningModule):
     def _log(self, stage: str) -> None:
         for name, value in ({"loss": self.mean_loss[stage].compute()} | self.metrics[stage].compute()).items():
             self.log(name, value, prog_bar=name == self.monitor)
+        self._reset(stage)
+
+    def _reset(self, stage: str) -> None:
+        """Count anew. (Before an epoch too: processes that were spawned share what they count in until then.)"""
         self.mean_loss[stage].reset()
         self.metrics[stage].reset()
 

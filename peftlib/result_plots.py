@@ -96,10 +96,10 @@ def bands_figure(scores: pd.DataFrame) -> Figure:
     both = both[both["dataset"].isin(both.loc[both["kind"] == RGB, "dataset"])]
     if both.empty:
         return say("there are no runs on RGB alone")
-    table = summary(both, ("method", "kind")).sort_values(["kind", "mean"], ascending=[False, False])
+    table = summary(both, ("method", "kind")).sort_values(["kind", "mean"], ascending=False)  # "RGB" < "all bands"
     figure, frames = panels(_average_first(both), across=4, size=(3, 4.4), sharey=True)
-    order = list(table[table["column"] == next(iter(frames))].sort_values("mean", ascending=False)["method"].unique())
-    order += [name for name in table["method"].unique() if name not in order]
+    first = table[table["column"] == next(iter(frames))]  # all bands before RGB, high before low
+    order = list(dict.fromkeys([*first["method"], *table["method"]]))
     for column, ax in frames.items():
         means = table[table["column"] == column].pivot(index="method", columns="kind", values="mean")
         means = means.reindex(index=order, columns=[RGB, ALL_BANDS])
@@ -150,7 +150,8 @@ def sensitivity_figure(scores: pd.DataFrame) -> Figure:
     if not lines:
         return say("there are no runs with other ranks or layers")
     across = max((_average_first(part) for part in lines.values()), key=len)
-    figure, axes = plt.subplots(len(lines), len(across), figsize=(3 * len(across), 3 * len(lines)), squeeze=False)
+    size = (max(3 * len(across), 6), 3 * len(lines))
+    figure, axes = plt.subplots(len(lines), len(across), figsize=size, squeeze=False)
     for (option, part), row in zip(lines.items(), axes, strict=True):
         table = summary(part, ("method", option))
         for column, ax in zip(across, row, strict=True):

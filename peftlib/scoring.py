@@ -98,7 +98,7 @@ def varied(scores: pd.DataFrame, method: str, *options: str) -> pd.DataFrame:
     """Runs of a method that differ from the compared ones in some options alone, these as columns beside."""
     mine = scores[(scores["method"] == method) & (scores["seed"] == scores["init"]) & (scores["kind"] != RGB)]
     plain = {name: getattr(METHODS[method](), name) for name in options}
-    mine = mine[[replace(config, **plain) in inputs(method) for config in mine["config"]]]
+    mine = mine[np.array([replace(config, **plain) in inputs(method) for config in mine["config"]], dtype=bool)]
     return mine.assign(**{name: [getattr(config, name) for config in mine["config"]] for name in options})
 
 
@@ -122,16 +122,20 @@ def summary(scores: pd.DataFrame, by: Sequence[str] = ("method",)) -> pd.DataFra
         columns of ``by``, column, mean (over data sets, equal weights, of means over seeds), std (over seeds, n - 1, of
         means over data sets; NaN for one seed), seeds, tuned (mean share of the encoder); in percent.
     """
-    cells, found = ["dataset"] if "backbone" in by else ["dataset", "backbone"], []
+    by, cells, found = list(by), ["dataset"] if "backbone" in by else ["dataset", "backbone"], []
+    wide = scores.pivot_table("percent", [*by, "seed"], cells, sort=False)  # a line a group and seed, a column a cell
+    part_of = wide.columns.get_level_values("dataset") if len(scores) else []
+    groups = dict(list(wide.groupby(level=by, sort=False)))
+    tuned = scores.groupby([*by, "dataset"])["tuned_percent"].mean()
     for column, names in columns(scores).items():
-        part = scores[scores["dataset"].isin(names)]
-        needed = len(part[cells].drop_duplicates())
-        for group, mine in part.groupby(list(by), sort=False):
-            runs = mine.pivot_table("percent", "seed", cells)
-            if runs.shape[1] == needed:
-                each = runs.dropna().mean(axis=1)  # a number a seed
-                facts = {"column": column, "mean": runs.mean().mean(), "std": each.std(), "seeds": len(each)}
-                found.append(dict(zip(by, group, strict=True)) | facts | {"tuned": mine["tuned_percent"].mean()})
+        for group, runs in groups.items():
+            cell = runs.to_numpy()[:, part_of.isin(names)]  # (seeds, cells)
+            if np.isfinite(cell).any(axis=0).all():
+                each = cell[np.isfinite(cell).all(axis=1)].mean(axis=1)  # a number a seed that has all cells
+                facts = {"column": column, "mean": np.nanmean(cell, axis=0).mean(), "seeds": len(each)}
+                facts["std"] = each.std(ddof=1) if len(each) > 1 else math.nan
+                facts["tuned"] = np.mean([tuned[(*group, name)] for name in names])
+                found.append(dict(zip(by, group, strict=True)) | facts)
     return pd.DataFrame(found, columns=[*by, "column", "mean", "std", "seeds", "tuned"])
 
 

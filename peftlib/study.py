@@ -68,6 +68,8 @@ LAYERS = {"first 4": (0, 1, 2, 3), "middle 4": (4, 5, 6, 7), "last 4": (-4, -3, 
 
 def inputs(name: str) -> tuple[Method, ...]:
     """Ways for a method to read all bands: configs, the first of which the learning rates are tried with."""
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}; choose from {', '.join(METHODS)}")
     if name == "deflect":
         return (Deflect(),)
     config = VPT(tokens=PROMPTS) if name == "vpt" else METHODS[name]()
@@ -175,7 +177,7 @@ EXTRAS: dict[str, Callable[[dict[str, Run], Sequence[int]], list[Run]]] = {
 }
 
 
-EXTRAS_OF = {"quick": ("rgb", "ablation"), "real": ("rgb", "ablation", "ranks", "layers"), "paper": tuple(EXTRAS)}
+EXTRAS_OF = {"quick": ("rgb", "ablation"), "real": tuple(EXTRAS), "paper": tuple(EXTRAS)}
 
 
 def settings(
@@ -237,6 +239,7 @@ def compare(
     Returns:
         the rows of all.
     """
+    _extra_runs({}, seeds, extras)  # refuses an unknown name now, not after the searches
     rows = []
     if best is None:
         rows.append(execute(search_rates(setting, methods)))

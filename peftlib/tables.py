@@ -29,7 +29,7 @@ LABELS = {
     "earth_adapter": "Earth-Adapter",
     "deflect": "DEFLECT",
 }
-METRICS = {"macro_f1": "macro F1", "miou": "mIoU", "map": "mAP"}
+METRICS = {"macro_f1": "macro F1", "miou": "mIoU", "map": "mAP", "iou_burnt": "IoU"}
 PAPER_METRICS = {"mF1": "macro F1"}
 PUBLISHED = "published"  # in the place of a backbone: the paper's Table 1, Scale-MAE ViT-L
 NONE = "–"

@@ -52,9 +52,9 @@ def study_runs(
     return list({json.dumps(run.facts(), sort_keys=True): run for run in runs}.values())
 
 
-def tidy_rows(value: Callable[[Run], float | None], shuffle: int | None = None, **study) -> pd.DataFrame:
+def tidy_rows(value: Callable[[Run], float | None], *study, shuffle: int | None = None, **options) -> pd.DataFrame:
     """Tidy rows of ``study_runs`` with ``value(run)`` as headline metric; None is a failed run."""
-    rows = [row_of(run, value(run), "RuntimeError: too large (here.py:1)") for run in study_runs(**study)]
+    rows = [row_of(run, value(run), "RuntimeError: too large (here.py:1)") for run in study_runs(*study, **options)]
     if shuffle is not None:
         random.Random(shuffle).shuffle(rows)
     return tidy(rows)

@@ -46,6 +46,16 @@ def test_accuracy_is_the_share_of_right_pixels():
     assert crop_accuracy(task, image, mask, crops=5) == pytest.approx(float(sum(right) / 5), abs=1e-6)
 
 
+def test_what_was_counted_before_an_evaluation_has_no_say():
+    """Spawned processes share the memory that metrics count in: each has to begin with counts of its own."""
+    image, mask = problem()
+    task = train(steps=2)
+    right = crop_accuracy(task, image, mask, crops=5)
+    with torch.inference_mode():
+        task.metrics["test"].update(torch.zeros(1, 9, dtype=torch.long), torch.ones(1, 9, dtype=torch.long))
+    assert crop_accuracy(task, image, mask, crops=5) == right
+
+
 @pytest.mark.parametrize("method", [pytest.param(config(), id=name) for name, config in pl.METHODS.items()])
 def test_the_optimiser_holds_tuned_parameters_and_the_decoder_alone(method):
     model = adapted(method, SAVANNA)

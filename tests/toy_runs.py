@@ -1,11 +1,5 @@
 """Runs of a second or less: a tiny ViT on a EuroSAT of a few tiny images."""
 
-import os
-import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +8,13 @@ from archives import write_text, write_tif
 
 import peftlib as pl
 from peftlib import runs
+from peftlib.experiments import execute
 from peftlib.runs import Run
+from peftlib.trial import Place
 
-ROOT = Path(__file__).parents[1]
 CLASSES = ("Forest", "River", "SeaLake")
 IMAGES = Path("ds/images/remote_sensing/otherDatasets/sentinel_2/tif")
+HERE = Place(accelerator="cpu", threads=1)
 MEASURED = ["step_ms", "peak_mb", "wall_s", "device", "versions", "commit"]  # what may differ between equal runs
 
 
@@ -29,13 +25,18 @@ def write_eurosat(root: Path, train: int = 9, val: int = 6, test: int = 6, size:
         names = []
         for i in range(count):
             number += 1
-            name = f"{CLASSES[i % 3]}_{number}"
             image = draw.integers(500, 1500, (13, size, size)).astype(np.uint16)
             image[7] += 1000 * (i % 3)
-            write_tif(root / "eurosat" / IMAGES / CLASSES[i % 3] / f"{name}.tif", image)
-            names.append(f"{name}.jpg")
-        write_text(root / "eurosat" / f"eurosat-{split}.txt", *names)
+            names.append(f"{CLASSES[i % 3]}_{number}")
+            write_tif(image_path(root, names[-1]), image)
+        for name in (f"eurosat-{split}.txt", f"eurosat-spatial-{split}.txt"):
+            write_text(root / "eurosat" / name, *(f"{name}.jpg" for name in names))
     return root
+
+
+def image_path(root: Path, name: str) -> Path:
+    """Where the image ``Forest_1`` and the like lie."""
+    return root / "eurosat" / IMAGES / name.split("_")[0] / f"{name}.tif"
 
 
 def toy(**fields) -> Run:
@@ -44,14 +45,13 @@ def toy(**fields) -> Run:
     return Run(**(plain | dict(image_size=32, batch_size=4, epochs=2) | fields))
 
 
-def other_data(monkeypatch, root: Path) -> None:
-    """Data lie elsewhere from here on, as for a new process."""
-    monkeypatch.setenv("PEFTLIB_DATA", str(root))
-    forget()
+def do(runs, folder: Path, **options) -> pd.DataFrame:
+    """The rows of runs, in this process and on one thread unless said otherwise."""
+    return execute(runs, folder=folder, **(dict(place=HERE, progress=False) | options))
 
 
 def forget() -> None:
-    """What a process remembers of its data."""
+    """Drop what this process remembers of data sets and weights, as a new process would."""
     for remembered in (runs._files, runs._opened, runs._file_hash):
         remembered.cache_clear()
 
@@ -61,6 +61,6 @@ def values(table: pd.DataFrame) -> pd.DataFrame:
     return table.drop(columns=MEASURED).sort_values(["key", "split", "metric"]).reset_index(drop=True)
 
 
-def same_values(one: pd.DataFrame, other: pd.DataFrame) -> None:
-    """Raise AssertionError unless both tables hold the same numbers, to the bit."""
+def assert_same(one: pd.DataFrame, other: pd.DataFrame) -> None:
+    """Both tables hold the same runs with the same numbers, to the bit."""
     pd.testing.assert_frame_equal(values(one), values(other), check_exact=True, check_dtype=False)

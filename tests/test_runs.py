@@ -1,0 +1,297 @@
+"""Runs: the key holds what decides a result and nothing else; the parts that train, validate and test."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+from archives import ARCHIVES
+from toy_runs import forget, image_path, toy, write_eurosat
+
+import peftlib as pl
+from peftlib.datasets import DATASETS
+from peftlib.runs import Run
+
+ROOT = Path(__file__).parents[1]
+# Another value of each field, and what the field needs beside it.
+OTHER = {
+    "dataset": "spectral_scenes",
+    "method": pl.Frozen(new_bands="mean"),
+    "data": {"spatial": True},
+    "bands": ("B04", "B03", "B02"),
+    "folds": 3,
+    "tile": 4,
+    "train_tiles": 1,
+    "train_images": 3,
+    "val_images": 3,
+    "backbone": "test_vit2",
+    "weights": "default",
+    "res": 10.0,
+    "image_size": 48,
+    "decoder": "unet",
+    "lr": 2e-3,
+    "head_lr": 2e-3,
+    "weight_decay": 0.0,
+    "schedule": "constant",
+    "warmup": 0.5,
+    "augment": False,
+    "batch_size": 8,
+    "accumulate": 2,
+    "epochs": 3,
+    "patience": 1,
+    "precision": "bf16-mixed",
+    "stage": "search",
+    "seed": 1,
+    "init": 1,
+}
+NEEDS = {"train_tiles": {"tile": 4}}
+# Another value of each option of the methods, where it is no number and no truth value.
+OPTIONS = {"new_bands": "repeat", "layers": (0,), "indices": ("NDVI",), "fourier_layers": (0,), "activation": "relu"}
+OPTIONS |= {"positions": ("mlp",), "targets": ("proj",)}
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """The folder of the toy data, where this process looks for them."""
+    monkeypatch.setenv("PEFTLIB_DATA", str(write_eurosat(tmp_path / "data")))
+    forget()
+    return tmp_path / "data"
+
+
+# --- the key ---
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Run)])
+def test_every_field_is_part_of_the_key(name, data):
+    run = toy(**NEEDS.get(name, {}))
+    assert replace(run, **{name: OTHER[name]}).key != run.key
+
+
+def test_keys_of_all_variants_differ(data):
+    runs = [toy(**NEEDS.get(name, {}), **{name: value}) for name, value in OTHER.items()]
+    keys = {run.key for run in [toy(), *runs]}
+    assert len(keys) == len(OTHER) + 1 and all(len(key) == 16 and int(key, 16) for key in keys)
+
+
+def other_option(method, field):
+    value = getattr(method, field.name)
+    if isinstance(value, bool):
+        return not value
+    return OPTIONS[field.name] if field.name in OPTIONS else value + 1 if isinstance(value, int) else value / 2 + 0.1
+
+
+@pytest.mark.parametrize("name", pl.METHODS)
+def test_every_option_of_a_method_is_part_of_the_key(name, data):
+    config = pl.METHODS[name]
+    method = config(new_bands="mean") if hasattr(config, "new_bands") else config()
+    for field in fields(method):
+        other = replace(method, **{field.name: other_option(method, field)})
+        assert toy(method=other).key != toy(method=method).key, field.name
+
+
+def test_methods_with_the_same_options_have_different_keys(data):
+    methods = [pl.NormTuning(new_bands="mean"), pl.BitFit(new_bands="mean"), pl.Frozen(new_bands="mean")]
+    assert len({toy(method=method).key for method in methods}) == 3
+
+
+def test_the_options_of_a_peft_config_are_part_of_the_key(data):
+    peft = pytest.importorskip("peft")
+    keys = {toy(method=pl.HFPeft(config=peft.LoraConfig(r=rank))).key for rank in (4, 8)}
+    assert len(keys) == 2 and toy(method=pl.HFPeft(config=peft.LoraConfig(r=4))).key in keys
+
+
+def test_without_init_the_start_is_the_seed(data):
+    assert toy(seed=3).key == toy(seed=3, init=3).key != toy(seed=3, init=0).key
+    assert (toy(seed=3).start, toy(seed=3, init=0).start) == (3, 0)
+
+
+def test_the_order_in_which_options_are_written_does_not_matter(data):
+    one, other = {"length": 4, "size": 16}, {"size": 16, "length": 4}
+    assert toy(dataset="spectral_scenes", data=one).key == toy(dataset="spectral_scenes", data=other).key
+    assert toy(bands=["B04", "B03", "B02"]) == toy(bands=("B04", "B03", "B02"))
+
+
+def test_where_and_on_what_day_it_is_planned_does_not_matter(data, tmp_path, monkeypatch):
+    key = toy().key
+    shutil.copytree(data, tmp_path / "elsewhere", copy_function=shutil.copyfile)  # with times of their own
+    shutil.rmtree(data)
+    monkeypatch.setenv("PEFTLIB_DATA", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("PEFTLIB_RUNS", str(tmp_path / "runs"))
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(5)
+    assert toy().key == key
+
+
+def test_another_process_finds_the_same_key(data):
+    code = "from toy_runs import toy; print(toy(data={'spatial': True}, bands=('B04', 'B03', 'B02')).key)"
+    paths = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
+    environment = os.environ | {"PYTHONPATH": paths, "PYTHONHASHSEED": "7"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=data, capture_output=True, text=True, timeout=600
+    )
+    assert done.stdout.strip() == toy(data={"spatial": True}, bands=("B04", "B03", "B02")).key, done.stderr
+
+
+def test_weights_count_by_their_bytes_wherever_they_lie(data, tmp_path):
+    paths = [tmp_path / name for name in ("a.pt", "other/b.pt", "c.pt")]
+    for path, content in zip(paths, (b"one", b"one", b"two"), strict=True):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    first, moved, other = (toy(weights=str(path)).key for path in paths)
+    assert first == moved != other
+    paths[0].write_bytes(b"new")  # within the same process
+    assert toy(weights=str(paths[0])).key not in (first, other)
+
+
+def test_data_or_weights_that_are_not_there_are_an_error(data, tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"gone\.pt"):
+        _ = toy(weights=str(tmp_path / "gone.pt")).key
+    monkeypatch.setenv("PEFTLIB_DATA", str(tmp_path / "empty"))
+    with pytest.raises(FileNotFoundError, match=r"eurosat.*PEFTLIB_DATA"):
+        _ = toy().key
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+@pytest.mark.parametrize("change", ["add", "resize"])
+def test_other_files_of_any_part_are_other_data(change, split, data):
+    key, listed = toy().key, data / "eurosat" / f"eurosat-{split}.txt"
+    first = image_path(data, listed.read_text().split(".")[0])
+    if change == "add":
+        shutil.copy(first, image_path(data, "Forest_99"))
+        listed.write_text(f"{listed.read_text()}Forest_99.jpg\n")
+    else:
+        first.write_bytes(first.read_bytes() + b"\0")
+    forget()
+    assert toy().key != key
+
+
+SIZELESS = {"mados", "ben"}  # their items are names: known by those alone
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_every_data_set_is_known_by_its_files_wherever_they_lie(name, tmp_path, monkeypatch):
+    if name == "ben":
+        import pandas
+
+        monkeypatch.setattr(pandas, "read_parquet", lambda path, columns: pandas.read_json(path)[columns])
+    monkeypatch.setenv("PEFTLIB_DATA", str(tmp_path / "one"))
+    dataset = name.removesuffix("_crops")
+    archive = ARCHIVES[name](tmp_path / "one" / DATASETS[dataset].folder)
+    run = toy(dataset=dataset, data=archive.options)
+    key = run.key
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    monkeypatch.setenv("PEFTLIB_DATA", str(tmp_path / "two"))
+    assert run.key == key
+    copy = tmp_path / "two" / archive.files[0].relative_to(tmp_path / "one")
+    copy.write_bytes(copy.read_bytes() + b"\0")
+    forget()
+    assert (run.key == key) is (name in SIZELESS)
+
+
+# --- what a run refuses ---
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"dataset": "imagenet"}, ["imagenet", *DATASETS]),
+        ({"decoder": "mlp"}, ["mlp", "linear", "unet", "upernet"]),
+        ({"stage": "test"}, ["test", "search", "final"]),
+        ({"precision": "16"}, ["16", "32-true", "bf16-mixed"]),
+        ({"method": "lora"}, ["lora", "pl.LoRA"]),
+        ({"method": pl.LoRA}, ["LoRA", "pl.LoRA(rank=8)"]),
+        *(({name: -1}, [name, "-1", "0"]) for name in ("folds", "tile", "train_images", "val_images", "seed")),
+        *(({name: 0}, [f"{name}=0", "1"]) for name in ("image_size", "batch_size", "epochs")),
+        ({"train_tiles": 2}, ["train_tiles=2", "tile="]),
+        *(({"data": {name: "x"}}, [name, "PEFTLIB_DATA"]) for name in ("split", "root", "bands")),
+    ],
+)
+def test_bad_values_are_named_with_the_choices(wrong, said):
+    with pytest.raises(ValueError) as error:
+        toy(**wrong)
+    assert all(word in str(error.value) for word in said)
+
+
+# --- the parts ---
+
+
+def sources(part) -> list[str]:
+    return [Path(sample["meta"]["source"]).stem for sample in part]
+
+
+def listed(data: Path, split: str) -> list[str]:
+    return (data / "eurosat" / f"eurosat-{split}.txt").read_text().replace(".jpg", "").split()
+
+
+def test_parts_are_the_data_sets_own(data):
+    assert [sources(part) for part in toy().parts()] == [listed(data, split) for split in ("train", "val", "test")]
+    assert all(part.bands == ("B08", "B04", "B03", "B02") for part in toy(bands=("B08", "B04", "B03", "B02")).parts())
+
+
+@pytest.mark.parametrize("has_val", [True, False])
+def test_folds_test_every_image_once_and_validate_on_others(has_val, data):
+    if not has_val:
+        (data / "eurosat" / "eurosat-val.txt").unlink()
+        forget()
+    pool = listed(data, "train") + (listed(data, "test") if has_val else [])
+    tested = []
+    for seed in range(3):
+        train, val, test = toy(folds=3, seed=seed).parts()
+        assert sources(val) == listed(data, "val" if has_val else "test")
+        assert sorted(sources(train) + sources(test)) == sorted(pool)
+        labels = Counter(sample["label"] for sample in test)
+        assert len(labels) == 3 and max(labels.values()) - min(labels.values()) <= 1
+        tested += sources(test)
+    assert sorted(tested) == sorted(pool)
+    assert sources(toy(folds=3, seed=4).parts()[2]) == sources(toy(folds=3, seed=1).parts()[2])
+
+
+def test_without_a_val_part_folds_are_asked_for(data):
+    (data / "eurosat" / "eurosat-val.txt").unlink()
+    with pytest.raises(ValueError, match=r"no val part.*folds=3"):
+        toy().parts()
+
+
+def test_a_val_part_that_lacks_an_image_is_an_error_and_not_none(data):
+    image_path(data, listed(data, "val")[2]).unlink()
+    with pytest.raises(FileNotFoundError, match=listed(data, "val")[2]):
+        toy(folds=3).parts()
+
+
+def test_a_search_never_opens_the_test_part(data):
+    for name in listed(data, "test"):
+        image_path(data, name).write_bytes(b"no image")
+    train, val, test = toy(stage="search").parts()
+    assert (len(train), len(val), test) == (9, 6, None)
+    with pytest.raises(ValueError, match="not a readable GeoTIFF"):
+        toy().parts()
+
+
+def test_a_search_in_folds_leaves_out_the_fold_that_is_tested(data):
+    searched, final = (toy(folds=3, seed=1, stage=stage).parts() for stage in ("search", "final"))
+    assert searched[2] is None and sources(searched[0]) == sources(final[0])
+    assert not set(sources(searched[0]) + sources(searched[1])) & set(sources(final[2]))
+
+
+def test_fewer_images_are_spread_evenly(data):
+    train, val, test = toy(train_images=3, val_images=2).parts()
+    expected = [listed(data, "train")[::3], listed(data, "val")[::3], listed(data, "test")]
+    assert [sources(train), sources(val), sources(test)] == expected
+
+
+def test_tiles_are_cut_of_all_parts_and_chosen_for_training():
+    run = toy(dataset="spectral_scenes", data={"length": 3, "size": 16}, tile=8, train_tiles=1, val_images=5)
+    train, val, test = run.parts()
+    assert (len(train), len(val), len(test)) == (3, 5, 12)
+    assert {tuple(s["mask"].shape) for part in (train, val, test) for s in part} == {(8, 8)}
+
+
+def test_images_are_read_once_a_process(data):
+    before = toy().parts()[0]
+    shutil.rmtree(data / "eurosat" / "ds")
+    assert torch.equal(toy(seed=1).parts()[0][0]["image"], before[0]["image"])

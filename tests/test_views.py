@@ -1,0 +1,224 @@
+"""Views of data sets: parts, joins, copies in memory, tiles, folds. Samples keep their form."""
+
+import copy
+import pickle
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, Dataset
+from toy_data import Toy
+
+from peftlib.datasets.base import collate
+from peftlib.datasets.views import Held, Joined, Part, Tiles, folds, held_if_small, spread
+
+
+class Masked(Dataset):
+    """Images whose pixels are numbered, with masks of -1 where nothing is known. Counts how often it is read."""
+
+    name, task, classes, sensor = "masked", "segmentation", ("low", "high"), "sentinel2"
+    bands, ignore_index = ("B04", "B03", "B02"), -1
+
+    def __init__(self, *masks):
+        self.masks, self.read = [torch.as_tensor(mask) for mask in masks], 0
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def __getitem__(self, i: int) -> dict:
+        mask = self.masks[i]
+        self.read += 1
+        image = torch.arange(3 * mask.numel()).view(3, *mask.shape) / 1e4 + i
+        return {"image": image, "mask": mask, "bands": self.bands, "sensor": self.sensor, "meta": {"source": str(i)}}
+
+
+class Labelled(Dataset):
+    """Labels alone."""
+
+    task = "classification"
+
+    def __init__(self, labels):
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> dict:
+        return {"label": self.labels[i], "source": i}
+
+
+def numbers(view) -> list[str]:
+    return [view[i]["meta"]["source"] for i in range(len(view))]
+
+
+def blank(count: int) -> Masked:
+    return Masked(*[torch.zeros(2, 2)] * count)
+
+
+# --- tiles ---
+
+
+def tiles_one_by_one(data, side: int, per_image: int) -> list[tuple]:
+    """Tiles with a known pixel, row by row; of each image the ``per_image`` with most of them, first come first."""
+    kept = []
+    for number in range(len(data)):
+        image, mask = data[number]["image"], data[number]["mask"]
+        found = []
+        for top in range(0, mask.shape[0], side):
+            for left in range(0, mask.shape[1], side):
+                known = 0
+                if top + side <= mask.shape[0] and left + side <= mask.shape[1]:
+                    for y in range(top, top + side):
+                        known += sum(int(mask[y, x]) != -1 for x in range(left, left + side))
+                if known:
+                    window = (slice(top, top + side), slice(left, left + side))
+                    found.append((known, number, image[:, window[0], window[1]], mask[window]))
+        while per_image and len(found) > per_image:
+            fewest = min(tile[0] for tile in found)
+            found.pop(max(i for i, tile in enumerate(found) if tile[0] == fewest))
+        kept += found
+    return kept
+
+
+def drawn_mask(seed: int) -> torch.Tensor:
+    return torch.randint(-1, 2, (7, 9), generator=torch.Generator().manual_seed(seed))
+
+
+@given(
+    st.lists(st.integers(0, 2**20).map(drawn_mask), min_size=1, max_size=3),
+    st.integers(1, 7),
+    st.integers(0, 4),
+    st.integers(0, 60),
+)
+def test_tiles_are_those_found_one_by_one(drawn, side, per_image, unknown):
+    drawn = [torch.where(torch.arange(63).view(7, 9) < unknown, -1, mask) for mask in drawn]
+    data = Masked(*drawn)
+    tiles, expected = Tiles(data, side, per_image), tiles_one_by_one(data, side, per_image)
+    assert len(tiles) == len(expected)
+    for i, (_, number, image, mask) in enumerate(expected):
+        assert tiles[i]["meta"]["source"] == str(number)
+        assert torch.equal(tiles[i]["image"], image) and torch.equal(tiles[i]["mask"], mask)
+
+
+def test_tiles_keep_the_rest_of_a_sample():
+    data = Masked(torch.zeros(4, 4))
+    tile = Tiles(data, 2)[3]
+    assert tile.keys() == data[0].keys() and tile["meta"] == data[0]["meta"]
+    assert [len(list(DataLoader(Tiles(data, 2), 3, collate_fn=collate))), len(Tiles(data, 2))] == [2, 4]
+
+
+def test_images_without_a_known_pixel_give_no_tiles():
+    assert numbers(Tiles(Masked(torch.full((4, 4), -1), torch.zeros(4, 4)), 4)) == ["1"]
+    assert len(Tiles(Masked(torch.full((4, 4), -1)), 2)) == 0
+
+
+@pytest.mark.parametrize("side", [0, 5, 8])
+def test_tiles_that_do_not_fit_are_an_error(side):
+    with pytest.raises(ValueError, match=rf"tiles of {side} px of an image of 4 x 8"):
+        Tiles(Masked(torch.zeros(4, 8)), side)
+
+
+def test_tiles_need_masks():
+    data = Labelled([0, 1])
+    data.name = "eurosat"
+    with pytest.raises(ValueError, match="tiles of eurosat: its images have no masks"):
+        Tiles(data, 2)
+
+
+# --- parts, joins, copies ---
+
+
+def test_a_part_has_the_images_of_its_numbers_in_their_order():
+    assert numbers(Part(blank(5), [3, 0])) == ["3", "0"]
+    assert [sample["meta"]["source"] for sample in Part(blank(5), (4,))] == ["4"]
+
+
+def test_joined_sets_come_one_after_the_other():
+    both = Joined(blank(2), Part(blank(5), [4, 3]))
+    assert numbers(both) == ["0", "1", "4", "3"] and len(both) == 4 and len(list(both)) == 4
+
+
+def test_held_images_are_read_once():
+    data = blank(3)
+    held = Held(data)
+    assert [held[1] is held[1], data.read] == [True, 3]
+    assert numbers(held) == ["0", "1", "2"] and data.read == 3
+
+
+def test_small_data_sets_are_held_and_large_ones_are_not():
+    data = blank(4)  # of 3 x 2 x 2 floats each
+    assert isinstance(held_if_small(data, 4 * 12 * 4 / 2**20), Held)
+    assert held_if_small(data, (4 * 12 * 4 - 1) / 2**20) is data
+
+
+VIEWS = {
+    "part": lambda data: Part(data, [1, 0]),
+    "joined": lambda data: Joined(data, blank(1)),
+    "held": Held,
+    "tiles": lambda data: Tiles(data, 2),
+    "tiles of a part of what is held": lambda data: Tiles(Part(Held(data), [2, 1]), 1, 2),
+}
+
+
+@pytest.mark.parametrize("kind", VIEWS)
+def test_a_view_has_the_facts_of_its_data_and_can_be_sent_and_copied(kind):
+    view = VIEWS[kind](blank(3))
+    for other in (view, pickle.loads(pickle.dumps(view)), copy.deepcopy(view), copy.copy(view)):
+        assert (other.bands, other.classes, other.task) == (Masked.bands, Masked.classes, Masked.task)
+        assert (other.sensor, other.ignore_index) == (Masked.sensor, Masked.ignore_index)
+        assert numbers(other) == numbers(view) and not hasattr(other, "wings")
+
+
+def test_views_read_in_processes_of_their_own():
+    loader = DataLoader(Tiles(Part(blank(4), [3, 1]), 2), 1, num_workers=1, collate_fn=collate)
+    assert [batch["meta"][0]["source"] for batch in loader] == ["3", "1"]
+
+
+# --- folds and spread ---
+
+
+@given(st.lists(st.integers(0, 4), min_size=2, max_size=60), st.integers(2, 8))
+def test_folds_are_a_partition_balanced_in_size_and_labels(labels, number):
+    data = Labelled(labels)
+    if number > len(labels):
+        with pytest.raises(ValueError, match=rf"{number} folds of {len(labels)} images"):
+            folds(data, number)
+        return
+    parts = folds(data, number)
+    assert parts == folds(data, number) and len(parts) == number
+    assert sorted(i for part in parts for i in part) == list(range(len(labels)))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    for label in set(labels):
+        counts = [Counter(labels[i] for i in part)[label] for part in parts]
+        assert max(counts) - min(counts) <= 1
+
+
+def test_folds_are_drawn_and_not_cut_in_order():
+    parts = folds(Labelled([0] * 60), 3)
+    assert all(len({i // 20 for i in part}) == 3 for part in parts)
+    assert parts != [list(range(start, 60, 3)) for start in range(3)]
+
+
+def test_folds_without_labels_are_balanced_in_size():
+    parts = folds(Toy(8), 3)
+    assert sorted(map(len, parts)) == [2, 3, 3] and sorted(i for part in parts for i in part) == list(range(8))
+
+
+@pytest.mark.parametrize("number", [-1, 0, 1])
+def test_fewer_than_two_folds_are_an_error(number):
+    with pytest.raises(ValueError, match=rf"{number} folds of 5 images; choose 2 or more"):
+        folds(blank(5), number)
+
+
+@given(st.integers(1, 50), st.integers(0, 60))
+def test_spread_images_are_even_and_as_many_as_asked_for(length, most):
+    data = blank(length)
+    kept = spread(data, most)
+    if not 0 < most < length:
+        assert kept is data
+        return
+    steps = [b - a for a, b in zip(kept.numbers, kept.numbers[1:], strict=False)]
+    assert len(kept) == most and kept.numbers[0] == 0 and kept.numbers[-1] < length
+    assert not steps or (min(steps) >= 1 and max(steps) - min(steps) <= 1)
