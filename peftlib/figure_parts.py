@@ -15,8 +15,8 @@ from peftlib.tables import label
 
 INK = "0.25"
 NAME_SIZE = 9  # points
-BESIDE, FAR = 9, 72  # of a name: points beside its point, and how far up and down it may go
-CROWD = 40  # pixels within which points are neighbours
+BESIDE, FAR = 9, 120  # of a name: points beside its point, and how far up and down it may go
+CROWD = 50  # points within which others are neighbours
 
 
 def colour(method: str) -> tuple:
@@ -85,7 +85,7 @@ def spread(values, gap: float) -> np.ndarray:
 
 
 def name_points(figure: Figure, bold: frozenset[str] = frozenset()) -> None:
-    """Write each point's name beside it, so that no name covers a name, a point or a bar; the figure's size is final.
+    """Write each point's name near it, so that no name covers a name, a point or a bar; the figure's size is final.
 
     Args:
         bold: names to stress.
@@ -94,55 +94,78 @@ def name_points(figure: Figure, bold: frozenset[str] = frozenset()) -> None:
     figure.set_layout_engine("none")  # places are found in the layout that was just drawn
     for ax in figure.axes:
         bars = sorted((bar for bar in ax.containers if bar.get_label()), key=lambda bar: -bar[0].get_ydata()[0])
-        marks, written = [box for bar in bars for box in _boxes(ax, bar)], []
+        marks, names, lines = [box for bar in bars for box in _boxes(ax, bar)], [], []
         points = ax.transData.transform([bar[0].get_xydata()[0] for bar in bars]) if bars else []
         for i, bar in enumerate(bars):
-            beside = [x for x, y in np.delete(points, i, axis=0) - points[i] if abs(y) < CROWD]
-            rightmost = min([x for x in beside if x >= 0], default=CROWD) >= CROWD
-            left = not rightmost and min([-x for x in beside if x < 0], default=CROWD) >= CROWD
             weight = "bold" if bar.get_label() in bold else "normal"
-            written += _name(ax, bar, points[i], marks, written, -1 if left else 1, weight)
+            text = ax.annotate(
+                bar.get_label(), bar[0].get_xydata()[0], (0, 0), textcoords="offset points", va="center",
+                fontsize=NAME_SIZE, weight=weight, color="black", annotation_clip=False,
+            )  # fmt: skip
+            others = (np.delete(points, i, axis=0) - points[i]) / _pixels(ax)
+            x, y = _place(ax, points[i], text.get_window_extent().size, _leaning(others), marks, names, lines)
+            text.set_position((x, y))
+            text.set_ha("left" if x > 0 else "right")
+            names.append(text.get_window_extent().padded(1.5))
+            if _is_far(x, y):
+                lines += _trail(points[i], np.multiply((x, y), _pixels(ax)))
+                line = {"arrowstyle": "-", "color": bar[0].get_color(), "linewidth": 1.2, "shrinkA": 0, "shrinkB": 4}
+                ax.annotate("", text.xy, (x, y), textcoords="offset points", arrowprops=line)
 
 
-def _boxes(ax: Axes, bar) -> list[Bbox]:
-    """What a point and its bar cover, in pixels."""
-    pixels = ax.figure.dpi / 72
-    x, y = ax.transData.transform(np.column_stack(bar[0].get_data()))[0]
-    boxes = [Bbox([[x - 5 * pixels, y - 5 * pixels], [x + 5 * pixels, y + 5 * pixels]])]
-    for line in bar[2]:
-        (x, bottom), (_, top) = ax.transData.transform(line.get_segments()[0])
-        boxes.append(Bbox([[x - pixels, bottom], [x + pixels, top]]))
-    return boxes
+def _pixels(ax: Axes) -> float:
+    """Pixels a point."""
+    return ax.figure.dpi / 72
 
 
-def _name(ax: Axes, bar, point, marks: list[Bbox], written: list[Bbox], side: int, weight: str) -> list[Bbox]:
-    """Place one name at the free place nearest its point, rather on one side (1 is right), with a line if it is far.
+def _is_far(x: float, y: float) -> bool:
+    return max(abs(x), abs(y)) > BESIDE
+
+
+def _leaning(others: np.ndarray) -> tuple[int, int]:
+    """Which side of a point has fewer neighbours: 1 is right, 1 is up. others: (n, 2) seen from the point."""
+    near = others[(np.abs(others) < CROWD).all(axis=1)]
+    right, up = np.sum(near > 0, axis=0) <= np.sum(near < 0, axis=0)
+    return (1 if right else -1), (1 if up else -1)
+
+
+def _place(ax: Axes, point, size, lean, marks: list[Bbox], names: list[Bbox], lines: list[Bbox]) -> tuple[int, int]:
+    """Offset in points of a name from its point: near, on the side it leans to, its line through no name or line.
 
     Args:
-        point: (x, y) in pixels.
-        marks: what points and bars cover; written: what names and their lines cover.
-
-    Returns:
-        what the name and its line cover.
+        point, size: (x, y) of the point, (width, height) of the name, in pixels.
+        marks, names, lines: what is covered already; a name never lies on it where there is any free place.
     """
-    where = bar[0].get_xydata()[0]
-    style = {"va": "center", "fontsize": NAME_SIZE, "weight": weight, "color": "black", "annotation_clip": False}
-    text = ax.annotate(bar.get_label(), where, (0, 0), textcoords="offset points", **style)
-    ways = itertools.product((side, -side), (BESIDE, 3 * BESIDE, 6 * BESIDE), range(-FAR, FAR + 1, 3))
-    for along, across, up in sorted(ways, key=lambda way: (abs(way[2]) + way[1] + 12 * (way[0] != side), way)):
-        text.set_position((along * across, up))
-        text.set_ha("left" if along > 0 else "right")
-        box, far = text.get_window_extent().padded(1.5), max(across, abs(up)) > BESIDE
-        line = _trail(point, np.multiply((along * across, up), ax.figure.dpi / 72)) if far else []
+    ways = itertools.product((1, -1), (BESIDE, 3 * BESIDE, 6 * BESIDE, 10 * BESIDE), range(-FAR, FAR + 1, 3))
+    ways = [(side * across, up) for side, across, up in ways]
+    length = {(x, y): abs(y) + abs(x) + 12 * (x * lean[0] < 0) + 6 * (y * lean[1] < 0) for x, y in ways}
+    best, least = (lean[0] * BESIDE, 0), float("inf")
+    for x, y in sorted(ways, key=lambda way: (length[way], way)):
+        if length[x, y] >= least:
+            break
+        offset = np.multiply((x, y), _pixels(ax))
+        left = point[0] + offset[0] - (size[0] if x < 0 else 0)
+        box = Bbox.from_bounds(left, point[1] + offset[1] - size[1] / 2, *size).padded(1.5)
         inside = ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1 and ax.bbox.y0 <= box.y0 and box.y1 <= ax.bbox.y1
-        if inside and not box.count_overlaps(marks + written) and not any(b.count_overlaps(written) for b in line):
-            if far:
-                ends = {"arrowstyle": "-", "color": bar[0].get_color(), "linewidth": 1.2, "shrinkA": 0, "shrinkB": 4}
-                ax.annotate("", where, (along * across, up), textcoords="offset points", arrowprops=ends)
-            return [box, *line]
-    return [box]  # no free place: many methods in a small panel
+        if inside and not box.count_overlaps(marks + names + lines):
+            line = _trail(point, offset) if _is_far(x, y) else []
+            cost = length[x, y] + 15 * sum(part.count_overlaps(names) + part.count_overlaps(lines) for part in line)
+            if cost < least:
+                best, least = (x, y), cost
+    return best
 
 
 def _trail(point, offset) -> list[Bbox]:
     """What a line from beside a point to an offset from it covers, in pixels, in small squares."""
     return [Bbox.from_extents(*(point + t * offset - 1), *(point + t * offset + 1)) for t in np.linspace(0.3, 0.95, 12)]
+
+
+def _boxes(ax: Axes, bar) -> list[Bbox]:
+    """What a point and its bar cover, in pixels."""
+    x, y = ax.transData.transform(np.column_stack(bar[0].get_data()))[0]
+    half = 5 * _pixels(ax)
+    boxes = [Bbox([[x - half, y - half], [x + half, y + half]])]
+    for line in bar[2]:
+        (x, bottom), (_, top) = ax.transData.transform(line.get_segments()[0])
+        boxes.append(Bbox([[x - 1, bottom], [x + 1, top]]))
+    return boxes

@@ -56,7 +56,7 @@ def datasets_figure(scores: pd.DataFrame) -> Figure:
         return say("no method has a final run")
     table = summary(main)
     single = [column for column, members in columns(main).items() if len(members) == 1]
-    figure, frames = panels(single, across=2, size=(6, 3.8))
+    figure, frames = panels(single, across=2, size=(6, 4.2) if len(single) > 1 else (9, 4.8))
     for column, ax in frames.items():
         ax.set_title(column)
         ax.set_ylabel(_measure(main, column))
@@ -132,7 +132,7 @@ def stability_figure(scores: pd.DataFrame) -> Figure:
         method_axis(ax, list(pooled.index))
         ax.axvline(0, color=INK, linewidth=0.8, zorder=0)
         ax.set_xlabel("score minus the method's mean on its data set, points")
-        ax.set_title(title)
+        ax.set_title(f"{title} ({', '.join(sorted(part['dataset'].unique()))})")
     missing = "" if len(parts) > 1 else ". No runs in which the start alone varies"
     caption(figure, f"ticks: runs; bar and number: standard deviation, pooled over data sets and models{missing}")
     return figure
@@ -193,8 +193,8 @@ def ablation_figure(scores: pd.DataFrame) -> Figure:
         ax.set_xlim(-0.4, 2.4)
         ax.set_title(_title(steps, column))
         ax.set_ylabel(_measure(steps, column))
-    handles, labels = next(iter(frames.values())).get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=4)
+    shown = [pair for ax in frames.values() for pair in zip(*ax.get_legend_handles_labels(), strict=True)]
+    figure.legend(handles={name: handle for handle, name in shown}.values(), loc="outside upper right", ncols=4)
     caption(figure, _seeds(table))
     return figure
 

@@ -13,7 +13,7 @@ import pandas as pd
 
 from peftlib.paths import figures_dir, root
 from peftlib.results import REFERENCE
-from peftlib.scoring import choice, columns, compared, scores, summary
+from peftlib.scoring import choice, columns, compared, mean_ranks, scores, summary
 from peftlib.weights import atomic_path
 
 LABELS = {
@@ -190,7 +190,7 @@ def failures(rows: pd.DataFrame) -> str:
 
 
 def advice(scores: pd.DataFrame) -> str:
-    """Which method to take, in two or three sentences computed from the scores."""
+    """Which method to take, in a few sentences computed from the scores; those last that rank like the first."""
     table = choice(scores)
     if table.empty:
         return "No method has a run on every data set yet, so there is no advice."
@@ -209,6 +209,11 @@ def advice(scores: pd.DataFrame) -> str:
         each = summary(main)
         tops = {name: each[each["column"] == name].sort_values("mean").iloc[-1] for name in names}
         text += " Best by data set: " + ", ".join(f"{name} {label(top['method'])}" for name, top in tops.items()) + "."
+    ranks = mean_ranks(scores)
+    level = ranks[ranks["low"] <= ranks["high"].iloc[:1].sum()]
+    if len(level) > 1:
+        text += f" Rank intervals that overlap the first, {len(level)} of {len(ranks)}, which these runs do not order: "
+        text += ", ".join(map(label, level.index)) + "."
     left = [label(name) for name in dict.fromkeys(main["method"]) if name not in set(table["method"])]
     return text + (f" Left out, for want of runs: {', '.join(left)}." if left else "")
 

@@ -3,10 +3,14 @@
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
 import peftlib as pl
+from peftlib import scoring, tables
+from peftlib.results import read_table
+from peftlib.study import ABLATION
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -57,6 +61,26 @@ def test_the_experiment_example_does_its_runs_once(tmp_path, monkeypatch, capsys
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "rows").glob("*.json")}
     exec(code, {"pl": pl})
     assert len(made) == 4 and all(path.stat().st_mtime_ns == stamp for path, stamp in made.items())
+
+
+def test_findings_are_computed_from_committed_rows():
+    rows = pd.concat([read_table("real"), read_table("quick")], ignore_index=True)
+    found = scoring.scores(rows)
+    table = tables.to_text(tables.score_table(found))
+    columns = ["tuned, %", "eurosat", "marida", "spectral_scenes"]
+    for name, cells in table[columns].iterrows():
+        assert f"| {name if isinstance(name, str) else name[-1]} | {' | '.join(cells.str.rstrip(' *'))} |" in README
+    assert len(table) == len(pl.METHODS)
+    simulated = scoring.summary(scoring.compared(found)).query("column == 'spectral_scenes'")
+    first, second = simulated.sort_values("mean", ascending=False)[:2].itertuples()
+    assert first.method == "deflect" and f"{first.mean:.1f} against {second.mean:.1f} for the next" in README
+    assert scoring.mean_ranks(found).index[0] == "deflect"
+    chips = scoring.summary(scoring.compared(found)).query("column == 'eurosat'").sort_values("mean", ascending=False)
+    assert chips["method"].iloc[0] == "full" and chips["mean"].iloc[0] - chips["mean"].iloc[1] > 6
+    assert chips.set_index("method")["std"].idxmax() == "deflect"
+    deflect = found[(found["method"] == "deflect") & (found["seed"] == found["init"]) & (found["dataset"] == "eurosat")]
+    emb, attention, whole = (deflect[deflect["config"] == part]["percent"].mean() for part in ABLATION.values())
+    assert f"(EuroSAT {emb:.1f} → {attention:.1f})" in README and f"({whole:.1f})" in README
 
 
 def test_every_data_set_is_named():

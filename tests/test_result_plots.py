@@ -146,6 +146,13 @@ def test_what_is_missing_beside_is_said():
     assert "LoRA, all bands" in ablation and "Frozen" not in ablation
 
 
+def test_a_mark_of_one_panel_alone_is_in_the_key(full):
+    """RGB on one of two data sets: it has no average, and the first panel no such line."""
+    part = full[~((full["dataset"] == "marida") & (full["kind"] == "RGB"))]
+    (key,) = draw("ablation", part).legends
+    assert "Frozen, RGB" in [text.get_text() for text in key.get_texts()]
+
+
 def test_the_order_of_rows_does_not_matter(tmp_path, monkeypatch):
     monkeypatch.setenv("PEFTLIB_FIGURES", str(tmp_path))
     made = []

@@ -258,6 +258,16 @@ def test_advice_names_the_best_and_the_smallest_that_is_as_good():
     assert alone.startswith("Highest mean over eurosat: LoRA") and "by data set" not in alone
 
 
+def test_advice_names_those_that_ranks_do_not_order():
+    """LoRA and DEFLECT take turns, the frozen model is always last."""
+    turns = {"frozen": (0.3,) * 3, "lora": (0.6, 0.5, 0.6), "deflect": (0.5, 0.6, 0.5)}
+    rows = tidy_rows(lambda run: turns[run.method.name][run.seed], methods=FEW, extras=())
+    assert "overlap the first, 2 of 3, which these runs do not order: LoRA, DEFLECT." in tables.advice(
+        tables.scores(rows)
+    )
+    assert "overlap" not in tables.advice(tables.scores(tidy_rows(steps, methods=FEW, extras=())))
+
+
 def test_no_rows_at_all():
     rows = tidy_rows(plausible, methods=FEW, extras=()).iloc[:0]
     found = tables.scores(rows)

@@ -171,8 +171,9 @@ def test_two_devices_do_what_one_does(data, tmp_path):
 # --- Ctrl-C and kill ---
 
 GRID = """
-import sys
+import signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # started in the background, a process may be deaf to it
 sys.path.insert(0, sys.argv[1])
 from peftlib.experiments import grid, pool
 from toy_runs import do, toy
