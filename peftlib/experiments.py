@@ -106,8 +106,8 @@ def execute(
     except BrokenExecutor as error:
         _stop(executor, waiting)
         done = sum(_finished(folder / f"{key}.json", False) for key in planned)
-        text = f"a worker died ({error}) with {done} of {len(planned)} runs finished; run again, with a new pool, to go on"
-        raise RuntimeError(f"{text}. Out of memory? Then use fewer workers") from error
+        text = f"a worker died ({error}) with {done} of {len(planned)} runs finished"
+        raise RuntimeError(f"{text}; run again, with a new pool, to go on. Out of memory? Use fewer workers") from error
     finally:
         bar.close()
     return tidy(row for row in (read_row(folder / f"{key}.json") for key in planned) if row is not None)

@@ -22,7 +22,8 @@ COLUMNS = (
 )
 _COUNTS = ("tuned", "adapter_bytes", "images")
 _NUMBERS = (
-    *("image_size", "epochs", "lr", "head_lr", "seed", "init", "value", "tuned_percent", "step_ms", "peak_mb", "wall_s"),
+    *("image_size", "epochs", "lr", "head_lr", "seed", "init", "value"),
+    *("tuned_percent", "step_ms", "peak_mb", "wall_s"),
     *_COUNTS,
 )
 _RECIPE = (
