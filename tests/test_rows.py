@@ -119,7 +119,7 @@ def test_a_table_comes_back_as_it_was_written(tmp_path):
     back = read_table(path).sort_values(order).reset_index(drop=True)
     unknown = expected.isna()
     assert unknown.any(axis=None) and (back.isna() | back.eq("") | ~unknown).all(axis=None)
-    pd.testing.assert_frame_equal(back.mask(unknown), expected.mask(unknown), check_dtype=False)
+    pd.testing.assert_frame_equal(back.mask(unknown), expected.mask(unknown), check_dtype=False, check_exact=True)
     again = write_table(read_table(path), tmp_path / "again.csv")
     assert again.read_bytes() == path.read_bytes()
 

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 import torch
@@ -169,6 +170,7 @@ def test_a_view_has_the_facts_of_its_data_and_can_be_sent_and_copied(kind):
         assert (other.bands, other.classes, other.task) == (Masked.bands, Masked.classes, Masked.task)
         assert (other.sensor, other.ignore_index) == (Masked.sensor, Masked.ignore_index)
         assert numbers(other) == numbers(view) and not hasattr(other, "wings")
+    assert not hasattr(object.__new__(type(view)), "bands")  # as while a copy is being made
 
 
 def test_views_read_in_processes_of_their_own():
@@ -219,6 +221,6 @@ def test_spread_images_are_even_and_as_many_as_asked_for(length, most):
     if not 0 < most < length:
         assert kept is data
         return
-    steps = [b - a for a, b in zip(kept.numbers, kept.numbers[1:], strict=False)]
-    assert len(kept) == most and kept.numbers[0] == 0 and kept.numbers[-1] < length
-    assert not steps or (min(steps) >= 1 and max(steps) - min(steps) <= 1)
+    steps = [b - a for a, b in pairwise([*kept.numbers, length])]
+    assert len(kept) == most and kept.numbers[0] == 0
+    assert min(steps) >= 1 and max(steps) - min(steps) <= 1
