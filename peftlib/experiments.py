@@ -51,6 +51,7 @@ def execute(
     place: Place = HERE,
     progress: bool = True,
     retry_failed: bool = True,
+    known: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Do what is missing of some runs, and gather the rows of all.
 
@@ -65,6 +66,7 @@ def execute(
         place: on what each worker does its runs.
         progress: show a bar with the time left, and errors as they come.
         retry_failed: try runs again whose row is an error.
+        known: rows done before, perhaps elsewhere, such as ``read_table("real")``; its finished runs are not repeated.
 
     Returns:
         the tidy table of ``peftlib.results.tidy``.
@@ -76,6 +78,9 @@ def execute(
     """
     folder = (rows_dir() if folder is None else Path(folder)).absolute()
     planned = {run.key: run for run in runs}
+    if known is not None:
+        known = known[known["key"].isin(planned) & (known["status"] == "done")]
+        planned = {key: run for key, run in planned.items() if key not in set(known["key"])}
     missing = {key: run for key, run in planned.items() if not _finished(folder / f"{key}.json", retry_failed)}
     bar = tqdm(total=len(planned), initial=len(planned) - len(missing), unit="run", disable=not progress, smoothing=0)
     waiting: dict = {}
@@ -110,7 +115,10 @@ def execute(
         raise RuntimeError(f"{text}; run again, with a new pool, to go on. Out of memory? Use fewer workers") from error
     finally:
         bar.close()
-    return tidy(row for row in (read_row(folder / f"{key}.json") for key in planned) if row is not None)
+    done = tidy(row for row in (read_row(folder / f"{key}.json") for key in planned) if row is not None)
+    if known is None or known.empty:
+        return done
+    return known if done.empty else pd.concat([known, done], ignore_index=True)
 
 
 def _finished(path: Path, retry_failed: bool) -> bool:

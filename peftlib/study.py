@@ -28,15 +28,18 @@ from peftlib.runs import Run
 
 SEEDS = (0, 1, 2)
 HEAD_LR = 3e-3
-# Learning rates to try, three each; of the head for the frozen backbone, else of what is tuned.
-LEARNING_RATES = {
-    "frozen": (1e-3, 3e-3, 1e-2),
-    "full": (3e-5, 1e-4, 3e-4),
-    "patch_embed": (3e-4, 1e-3, 3e-3),
-    "norm_tuning": (1e-3, 4e-3, 1.6e-2),
-    "bitfit": (1e-3, 4e-3, 1.6e-2),
+# Learning rates to try, four each; of the head for the frozen backbone, else of what is tuned.
+OTHER_RATES = (1.25e-4, 5e-4, 2e-3, 8e-3)
+HIGHER_RATES = (5e-4, 2e-3, 8e-3, 3.2e-2)
+LEARNING_RATES = dict.fromkeys(METHODS, OTHER_RATES) | {
+    "frozen": (3e-3, 1e-2, 3e-2, 1e-1),
+    "full": (1e-5, 3e-5, 1e-4, 3e-4),
+    "patch_embed": (1e-4, 3e-4, 1e-3, 3e-3),
+    "norm_tuning": (2.5e-4, 1e-3, 4e-3, 1.6e-2),
+    "bitfit": (2.5e-4, 1e-3, 4e-3, 1.6e-2),
+    "earth_adapter": HIGHER_RATES,
+    "deflect": HIGHER_RATES,
 }
-OTHER_RATES = (5e-4, 2e-3, 8e-3)
 # As many prompts as a 56 px image has patches (the comparison study takes 100 at 224 px).
 PROMPTS = 16
 
@@ -91,12 +94,15 @@ def with_rate(run: Run, lr: float) -> Run:
     return replace(run, lr=lr, head_lr=lr) if run.method.name == "frozen" else replace(run, lr=lr)
 
 
-def search_rates(setting: Run, methods: Sequence[str] = tuple(METHODS)) -> list[Run]:
-    """First search: the learning rates of each method."""
+def search_rates(setting: Run, methods: Sequence[str] = tuple(METHODS), rgb: bool = False) -> list[Run]:
+    """First search: the learning rates of each method, on all bands or on red, green and blue alone."""
+    configs = {name: inputs(name)[0] for name in methods}
+    configs = {name: rgb_only(config) if rgb else config for name, config in configs.items()}
     return [
-        with_rate(replace(setting, method=inputs(name)[0], stage="search"), lr)
-        for name in methods
-        for lr in LEARNING_RATES.get(name, OTHER_RATES)
+        with_rate(replace(setting, method=config, stage="search"), lr)
+        for name, config in configs.items()
+        if config is not None
+        for lr in LEARNING_RATES[name]
     ]
 
 
@@ -106,13 +112,16 @@ def search_inputs(setting: Run, rows: pd.DataFrame, methods: Sequence[str] = tup
     return [replace(best[name], method=other, stage="search") for name in methods for other in inputs(name)[1:]]
 
 
-def chosen(rows: pd.DataFrame, setting: Run, methods: Sequence[str] = tuple(METHODS)) -> dict[str, Run]:
+def chosen(
+    rows: pd.DataFrame, setting: Run, methods: Sequence[str] = tuple(METHODS), rgb: bool = False
+) -> dict[str, Run]:
     """For each method the run of a search that validated best, as a final run.
 
     Best is the highest headline metric, of equals the lower loss.
 
     Args:
         rows: tidy rows of searches, of this setting among others.
+        rgb: of those on red, green and blue alone (DEFLECT has none); False is those on all bands.
 
     Raises:
         ValueError: a method has no search rows in this setting.
@@ -121,11 +130,15 @@ def chosen(rows: pd.DataFrame, setting: Run, methods: Sequence[str] = tuple(METH
     facts = setting.facts()
     same = ("dataset", "backbone", "weights", "decoder", "image_size", "epochs", "seed", "init")
     here = here[(here[list(same)] == [facts[name] for name in same]).all(axis=1) & (here["recipe"] == recipe(facts))]
+    here = here[here["options"].map(lambda options: (json.loads(options).get("new_bands") == IGNORE) == rgb)]
     best = {}
     for name in methods:
+        if rgb and rgb_only(inputs(name)[0]) is None:
+            continue
         mine = here[here["method"] == name]
         if mine.empty:
-            raise ValueError(f"no search rows of {name} on {setting.dataset} with {setting.backbone}")
+            bands = " and RGB alone" if rgb else ""
+            raise ValueError(f"no search rows of {name} on {setting.dataset} with {setting.backbone}{bands}")
         score = mine[mine["headline"].astype(bool)].set_index("key")["value"]
         loss = mine[mine["metric"] == "loss"].set_index("key")["value"]
         order = pd.DataFrame({"score": -score.round(6), "loss": loss}).sort_values(["score", "loss"])
@@ -138,12 +151,6 @@ def chosen(rows: pd.DataFrame, setting: Run, methods: Sequence[str] = tuple(METH
 def finals(best: Iterable[Run], seeds: Sequence[int] = SEEDS) -> list[Run]:
     """What is scored on the test part: each method as it was chosen, with all seeds."""
     return [replace(run, seed=seed) for run in best for seed in seeds]
-
-
-def rgb_runs(best: Iterable[Run], seeds: Sequence[int] = SEEDS) -> list[Run]:
-    """The same on red, green and blue alone, with the learning rates chosen for all bands."""
-    alone = [replace(run, method=method) for run in best if (method := rgb_only(run.method)) is not None]
-    return finals(alone, seeds)
 
 
 def ablation_runs(deflect: Run, seeds: Sequence[int] = SEEDS) -> list[Run]:
@@ -168,15 +175,14 @@ def start_runs(best: Iterable[Run], starts: Sequence[int] = SEEDS) -> list[Run]:
     return [replace(run, seed=0, init=start) for run in best for start in starts]
 
 
-EXTRAS: dict[str, Callable[[dict[str, Run], Sequence[int]], list[Run]]] = {
-    "rgb": lambda best, seeds: rgb_runs(best.values(), seeds),
-    "ablation": lambda best, seeds: ablation_runs(best["deflect"], seeds),
-    "ranks": lambda best, seeds: rank_runs(best["deflect"], best["lora"], seeds),
-    "layers": lambda best, seeds: layer_runs(best["deflect"], seeds),
-    "starts": lambda best, seeds: start_runs(best.values(), seeds),
+# What may stand beside the finals, from what was chosen on all bands, on RGB alone, and the seeds.
+EXTRAS: dict[str, Callable[[Mapping[str, Run], Mapping[str, Run], Sequence[int]], list[Run]]] = {
+    "rgb": lambda best, best_rgb, seeds: finals(best_rgb.values(), seeds),
+    "ablation": lambda best, best_rgb, seeds: ablation_runs(best["deflect"], seeds),
+    "ranks": lambda best, best_rgb, seeds: rank_runs(best["deflect"], best["lora"], seeds),
+    "layers": lambda best, best_rgb, seeds: layer_runs(best["deflect"], seeds),
+    "starts": lambda best, best_rgb, seeds: start_runs(best.values(), seeds),
 }
-
-
 EXTRAS_OF = {"quick": ("rgb", "ablation"), "real": tuple(EXTRAS), "paper": tuple(EXTRAS)}
 
 
@@ -214,10 +220,15 @@ def outline(
     setting: Run, methods: Sequence[str], seeds: Sequence[int], extras: Sequence[str], search: bool
 ) -> list[Run]:
     """The runs of ``compare`` as if each method's first choices were best: as many, and about as costly."""
-    first = {name: with_rate(replace(setting, method=inputs(name)[0]), OTHER_RATES[0]) for name in methods}
-    others = [replace(run, method=other, stage="search") for name, run in first.items() for other in inputs(name)[1:]]
-    searched = search_rates(setting, methods) + others if search else []
-    return searched + finals(first.values(), seeds) + _extra_runs(first, seeds, extras)
+    best = {name: with_rate(replace(setting, method=inputs(name)[0]), OTHER_RATES[0]) for name in methods}
+    alone = {name: replace(run, method=rgb_only(run.method)) for name, run in best.items() if rgb_only(run.method)}
+    searched = []
+    if search:
+        searched = search_rates(setting, methods)
+        searched += search_rates(setting, methods, rgb=True) if "rgb" in extras else []
+        others = [(run, other) for name, run in best.items() for other in inputs(name)[1:]]
+        searched += [replace(run, method=other, stage="search") for run, other in others]
+    return searched + finals(best.values(), seeds) + _extra_runs(best, alone, seeds, extras)
 
 
 def compare(
@@ -227,31 +238,40 @@ def compare(
     seeds: Sequence[int] = SEEDS,
     extras: Sequence[str] = ("rgb", "ablation", "ranks", "layers"),
     best: Mapping[str, Run] | None = None,
+    best_rgb: Mapping[str, Run] = MappingProxyType({}),
 ) -> pd.DataFrame:
-    """A whole comparison on one data set and backbone: both searches, the finals, and what is asked for beside.
+    """A whole comparison on one data set and backbone: the searches, the finals, and what is asked for beside.
 
     Args:
         setting: one of ``settings``, or any run; its method, rates and seed are replaced.
         execute: does runs and gives their rows, such as ``peftlib.experiments.execute`` with its options filled in.
         extras: of ``EXTRAS``; those about methods that are not compared are left out.
         best: for each method its choice, of an earlier search (``chosen``); None searches.
+        best_rgb: with ``best``, the same on red, green and blue alone.
 
     Returns:
         the rows of all.
     """
-    _extra_runs({}, seeds, extras)  # refuses an unknown name now, not after the searches
+    _extra_runs({}, {}, seeds, extras)  # refuses an unknown name now, not after the searches
     rows = []
     if best is None:
         rows.append(execute(search_rates(setting, methods)))
         rows.append(execute(search_inputs(setting, rows[0], methods)))
         best = chosen(pd.concat(rows), setting, methods)
+        if "rgb" in extras:
+            rows.append(execute(search_rates(setting, methods, rgb=True)))
+            best_rgb = chosen(rows[-1], setting, methods, rgb=True)
     best = {name: best[name] for name in methods}
-    rows.append(execute(finals(best.values(), seeds) + _extra_runs(best, seeds, extras)))
+    best_rgb = {name: run for name, run in best_rgb.items() if name in methods}
+    rows.append(execute(finals(best.values(), seeds) + _extra_runs(best, best_rgb, seeds, extras)))
     return pd.concat(rows, ignore_index=True)
 
 
-def _extra_runs(best: Mapping[str, Run], seeds: Sequence[int], extras: Sequence[str]) -> list[Run]:
+def _extra_runs(
+    best: Mapping[str, Run], best_rgb: Mapping[str, Run], seeds: Sequence[int], extras: Sequence[str]
+) -> list[Run]:
     if unknown := [name for name in extras if name not in EXTRAS]:
         raise ValueError(f"extras={unknown}; choose from {', '.join(EXTRAS)}")
     needed = {"ablation": {"deflect"}, "ranks": {"deflect", "lora"}, "layers": {"deflect"}}
-    return [run for name in extras if needed.get(name, set()) <= set(best) for run in EXTRAS[name](best, seeds)]
+    wanted = [name for name in extras if needed.get(name, set()) <= set(best)]
+    return [run for name in wanted for run in EXTRAS[name](best, best_rgb, seeds)]

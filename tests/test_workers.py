@@ -16,6 +16,7 @@ from toy_runs import assert_same, do, toy, values, write_eurosat
 
 import peftlib as pl
 from peftlib.experiments import grid, pool
+from peftlib.results import gather
 from peftlib.trial import Place
 
 TESTS = Path(__file__).parent
@@ -159,10 +160,31 @@ def test_submitit_gives_what_one_process_gives(whole, tmp_path):
 # --- several devices for one run ---
 
 
-def test_two_devices_do_what_one_does(data, tmp_path):
-    run = toy(dataset="spectral_scenes", data={"length": 4, "size": 16}, augment=False, epochs=1)
-    one = do([run], tmp_path / "one")
-    two = do([run], tmp_path / "two", place=Place(accelerator="cpu", threads=1, devices=2, strategy="ddp_spawn"))
+SCENES = dict(dataset="spectral_scenes", data={"length": 4, "size": 16}, augment=False, epochs=1)
+TWO = dict(accelerator="cpu", threads=1, devices=2)
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from peftlib.trial import Place
+from test_workers import SCENES, TWO
+from toy_runs import do, toy
+
+do([toy(**SCENES)], Path(sys.argv[2]), place=Place(strategy="ddp", **TWO))
+"""
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
+def test_two_devices_do_what_one_does(strategy, tmp_path):
+    one, folder = do([toy(**SCENES)], tmp_path / "one"), tmp_path / "two"
+    if strategy == "ddp":  # starts its script a second time
+        (tmp_path / "script.py").write_text(SCRIPT)
+        command = [sys.executable, str(tmp_path / "script.py"), str(TESTS), str(folder)]
+        environment = os.environ | {"PYTHONPATH": str(TESTS.parent)}
+        subprocess.run(command, env=environment, cwd=TESTS.parent, check=True, timeout=PATIENCE)
+        two = gather(folder)
+    else:
+        two = do([toy(**SCENES)], folder, place=Place(strategy=strategy, **TWO))
     assert two["error"].unique().tolist() == [""]
     one, two = (values(table).set_index(["split", "metric"])["value"] for table in (one, two))
     assert dict(two) == pytest.approx(dict(one), abs=2e-3, nan_ok=True) and ("test", "pairs") in two.index
