@@ -21,7 +21,9 @@ from peftlib.results import read_row
 from peftlib.runs import Run
 
 
-def plan(runs: Iterable[Run], workers: int = 1, folder: str | Path | None = None) -> pd.DataFrame:
+def plan(
+    runs: Iterable[Run], workers: int = 1, folder: str | Path | None = None, known: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """A line a data set, backbone and method: how many runs, how many of them are finished, minutes for the others.
 
     Minutes are an estimate: arithmetic of training and validation, counted, at the rate at which full fine-tuning of
@@ -31,12 +33,14 @@ def plan(runs: Iterable[Run], workers: int = 1, folder: str | Path | None = None
         runs: which; one that comes twice counts once.
         workers: that share them, with the machine's cores shared out.
         folder: of the rows; None is ``peftlib.experiments.rows_dir()``.
+        known: rows done before, as for ``peftlib.experiments.execute``.
     """
     folder = rows_dir() if folder is None else Path(folder)
+    before = set() if known is None else set(known.loc[known["status"] == "done", "key"])
     lines = []
     for key, run in {run.key: run for run in runs}.items():
         row = read_row(folder / f"{key}.json")
-        finished = row is not None and row["status"] == "done"
+        finished = key in before or (row is not None and row["status"] == "done")
         line = {"dataset": run.dataset, "backbone": run.backbone, "method": run.method.name, "runs": 1}
         lines.append(line | {"finished": int(finished), "minutes": 0.0 if finished else seconds(run) / 60 / workers})
     table = pd.DataFrame(lines, columns=["dataset", "backbone", "method", "runs", "finished", "minutes"])

@@ -130,7 +130,7 @@ def chosen(
     facts = setting.facts()
     same = ("dataset", "backbone", "weights", "decoder", "image_size", "epochs", "seed", "init")
     here = here[(here[list(same)] == [facts[name] for name in same]).all(axis=1) & (here["recipe"] == recipe(facts))]
-    here = here[here["options"].map(lambda options: (json.loads(options).get("new_bands") == IGNORE) == rgb)]
+    here = here.loc[[(json.loads(options).get("new_bands") == IGNORE) == rgb for options in here["options"]]]
     best = {}
     for name in methods:
         if rgb and rgb_only(inputs(name)[0]) is None:

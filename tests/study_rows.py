@@ -11,7 +11,7 @@ import pandas as pd
 from peftlib.methods import METHODS
 from peftlib.results import tidy
 from peftlib.runs import Run
-from peftlib.study import EXTRAS, SEEDS, finals, inputs, settings
+from peftlib.study import EXTRAS, SEEDS, finals, inputs, rgb_only, settings
 
 TASKS = {"marida": "segmentation", "spectral_scenes": "segmentation", "burn_scars": "segmentation"}
 TASKS |= {"mados": "segmentation"}
@@ -48,7 +48,10 @@ def study_runs(
         for backbone in backbones:
             setting = replace(known[dataset], backbone=backbone)
             best = {name: replace(setting, method=inputs(name)[0]) for name in methods}
-            runs += finals(best.values(), seeds) + [run for name in extras for run in EXTRAS[name](best, seeds)]
+            alone = {name: rgb_only(run.method) for name, run in best.items()}
+            best_rgb = {name: replace(best[name], method=method) for name, method in alone.items() if method}
+            beside = [run for name in extras for run in EXTRAS[name](best, best_rgb, seeds)]
+            runs += finals(best.values(), seeds) + beside
     return list({json.dumps(run.facts(), sort_keys=True): run for run in runs}.values())
 
 

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from toy_runs import HERE, assert_same, do, toy, write_eurosat
@@ -14,7 +15,7 @@ from toy_runs import HERE, assert_same, do, toy, write_eurosat
 import peftlib as pl
 from peftlib import trial
 from peftlib.experiments import grid, rows_dir
-from peftlib.results import gather, read_row
+from peftlib.results import gather, read_row, read_table, write_table
 from peftlib.trial import Place, perform
 
 
@@ -128,6 +129,20 @@ def test_finished_runs_are_not_repeated(whole, trained):
     assert_same(do(runs, folder), table)
     assert perform(runs[0], runs[0].key, folder, HERE)["key"] == runs[0].key
     assert state(folder) == before and trained == []
+
+
+def test_known_rows_are_not_repeated(whole, tmp_path, trained):
+    runs, table, _ = whole
+    known = read_table(write_table(table, tmp_path / "known.csv"))
+    first = known[known["key"] == runs[0].key]
+    unwanted = first.assign(key="of another grid")
+    found = do(runs, tmp_path / "rows", known=pd.concat([unwanted, first]))
+    assert trained == [1] and set(found["key"]) == {run.key for run in runs}
+    assert_same(found[found["key"] == runs[0].key], first)
+    assert len(do(runs, tmp_path / "none", known=known)) == len(known) and trained == [1]
+    failed = known.assign(status="failed")
+    do(runs[:1], tmp_path / "again", known=failed)
+    assert trained == [1, 0]
 
 
 @pytest.mark.parametrize("content", ["", '{"status": "done"', "{}"])

@@ -25,7 +25,7 @@ from peftlib.study import (
     finals,
     inputs,
     outline,
-    rgb_runs,
+    rgb_only,
     search_inputs,
     search_rates,
     settings,
@@ -58,21 +58,30 @@ def rows(runs, score=lambda run: 0.5, loss=lambda run: 1.0, **options) -> pd.Dat
 
 def test_every_method_tries_as_many_learning_rates():
     runs = search_rates(SETTING)
-    assert set(Counter(run.method.name for run in runs).values()) == {3}
+    assert set(Counter(run.method.name for run in runs).values()) == {4}
     assert {run.method.name for run in runs} == set(pl.METHODS) and {run.stage for run in runs} == {"search"}
     for name in pl.METHODS:
         mine = [run for run in runs if run.method.name == name]
         rates = [run.head_lr if name == "frozen" else run.lr for run in mine]
-        assert len(set(rates)) == 3 and all(1e-5 <= rate <= 0.1 for rate in rates)
+        assert len(set(rates)) == 4 and all(1e-5 <= rate <= 0.1 for rate in rates)
         assert {run.method for run in mine} == {inputs(name)[0]}
         assert name == "frozen" or {run.head_lr for run in mine} == {SETTING.head_lr}
 
 
 def test_learning_rates_are_of_methods_that_there_are():
-    assert set(study.LEARNING_RATES) < set(pl.METHODS)
-    for rates in (*study.LEARNING_RATES.values(), study.OTHER_RATES):
+    assert set(study.LEARNING_RATES) == set(pl.METHODS)
+    for rates in study.LEARNING_RATES.values():
         ratios = [b / a for a, b in pairwise(rates)]
-        assert len(rates) == 3 and all(2.9 < ratio < 4.1 for ratio in ratios)  # evenly spaced, rising
+        assert len(rates) == 4 and all(2.9 < ratio < 4.1 for ratio in ratios)  # evenly spaced, rising
+
+
+def test_rgb_alone_tries_the_same_rates():
+    runs = search_rates(SETTING, rgb=True)
+    every = [run for run in search_rates(SETTING) if run.method.name != "deflect"]
+    assert [replace(run, method=pl.Frozen()) for run in runs] == [replace(run, method=pl.Frozen()) for run in every]
+    assert [run.method for run in runs] == [rgb_only(run.method) for run in every]
+    for method in (run.method for run in runs):
+        assert method.new_bands == IGNORE and method.train_patch_embed is (method.name in ("full", "patch_embed"))
 
 
 @every_method
@@ -103,7 +112,7 @@ def test_an_unknown_method_is_named_with_the_choices():
 
 def test_the_highest_headline_of_validation_is_chosen():
     runs = search_rates(SETTING, ["lora", "full"])
-    found = rows(runs, lambda run: {5e-4: 0.4, 2e-3: 0.7, 8e-3: 0.6}.get(run.lr, run.lr))
+    found = rows(runs, lambda run: {1.25e-4: 0.2, 5e-4: 0.4, 2e-3: 0.7, 8e-3: 0.6}.get(run.lr, run.lr))
     best = chosen(found, SETTING, ["lora", "full"])
     assert (best["lora"].lr, best["full"].lr) == (2e-3, 3e-4)
     assert best["lora"] == replace(SETTING, method=inputs("lora")[0], lr=2e-3) and best["lora"].stage == "final"
@@ -111,20 +120,33 @@ def test_the_highest_headline_of_validation_is_chosen():
 
 def test_of_equals_the_lower_loss_is_chosen():
     runs = search_rates(SETTING, ["lora"])
-    found = rows(runs, lambda run: 0.5 + 1e-9 * run.lr, lambda run: {5e-4: 1.0, 2e-3: 0.9, 8e-3: 0.95}[run.lr])
+    losses = {1.25e-4: 1.1, 5e-4: 1.0, 2e-3: 0.9, 8e-3: 0.95}
+    found = rows(runs, lambda run: 0.5 + 1e-9 * run.lr, lambda run: losses[run.lr])
     assert chosen(found, SETTING, ["lora"])["lora"].lr == 2e-3
 
 
 def test_the_head_rate_is_chosen_for_the_frozen_backbone():
     found = rows(search_rates(SETTING, ["frozen"]), lambda run: run.head_lr)
-    assert chosen(found, SETTING, ["frozen"])["frozen"].head_lr == 1e-2
+    assert chosen(found, SETTING, ["frozen"])["frozen"].head_lr == 1e-1
+
+
+def test_rgb_alone_is_chosen_among_its_own():
+    every, alone = search_rates(SETTING), search_rates(SETTING, rgb=True)
+    found = rows(every + alone, lambda run: run.lr if run.method in {one.method for one in alone} else 1 - run.lr)
+    assert found["status"].eq("done").all()
+    best, best_rgb = chosen(found, SETTING), chosen(found, SETTING, rgb=True)
+    assert set(best_rgb) == set(best) - {"deflect"}
+    assert (best["lora"].lr, best_rgb["lora"].lr) == (1.25e-4, 8e-3)
+    assert best_rgb["lora"].method == rgb_only(best["lora"].method)
+    with pytest.raises(ValueError, match=r"no search rows of lora on eurosat with dinov2_small and RGB alone"):
+        chosen(rows(every), SETTING, ["lora"], rgb=True)
 
 
 def test_options_of_the_chosen_run_come_with_it():
-    methods = (pl.Houlsby(positions=("mlp",)), pl.Houlsby())
+    methods = [pl.Houlsby(positions=positions, new_bands="mean") for positions in (("mlp",), ("attention", "mlp"))]
     runs = [replace(SETTING, stage="search", method=method) for method in methods]
     found = rows(runs, lambda run: 0.9 if run.method.positions == ("mlp",) else 0.1)
-    assert chosen(found, SETTING, ["houlsby"])["houlsby"].method == pl.Houlsby(positions=("mlp",))
+    assert chosen(found, SETTING, ["houlsby"])["houlsby"].method == methods[0]
 
 
 def test_test_scores_have_no_say():
@@ -177,8 +199,8 @@ def test_committed_rows_choose_the_same(tmp_path):
 # --- what is run in the end ---
 
 
-def best_of_all() -> dict[str, Run]:
-    return chosen(rows(search_rates(SETTING)), SETTING)
+def best_of_all(rgb: bool = False) -> dict[str, Run]:
+    return chosen(rows(search_rates(SETTING, rgb=rgb)), SETTING, rgb=rgb)
 
 
 def test_finals_are_each_choice_with_each_seed():
@@ -187,18 +209,9 @@ def test_finals_are_each_choice_with_each_seed():
     assert Counter(run.seed for run in runs) == {0: len(pl.METHODS), 5: len(pl.METHODS)}
 
 
-def test_rgb_runs_see_no_other_band_and_keep_the_rate():
-    best = best_of_all()
-    runs = rgb_runs(best.values(), (0,))
-    assert {run.method.name for run in runs} == set(pl.METHODS) - {"deflect"}
-    for run in runs:
-        assert run.method.new_bands == IGNORE and run.lr == best[run.method.name].lr
-        assert run.method.train_patch_embed is (run.method.name in ("full", "patch_embed"))
-
-
 def test_extras_vary_what_they_name_and_nothing_else():
-    best = best_of_all()
-    runs = {name: EXTRAS[name](best, SEEDS) for name in EXTRAS}
+    best, best_rgb = best_of_all(), best_of_all(rgb=True)
+    runs = {name: EXTRAS[name](best, best_rgb, SEEDS) for name in EXTRAS}
     counts = {name: len(found) for name, found in runs.items()}
     assert counts == dict(rgb=30, ablation=9, ranks=18, layers=12, starts=33)
     assert {(run.method.constrain, run.method.layers) for run in runs["ablation"]} == {
@@ -207,8 +220,8 @@ def test_extras_vary_what_they_name_and_nothing_else():
     assert Counter(run.method.name for run in runs["ranks"]) == {"deflect": 9, "lora": 9}
     assert all(run.method.alpha == run.method.rank for run in runs["ranks"] if run.method.name == "lora")
     assert {(run.seed, run.init) for run in runs["starts"]} == {(0, start) for start in SEEDS}
-    for run in (run for found in runs.values() for run in found):
-        before = best[run.method.name]
+    for name, run in [(name, run) for name, found in runs.items() for run in found]:
+        before = (best_rgb if name == "rgb" else best)[run.method.name]
         assert replace(run, method=before.method, seed=before.seed, init=before.init) == before
 
 
@@ -228,25 +241,30 @@ def fake(stages: list, score=lambda run: run.lr):
 def test_the_stages_come_in_order_and_no_search_is_scored_on_test():
     stages = []
     table = compare(SETTING, fake(stages), seeds=(0, 1), extras=("rgb", "starts"))
-    first, second, last = stages
-    assert first == search_rates(SETTING) and {run.stage for run in first + second} == {"search"}
+    first, second, alone, last = stages
+    searched = first + second + alone
+    assert first == search_rates(SETTING) and {run.stage for run in searched} == {"search"}
+    assert alone == search_rates(SETTING, rgb=True)
     assert second == search_inputs(SETTING, rows(first, lambda run: run.lr))
     best = chosen(rows(first + second, lambda run: run.lr), SETTING)
-    assert last == finals(best.values(), (0, 1)) + rgb_runs(best.values(), (0, 1)) + EXTRAS["starts"](best, (0, 1))
+    best_rgb = chosen(rows(alone, lambda run: run.lr), SETTING, rgb=True)
+    extra = finals(best_rgb.values(), (0, 1)) + EXTRAS["starts"](best, best_rgb, (0, 1))
+    assert last == finals(best.values(), (0, 1)) + extra
     assert set(table[table["stage"] == "search"]["split"]) == {"val"}
-    assert len(table.groupby("key")) == len({json.dumps(run.facts()) for run in first + second + last})
+    assert len(table.groupby("key")) == len({json.dumps(run.facts()) for run in searched + last})
 
 
 def test_with_choices_given_nothing_is_searched():
     stages = []
-    compare(SETTING, fake(stages), ["lora"], (0,), extras=(), best=best_of_all())
-    assert stages == [finals([best_of_all()["lora"]], (0,))]
+    best, best_rgb = best_of_all(), best_of_all(rgb=True)
+    compare(SETTING, fake(stages), ["lora"], (0,), extras=("rgb",), best=best, best_rgb=best_rgb)
+    assert stages == [finals([best["lora"], best_rgb["lora"]], (0,))]
 
 
 def test_extras_of_methods_that_are_not_compared_are_left_out():
     stages = []
     compare(SETTING, fake(stages), ["lora"], (0,), extras=tuple(EXTRAS))
-    assert {run.method.name for runs in stages for run in runs} == {"lora"} and len(stages[2]) == 3
+    assert {run.method.name for runs in stages for run in runs} == {"lora"} and len(stages[-1]) == 3
 
 
 def test_unknown_extras_are_refused_before_anything_runs():
