@@ -46,7 +46,7 @@ def workers_of(kind: str, workers: int = 0, **options) -> Iterator[Executor | No
         address = os.environ.get("DASK_SCHEDULER_ADDRESS")
         local = {} if address else {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
         with Client(address, **local) as client:
-            yield client.get_executor(pure=False)
+            yield client.get_executor()
     else:
         import submitit
 

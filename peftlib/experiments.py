@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Iterable, Sequence
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from dataclasses import fields, replace
@@ -80,10 +81,11 @@ def execute(
     planned = {run.key: run for run in runs}
     if known is not None:
         known = known[known["key"].isin(planned) & (known["status"] == "done")]
-        planned = {key: run for key, run in planned.items() if key not in set(known["key"])}
+        before = set(known["key"])
+        planned = {key: run for key, run in planned.items() if key not in before}
     missing = {key: run for key, run in planned.items() if not _finished(folder / f"{key}.json", retry_failed)}
     bar = tqdm(total=len(planned), initial=len(planned) - len(missing), unit="run", disable=not progress, smoothing=0)
-    waiting: dict = {}
+    attempt, waiting = uuid.uuid4().hex, {}
 
     def finished(row: dict) -> None:
         bar.update()
@@ -98,7 +100,7 @@ def execute(
                 finished(perform(run, key, folder, place))
         else:
             for key, run in missing.items():  # one by one: an interrupt takes back those that are submitted by then
-                waiting[executor.submit(perform, run, key, folder, place)] = key, run
+                waiting[executor.submit(perform, run, key, folder, place, attempt)] = key, run
         while waiting:
             for future in [future for future in waiting if future.done()]:
                 key, run = waiting.pop(future)

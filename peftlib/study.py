@@ -89,6 +89,14 @@ def rgb_only(method: Method) -> Method | None:
     return replace(method, new_bands=IGNORE, train_patch_embed=tunes_it)
 
 
+def first_inputs(methods: Sequence[str], rgb: bool = False) -> dict[str, Method]:
+    """What the learning rates are tried with, on all bands or on red, green and blue alone (then without DEFLECT)."""
+    configs = {name: inputs(name)[0] for name in methods}
+    if not rgb:
+        return configs
+    return {name: alone for name, config in configs.items() if (alone := rgb_only(config)) is not None}
+
+
 def with_rate(run: Run, lr: float) -> Run:
     """A run with a learning rate where its method has something to tune, else of its head."""
     return replace(run, lr=lr, head_lr=lr) if run.method.name == "frozen" else replace(run, lr=lr)
@@ -96,12 +104,9 @@ def with_rate(run: Run, lr: float) -> Run:
 
 def search_rates(setting: Run, methods: Sequence[str] = tuple(METHODS), rgb: bool = False) -> list[Run]:
     """First search: the learning rates of each method, on all bands or on red, green and blue alone."""
-    configs = {name: inputs(name)[0] for name in methods}
-    configs = {name: rgb_only(config) if rgb else config for name, config in configs.items()}
     return [
         with_rate(replace(setting, method=config, stage="search"), lr)
-        for name, config in configs.items()
-        if config is not None
+        for name, config in first_inputs(methods, rgb).items()
         for lr in LEARNING_RATES[name]
     ]
 
@@ -220,8 +225,10 @@ def outline(
     setting: Run, methods: Sequence[str], seeds: Sequence[int], extras: Sequence[str], search: bool
 ) -> list[Run]:
     """The runs of ``compare`` as if each method's first choices were best: as many, and about as costly."""
-    best = {name: with_rate(replace(setting, method=inputs(name)[0]), OTHER_RATES[0]) for name in methods}
-    alone = {name: replace(run, method=rgb_only(run.method)) for name, run in best.items() if rgb_only(run.method)}
+    best, alone = (
+        {name: with_rate(replace(setting, method=config), OTHER_RATES[0]) for name, config in configs.items()}
+        for configs in (first_inputs(methods), first_inputs(methods, rgb=True))
+    )
     searched = []
     if search:
         searched = search_rates(setting, methods)

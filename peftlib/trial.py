@@ -53,7 +53,7 @@ class Place:
     keep: bool = False
 
 
-def perform(run: Run, key: str, folder: str | Path, place: Place = Place()) -> dict:
+def perform(run: Run, key: str, folder: str | Path, place: Place = Place(), attempt: str = "") -> dict:
     """Do a run unless it is done, going on where it was stopped. Returns its row, which is in ``folder`` by then.
 
     An error makes a row too, with ``status`` "failed" and the error; only an interrupt comes through.
@@ -63,6 +63,7 @@ def perform(run: Run, key: str, folder: str | Path, place: Place = Place()) -> d
         key: of the run where it was planned; another one here means other data or weights, and fails.
         folder: of the rows, ``<key>.json``, and of work in progress, ``work/<key>/``.
         place: where and on what.
+        attempt: any text, which tells this try from others for executors that remember what equal calls gave (Dask).
     """
     folder = Path(folder)
     path, work = folder / f"{key}.json", folder / "work" / key
