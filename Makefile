@@ -11,7 +11,7 @@ DRAWN := notebooks/05_figures.ipynb
 STRIPPED := notebooks/04_full_experiments.ipynb
 
 .DEFAULT_GOAL := help
-.PHONY: help env figures test lab doctor lock clean
+.PHONY: help env figures test bench lab doctor lock clean
 
 help:  ## list the commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,9 @@ test: env  ## ruff, pytest, nbval
 	  TQDM_DISABLE=1 PEFTLIB_FIGURES=$$made/figures PEFTLIB_RUNS=$$made/runs \
 	  $(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 \
 	  --nbval-sanitize-with tests/nbval_sanitize.cfg tests $(filter-out $(STRIPPED),$(NOTEBOOKS))
+
+bench: env  ## time each method beside HF peft's LoRA
+	@$(PY) -m peftlib bench
 
 lab: env  ## open JupyterLab on the notebooks
 	@$(VENV)/bin/jupyter lab --notebook-dir=. notebooks

@@ -1,8 +1,9 @@
-"""Command line: ``python -m peftlib run | doctor | weights | metamers``."""
+"""Command line: ``python -m peftlib run | doctor | weights | metamers | bench``."""
 
 import argparse
 import sys
 import time
+from pathlib import Path
 
 from peftlib.paths import root
 
@@ -20,8 +21,20 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("weights", help="fetch and check the default backbone's weights")
     test = commands.add_parser("metamers", help="references of the metamer test: data/results/spectral_scenes.csv")
     test.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    race = commands.add_parser("bench", help="step time, memory and arithmetic of each method, beside HF peft's LoRA")
+    race.add_argument("--backbone", default="dinov2_small")
+    race.add_argument("--size", type=int, default=98, help="side of the images in pixels")
+    race.add_argument("--batch", type=int, default=32)
+    race.add_argument("--methods", nargs="+", metavar="METHOD", help="names in peftlib.METHODS; all unless given")
+    race.add_argument("--repeats", type=int, default=10)
+    race.add_argument("--device", default="", help="cpu or cuda; a GPU where there is one")
+    race.add_argument("--precision", default="float32", help="float32, or bfloat16 (autocast)")
+    race.add_argument("--compile", action="store_true", help="with torch.compile")
+    race.add_argument("--checkpoint", action="store_true", help="with activation checkpointing")
+    race.add_argument("--out", metavar="FOLDER", help="write bench.json and bench.md there")
     options = parser.parse_args(arguments)
-    return {"run": _run, "doctor": _doctor, "weights": _weights, "metamers": _metamers}[options.command](options)
+    act = {"run": _run, "doctor": _doctor, "weights": _weights, "metamers": _metamers, "bench": _bench}
+    return act[options.command](options)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -80,6 +93,34 @@ def _metamers(options: argparse.Namespace) -> int:
         rows.round(4).to_csv(temporary, index=False)
     pairs = rows[rows["metric"] == "pairs"]
     print(pairs.groupby(["task", "method"], sort=False)["value"].agg(["mean", "std"]).round(3))
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from peftlib.bench import bench, markdown
+    from peftlib.methods import METHODS
+
+    try:
+        rows = bench(
+            options.backbone,
+            options.size,
+            options.batch,
+            options.methods or list(METHODS),
+            options.repeats,
+            options.device,
+            options.precision,
+            options.compile,
+            options.checkpoint,
+        )
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(markdown(rows))
+    if options.out:
+        folder = Path(options.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        rows.to_json(folder / "bench.json", orient="records", indent=1)
+        (folder / "bench.md").write_text(markdown(rows))
     return 0
 
 

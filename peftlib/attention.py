@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import Attention
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 def auxiliary_after_norm(norm: nn.LayerNorm, z: Tensor, z_A: Tensor) -> Tensor:
@@ -31,14 +32,54 @@ def constrain_norm(D: Tensor, D_ref: Tensor, reference_grad: bool = True, eps: f
 
     D, D_ref: (B, N, d) displacements of the adapted and of the pretrained block -> (B, N, d).
     """
-    precision = None if D.dtype == torch.float64 else torch.float32  # lengths in bfloat16 would miss by 1e-2
-    length = torch.linalg.vector_norm(D, dim=-1, keepdim=True, dtype=precision)
-    reference = torch.linalg.vector_norm(D_ref, dim=-1, keepdim=True, dtype=precision)
-    if not reference_grad:
-        reference = reference.detach()
-    scalable = (length > eps) & torch.isfinite(length) & torch.isfinite(reference)
-    scale = torch.where(scalable, reference / length.clamp_min(eps), torch.ones_like(length))
-    return (D * scale).to(D.dtype)
+    return _Deflection.apply(D, D_ref if reference_grad else D_ref.detach(), eps)
+
+
+class _Deflection(torch.autograd.Function):
+    """``constrain_norm``, its gradients written out: a fourth of the passes over (B, N, d) that autograd would make.
+
+    For a gradient g of D', and c = <g, D> / ||D||,
+
+        dD = (||D_ref|| / ||D||) (g - c D / ||D||),   dD_ref = c D_ref / ||D_ref||
+    """
+
+    @staticmethod
+    def forward(ctx, D: Tensor, D_ref: Tensor, eps: float) -> Tensor:
+        precision = None if D.dtype == torch.float64 else torch.float32  # lengths in bfloat16 would miss by 1e-2
+        length = torch.linalg.vector_norm(D, dim=-1, keepdim=True, dtype=precision)
+        reference = torch.linalg.vector_norm(D_ref, dim=-1, keepdim=True, dtype=precision)
+        scalable = (length > eps) & torch.isfinite(length) & torch.isfinite(reference)
+        shrink = scalable / length.clamp_min(eps)  # 1 / ||D||, or 0 where D stays
+        scale = torch.where(scalable, reference * shrink, torch.ones_like(length))
+        ctx.save_for_backward(D, D_ref, shrink, scale, 1 / reference.clamp_min(eps))
+        return (D * scale).to(D.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        D, D_ref, shrink, scale, grow = ctx.saved_tensors
+        c = (g.to(scale.dtype) * D).sum(-1, keepdim=True) * shrink
+        dD = torch.addcmul(g * scale, D.to(scale.dtype), -c * scale * shrink).to(D.dtype)
+        return dD, (D_ref * (c * grow)).to(D.dtype) if ctx.needs_input_grad[1] else None, None
+
+
+def inverse_deviation(z: Tensor, eps: float) -> Tensor:
+    """1 / sigma(z) of each token, with LayerNorm's own fast kernel: (B, N, d) -> (B, N, 1)."""
+    return _InverseDeviation.apply(z, eps)
+
+
+class _InverseDeviation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z: Tensor, eps: float) -> Tensor:
+        _, mean, inverse = torch.native_layer_norm(z, z.shape[-1:], None, None, eps)
+        ctx.save_for_backward(z, mean, inverse)
+        return inverse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g: Tensor) -> tuple[Tensor, None]:
+        z, mean, inverse = ctx.saved_tensors
+        return (z - mean) * (-g * inverse**3 / z.shape[-1]), None
 
 
 class LowRank(nn.Module):
@@ -98,23 +139,27 @@ class UntangledBlock(nn.Module):
         adapted, pretrained = self.qkv(z, z_A)
         if not self.constrain:
             return self.attend(adapted)
-        if self.reference_grad:  # both attentions in one batched call
-            D, D_ref = self.attend(torch.cat([adapted, pretrained])).chunk(2)
-        else:
-            D = self.attend(adapted)
-            with torch.no_grad():
-                D_ref = self.attend(pretrained.detach())
+        D = self.attend(adapted)
+        with torch.set_grad_enabled(self.reference_grad and torch.is_grad_enabled()):
+            D_ref = self.attend(pretrained)
         return constrain_norm(D, D_ref, self.reference_grad)
 
     def qkv(self, z: Tensor, z_A: Tensor) -> tuple[Tensor, Tensor]:
         """Queries, keys and values (B, N, 3d), fused: with the new terms, and as pretrained on the same LN(z)."""
         n = self.block.norm1(z)
-        n_A = auxiliary_after_norm(self.block.norm1, z, z_A)
         pretrained = self.block.attn.qkv(n)
-        adapted = pretrained + self.auxiliary(n_A)
+        adapted = added(pretrained, self.auxiliary_code(z, z_A), self.auxiliary.V)
         if self.principal is not None:
+            n_A = auxiliary_after_norm(self.block.norm1, z, z_A)
             adapted = adapted + self.principal(n - n_A)
         return adapted, pretrained
+
+    def auxiliary_code(self, z: Tensor, z_A: Tensor) -> Tensor:
+        """n_A U, (B, N, r), without n_A: what the norm does to z_A, but for the scale of each token, goes into U."""
+        norm, U = self.block.norm1, self.auxiliary.U.weight  # (r, d)
+        U = U if norm.weight is None else U * norm.weight
+        U = U - U.mean(dim=-1, keepdim=True)  # taking z_A's mean away is taking U's away
+        return F.linear(z_A, U) * inverse_deviation(z, norm.eps)
 
     def attend(self, qkv: Tensor) -> Tensor:
         """ls1(proj(attention)) of fused queries, keys and values (B, N, 3d) -> (B, N, d)."""
@@ -126,10 +171,16 @@ class UntangledBlock(nn.Module):
         return self.block.ls1(attn.proj_drop(attn.proj(x)))
 
 
+def added(y: Tensor, x: Tensor, layer: nn.Linear) -> Tensor:
+    """y + layer(x) in one pass. y: (B, N, m), x: (B, N, r) -> (B, N, m)."""
+    return torch.addmm(y.flatten(0, 1), x.flatten(0, 1), layer.weight.T).view_as(y)
+
+
 def split_heads(attn: Attention, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Fused (B, N, 3d) -> queries, keys and values, each (B, h, N, d / h)."""
     B, N, _ = qkv.shape
-    return qkv.reshape(B, N, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+    q, k, v = qkv.view(B, N, 3, attn.num_heads, attn.head_dim).unbind(2)  # their gradients are then copied once
+    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
 def refuse_unplain_block(block: nn.Module) -> None:

@@ -4,9 +4,12 @@ DEFLECT, equation (3): x = x_P + x_A. x_P is what the pretrained patch embedding
 radiometry of the other bands. Also here: the inflated patch kernel by which the other methods read those bands.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from peftlib.bands import BandSet, SpectralIndices
 from peftlib.reflectance import Channels
@@ -51,9 +54,7 @@ class PixelSetEncoder(nn.Module):
         self.cells = cells
         self.cell_size = tuple(p // cells for p in patch_size)
         self.indices = SpectralIndices(indices, bands)
-        self.pixel_mlp = nn.Sequential(
-            nn.Conv2d(channels, width, kernel_size=1), nn.GELU(), nn.Conv2d(width, width, kernel_size=1)
-        )
+        self.pixel_mlp = nn.Sequential(nn.Linear(channels, width), nn.GELU(), nn.Linear(width, width))
         code = 2 * width * cells**2
         self.patch_mlp = nn.Sequential(
             nn.LayerNorm(code), nn.Linear(code, 2 * width), nn.GELU(), nn.Linear(2 * width, dim)
@@ -63,44 +64,66 @@ class PixelSetEncoder(nn.Module):
 
     def forward(self, channels: Channels) -> Tensor:
         """-> x_A (B, n, d), patches row by row; zero for a patch without a single valid pixel."""
+        parts = channels.split(self._images_at_once(channels.x))
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            codes = [checkpoint(self.code, part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+        else:
+            codes = [self.code(part) for part in parts]
+        x_A = self.patch_mlp(torch.cat(codes).to(self.patch_mlp[-1].weight.dtype))
+        valid = channels.valid
+        return x_A if valid is None else x_A * self._patches(self._cells(valid).amax(-2)).amax(-1, keepdim=True)
+
+    def code(self, channels: Channels) -> Tensor:
+        """Mean and standard deviation of f(s) over the pixels of each cell: (B, n, 2 width cells²)."""
         spectrum = torch.cat([channels.beyond, self.indices(channels.reflectance)], dim=1)
-        features = self.pixel_mlp(spectrum)
-        mean, std, share = pooled_moments(features, channels.valid, self.cell_size)
-        code = self._tokens(torch.cat([mean, std], dim=1))
-        x_A = self.patch_mlp(code.to(self.patch_mlp[-1].weight.dtype))
-        if share is None:
-            return x_A
-        return x_A * (self._tokens(share).sum(-1, keepdim=True) > 0)
+        hidden = self.pixel_mlp[:2](self._cells(spectrum))
+        valid = channels.valid
+        moments = mapped_moments(hidden, self.pixel_mlp[2], None if valid is None else self._cells(valid))
+        return self._patches(torch.cat(moments, dim=-1))
 
-    def _tokens(self, x: Tensor) -> Tensor:
-        """(B, c, cells·gh, cells·gw) -> (B, gh·gw, c·cells²): the codes of a patch's cells side by side."""
-        return F.pixel_unshuffle(x, self.cells).flatten(2).transpose(1, 2)
+    @staticmethod
+    def _images_at_once(x: Tensor) -> int:
+        """What is made of each pixel is made again in the backward pass, not kept; on a CPU it also stays in cache."""
+        at_once = x.device.type != "cpu" or torch.compiler.is_compiling()
+        return max(1, len(x) if at_once else 40_000 // math.prod(x.shape[2:]))
+
+    def _cells(self, x: Tensor) -> Tensor:
+        """(B, c, H, W) -> (B, rows of cells, columns of cells, pixels of a cell, c)."""
+        height, width = self.cell_size
+        x = x.unflatten(3, (-1, width)).unflatten(2, (-1, height))
+        return x.permute(0, 2, 4, 3, 5, 1).flatten(3, 4)
+
+    def _patches(self, x: Tensor) -> Tensor:
+        """(B, rows of cells, columns of cells, c) -> (B, n, c·cells²): the codes of a patch's cells side by side."""
+        x = x.unflatten(2, (-1, self.cells)).unflatten(1, (-1, self.cells))
+        return x.permute(0, 1, 3, 5, 2, 4).flatten(3).flatten(1, 2)
 
 
-def pooled_moments(
-    features: Tensor, valid: Tensor | None, cell_size: tuple[int, int]
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Mean and standard deviation of features over each cell's valid pixels, by average pooling.
+def mapped_moments(hidden: Tensor, layer: nn.Linear, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, over the pixels of each cell, of what a linear layer makes of them.
+
+    The layer itself never runs on a pixel: the mean of W h + b is W mean(h) + b, its variances are the diagonal of
+    W cov(h) W^T, and the covariance of a cell's pixels is one small matrix product.
 
     Args:
-        features: (B, c, H, W).
-        valid: (B, 1, H, W) 1 or 0, or None when all pixels are valid.
-        cell_size: (height, width) in pixels.
+        hidden: (..., P, w) P pixels a cell.
+        layer: w -> c.
+        valid: (..., P, 1) 1 or 0, or None when all pixels are valid. A cell without any has mean and deviation near 0.
 
     Returns:
-        mean and std (B, c, H / height, W / width), and the valid share of each cell (B, 1, ...) or None.
+        two of (..., c).
     """
-    features = features if features.dtype == torch.float64 else features.float()  # squares lose too much in bfloat16
-    if valid is None:
-        mean, share = F.avg_pool2d(features, cell_size), None
-        square = F.avg_pool2d(features.square(), cell_size)
-    else:
-        valid = valid.to(features.dtype)
-        share = F.avg_pool2d(valid, cell_size)
-        mean = F.avg_pool2d(features * valid, cell_size) / share.clamp_min(1e-6)
-        square = F.avg_pool2d(features.square() * valid, cell_size) / share.clamp_min(1e-6)
-    std = (square - mean.square()).clamp_min(0.0).add(1e-6).sqrt()  # the constant keeps the gradient of sqrt finite
-    return mean, std, share
+    exact = hidden.dtype if hidden.dtype == torch.float64 else torch.float32  # squares lose too much in bfloat16
+    with torch.autocast(hidden.device.type, enabled=False):
+        h, W = hidden.to(exact), layer.weight.to(exact)
+        counted = h if valid is None else h * valid.to(exact)
+        pixels = h.shape[-2] if valid is None else valid.to(exact).sum(-2).clamp_min(1e-6)[..., None]
+        mean = counted.sum(-2, keepdim=True) / pixels
+        covariance = counted.transpose(-2, -1) @ h / pixels - mean.transpose(-2, -1) * mean
+        variance = ((W @ covariance) * W).sum(-1)
+        std = variance.clamp_min(0.0).add(1e-6).sqrt()  # the constant keeps the gradient of sqrt finite
+        mean = F.linear(mean.squeeze(-2), W, layer.bias.to(exact))
+        return mean if valid is None else mean * valid.to(exact).amax(-2), std
 
 
 # --- how the other methods read bands beyond RGB ---------------------------------------------------------------------

@@ -4,7 +4,6 @@ The model normalises inside, so that users cannot get it wrong.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,20 +20,45 @@ KELVIN = (100.0, 400.0)
 UNUSUAL_SHARE = 0.05  # more than this share of values outside USUAL is not reflectance
 
 
-class Channels(NamedTuple):
-    """An image made ready for the layers.
+class Channels:
+    """An image as the layers read it. Each reading is made when it is asked for: none is kept for a backward pass.
 
-    Attributes:
-        rgb: (B, 3, H, W) in the backbone's order and normalisation.
-        beyond: (B, C - 3, H, W) the other bands, standardised.
-        reflectance: (B, C, H, W) as given, no-data replaced by zero; spectral indices are computed from it.
-        valid: (B, 1, H, W) 1 where every band has data, or None when all pixels do.
+    Args:
+        x: (B, C, H, W) reflectance, checked.
+        how: what normalises it.
     """
 
-    rgb: Tensor
-    beyond: Tensor
-    reflectance: Tensor
-    valid: Tensor | None
+    def __init__(self, x: Tensor, how: "ReflectanceInput"):
+        self.x, self.how = x, how
+
+    @property
+    def rgb(self) -> Tensor:
+        """(B, 3, H, W) in the backbone's order and normalisation; without data, its mean colour."""
+        rgb = self.how.stretch(self.reflectance)
+        return rgb if self.how.nodata == "error" else rgb * torch.isfinite(self.x[:, self.how.rgb])
+
+    @property
+    def beyond(self) -> Tensor:
+        """(B, C - 3, H, W) the other bands, standardised; without data, their mean."""
+        others = self.x[:, self.how.beyond]
+        beyond = (others - self.how.mean) / self.how.std
+        return beyond if self.how.nodata == "error" else torch.where(torch.isfinite(others), beyond, 0.0)
+
+    @property
+    def reflectance(self) -> Tensor:
+        """(B, C, H, W) as given, no-data replaced by zero; spectral indices are computed from it."""
+        return self.x if self.how.nodata == "error" else torch.where(torch.isfinite(self.x), self.x, 0.0)
+
+    @property
+    def valid(self) -> Tensor | None:
+        """(B, 1, H, W) 1 where every band has data, or None when all pixels do."""
+        if self.how.nodata == "error":
+            return None
+        return torch.isfinite(self.x).all(dim=1, keepdim=True).to(self.x.dtype)
+
+    def split(self, images: int) -> list["Channels"]:
+        """The batch in parts of so many images."""
+        return [Channels(part, self.how) for part in self.x.split(images)]
 
 
 def check_reflectance(x: Tensor, bands: BandSet, image_size: tuple[int, int], nodata: str = "error") -> None:
@@ -52,6 +76,9 @@ def check_reflectance(x: Tensor, bands: BandSet, image_size: tuple[int, int], no
     if x.numel() == 0:
         return
     values = x.detach()
+    low, high = values.aminmax()
+    if not bands.thermal and low >= USUAL[0] and high <= USUAL[1]:  # nearly always; NaN is neither
+        return
     finite = torch.isfinite(values)
     whole = bool(finite.all())
     if not whole and nodata == "error":
@@ -145,19 +172,7 @@ class ReflectanceInput(nn.Module):
     def forward(self, x: Tensor) -> Channels:
         """x: (B, C, H, W) reflectance."""
         self._check(x)
-        valid = None
-        if self.nodata == "zero":
-            finite = torch.isfinite(x)
-            valid = finite.all(dim=1, keepdim=True).to(x.dtype)
-            x = torch.where(finite, x, torch.zeros_like(x))
-            rgb = self.stretch(x) * finite[:, self.rgb]
-        else:
-            rgb = self.stretch(x)
-        # A missing value of another band is the band's mean, for methods that read it through the patch embedding.
-        beyond = (x[:, self.beyond] - self.mean) / self.std
-        if valid is not None:
-            beyond = beyond * finite[:, self.beyond]
-        return Channels(rgb, beyond, x, valid)
+        return Channels(x, self)
 
     def stretch(self, x: Tensor) -> Tensor:
         """The RGB part as the backbone knows it: (B, C, H, W) reflectance -> (B, 3, H, W)."""

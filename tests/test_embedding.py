@@ -1,5 +1,7 @@
 """EMB is a pixel set: radiometry and never geometry. Inflated kernels go by the names of bands."""
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from helpers import SAVANNA, SENTINEL2, adapted, images, randomise, tiny_vit
@@ -11,8 +13,26 @@ import peftlib as pl
 from peftlib.analysis import shuffle_pixels
 from peftlib.backbones import BackboneSpec
 from peftlib.bands import band_set
-from peftlib.embedding import INFLATIONS, PixelSetEncoder, inflate_patch_embed, pooled_moments
-from peftlib.reflectance import Channels
+from peftlib.embedding import INFLATIONS, PixelSetEncoder, inflate_patch_embed, mapped_moments
+
+
+class Channels(NamedTuple):
+    """What stands in for ``peftlib.reflectance.Channels``, with each reading set by the test."""
+
+    rgb: torch.Tensor
+    beyond: torch.Tensor
+    reflectance: torch.Tensor
+    valid: torch.Tensor | None
+
+    @property
+    def x(self) -> torch.Tensor:
+        return self.reflectance
+
+    def split(self, images: int) -> list["Channels"]:
+        """Image by image: how the batch is split must not matter."""
+        valid = [None] * len(self.x) if self.valid is None else self.valid.split(1)
+        parts = zip(self.beyond.split(1), self.reflectance.split(1), valid, strict=True)
+        return [self._replace(beyond=b, reflectance=r, valid=v) for b, r, v in parts]
 
 
 def encoder(patch=(8, 8), cells=1, bands=SENTINEL2, indices=("NDVI", "NBR"), seed=0) -> PixelSetEncoder:
@@ -35,7 +55,8 @@ def shuffled(given: Channels, patch: int) -> Channels:
 
 def reference(layer: PixelSetEncoder, given: Channels, patch: tuple[int, int], cells: int) -> torch.Tensor:
     """x_A = g([mean, deviation] of f(s) over the valid pixels of each cell), with loops over pixels."""
-    features = layer.pixel_mlp(torch.cat([given.beyond, layer.indices(given.reflectance)], dim=1))
+    spectrum = torch.cat([given.beyond, layer.indices(given.reflectance)], dim=1)
+    features = layer.pixel_mlp(spectrum.movedim(1, -1)).movedim(-1, 1)
     B, width, H, W = features.shape
     height, across = patch[0] // cells, patch[1] // cells
     tokens = []
@@ -130,14 +151,18 @@ def test_x_A_reads_bands_and_indices():
     assert torch.equal(layer(given._replace(rgb=given.rgb * 0)), base)  # never the model's own RGB
 
 
-@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.integers(1, 5), st.floats(-50, 50), st.booleans())
-def test_moments_of_any_grid(down, across, height, width, offset, masked):
-    features = torch.randn(1, 2, down * height, across * width, dtype=torch.float64) + offset
-    valid = torch.ones(1, 1, *features.shape[2:], dtype=torch.float64) if masked else None
-    mean, std, _ = pooled_moments(features, valid, (height, width))
-    cells = features.view(2, down, height, across, width).transpose(2, 3).flatten(3)
-    torch.testing.assert_close(mean[0], cells.mean(-1), rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(std[0], (cells.var(-1, unbiased=False) + 1e-6).sqrt(), rtol=1e-6, atol=1e-6)
+@given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 5), st.floats(-50, 50), st.booleans())
+def test_moments_of_any_cells(cells, pixels, width, offset, masked):
+    layer = torch.nn.Linear(width, 3).double()
+    hidden = torch.randn(cells, pixels, width, dtype=torch.float64) + offset
+    valid = torch.ones(cells, pixels, 1, dtype=torch.float64)
+    if masked:
+        valid[:, : pixels // 2] = 0
+    with torch.no_grad():
+        mean, std = mapped_moments(hidden, layer, valid if masked else None)
+        mapped = layer(hidden)[:, pixels // 2 if masked else 0 :]
+    torch.testing.assert_close(mean, mapped.mean(1), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(std, (mapped.var(1, unbiased=False) + 1e-6).sqrt(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("cells", [0, 3, -1, 1.0, 16])

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from peftlib.methods.base import InputMethod, at_least, choose_layers, choose_some, linear_from
 
@@ -42,6 +44,35 @@ class LowRankUpdate(nn.Module):
         return self.scale * self.B.weight @ self.A.weight
 
 
+class MergedProduct(torch.autograd.Function):
+    """x (W + s B A)^T + b for frozen W and b, in one product; only what concerns A and B is thin.
+
+    The plain formula reads and writes every output twice more (add, scale) and multiplies by A and B forward too. Here
+    they are multiplied in the backward pass alone:
+
+        dx = dy (W + s B A),   dA = s (dy B)^T x,   dB = s dy^T (x A^T)
+    """
+
+    @staticmethod
+    def forward(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float) -> Tensor:
+        return F.linear(x, torch.addmm(W, B, A, alpha=s), b)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        x, W, _, A, B, ctx.s = inputs
+        ctx.save_for_backward(x, W, A, B)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy: Tensor) -> tuple:
+        x, W, A, B = ctx.saved_tensors
+        dx = dy @ torch.addmm(W, B, A, alpha=ctx.s) if ctx.needs_input_grad[0] else None
+        x, dy = x.flatten(0, -2), dy.flatten(0, -2)
+        dA = ctx.s * (dy @ B).T @ x
+        dB = ctx.s * dy.T @ (x @ A.T)
+        return dx, None, None, dA, dB, None
+
+
 class LoRALinear(LowRankUpdate):
     """y = W x + b + (alpha / r) B A drop(x), with W and b frozen. x: (..., d_in) -> (..., d_out)."""
 
@@ -51,6 +82,12 @@ class LoRALinear(LowRankUpdate):
         self.to(linear.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        W, b = self.linear.weight, self.linear.bias
+        drops = self.training and self.dropout.p > 0
+        # In bfloat16, W + s B A would round small updates away.
+        exact = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(x.device.type)
+        if exact and not drops and not W.requires_grad:
+            return MergedProduct.apply(x, W, b, self.A.weight, self.B.weight, self.scale)
         return self.linear(x) + super().forward(x)
 
     def merged(self) -> nn.Linear:

@@ -1,0 +1,70 @@
+"""Gradients that are written out equal those that autograd finds, and low precision keeps small updates."""
+
+import pytest
+import torch
+from helpers import SENTINEL2, adapted, randomise
+from torch import nn
+
+import peftlib as pl
+from peftlib.attention import constrain_norm, inverse_deviation
+from peftlib.methods.lora import LoRALinear, MergedProduct
+
+
+def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_merged_product_has_the_gradients_of_the_formula(bias):
+    x, A, B = drawn(2, 3, 5), drawn(2, 5, seed=1), drawn(4, 2, seed=2)
+    W, b = drawn(4, 5, seed=3).detach(), drawn(4, seed=4).detach() if bias else None
+    out = MergedProduct.apply(x, W, b, A, B, 0.7)
+    plain = nn.functional.linear(x, W, b) + 0.7 * x @ A.T @ B.T
+    torch.testing.assert_close(out, plain)
+    torch.autograd.gradcheck(lambda *inputs: MergedProduct.apply(inputs[0], W, b, *inputs[1:], 0.7), (x, A, B))
+
+
+def test_weights_that_someone_unfroze_are_trained():
+    layer = LoRALinear(nn.Linear(6, 4), 2, 2.0)
+    for frozen in (False, True):
+        layer.linear.requires_grad_(not frozen)
+        layer.zero_grad()
+        layer(torch.randn(3, 6)).sum().backward()
+        assert layer.B.weight.grad.abs().sum() > 0 and (layer.linear.weight.grad is None) == frozen
+
+
+@pytest.mark.parametrize("how", ["weights", "autocast"])
+def test_updates_too_small_for_bfloat16_are_not_rounded_away(how):
+    torch.manual_seed(0)
+    layer = LoRALinear(nn.Linear(64, 64), 4, 4.0).requires_grad_(False)
+    layer.B.weight.normal_(std=1e-4)
+    x = torch.randn(32, 64)
+    change = layer(x) - layer.linear(x)
+    kind = {"weights": lambda: layer.bfloat16(), "autocast": lambda: layer}[how]()
+    with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+        y = x.to(kind.linear.weight.dtype)
+        seen = kind.B(kind.A(y)).float()  # what the layer adds, at the precision that it adds it in
+        assert torch.equal(kind(y), kind.linear(y) + kind.scale * kind.B(kind.A(y)))
+    torch.testing.assert_close(seen, change, rtol=0.1, atol=1e-4)
+
+
+def test_deflection_has_the_gradients_of_the_formula():
+    D, D_ref = drawn(2, 3, 5), drawn(2, 3, 5, seed=1)
+    torch.autograd.gradcheck(constrain_norm, (D, D_ref))
+    torch.autograd.gradcheck(lambda D: constrain_norm(D, D_ref.detach()), (D,))
+
+
+def test_the_scale_of_a_norm_has_the_gradient_of_the_formula():
+    z = drawn(2, 3, 5)
+    plain = (z.var(-1, keepdim=True, unbiased=False) + 1e-3).rsqrt()
+    torch.testing.assert_close(inverse_deviation(z, 1e-3), plain)
+    torch.autograd.gradcheck(lambda z: inverse_deviation(z, 1e-3), (z,))
+
+
+@pytest.mark.parametrize("method", [pl.LoRA(), pl.Deflect()], ids=str)
+def test_training_and_inference_give_the_same(method, x):
+    """With gradients the pixel network is checkpointed, without it runs plainly."""
+    model = randomise(adapted(method, SENTINEL2)).eval()
+    with torch.no_grad():
+        plain = model(x)
+    torch.testing.assert_close(model(x), plain, rtol=0, atol=1e-6)
