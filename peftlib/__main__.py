@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     race.add_argument("--precision", default="float32", help="float32, or bfloat16 (autocast)")
     race.add_argument("--compile", action="store_true", help="with torch.compile")
     race.add_argument("--checkpoint", action="store_true", help="with activation checkpointing")
-    race.add_argument("--out", metavar="FOLDER", help="write bench.json and bench.md there")
+    race.add_argument("--out", metavar="FOLDER", help="write bench.json, bench.csv and bench.md there")
     options = parser.parse_args(arguments)
     act = {"run": _run, "doctor": _doctor, "weights": _weights, "metamers": _metamers, "bench": _bench}
     return act[options.command](options)
@@ -120,6 +120,7 @@ def _bench(options: argparse.Namespace) -> int:
         folder = Path(options.out)
         folder.mkdir(parents=True, exist_ok=True)
         rows.to_json(folder / "bench.json", orient="records", indent=1)
+        rows.to_csv(folder / "bench.csv", index=False, float_format="%.5g")
         (folder / "bench.md").write_text(markdown(rows))
     return 0
 

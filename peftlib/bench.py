@@ -20,9 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from peftlib.adapt import adapt
-from peftlib.backbones import load_backbone
+from peftlib.backbones import encoder_parameters, load_backbone
 from peftlib.bands import SENSORS
 from peftlib.methods import METHODS, Frozen, LoRA
+from peftlib.paths import root
+from peftlib.results import RESULTS
 from peftlib.trial import device_name
 
 PEER, PLAIN = "HF peft LoRA", "plain ViT"
@@ -109,7 +111,8 @@ def bench(
         a row a contestant, the peer (``HF peft LoRA``, of the rank and layers of our LoRA) and the ``plain ViT`` among
         them: ``forward_ms`` and ``step_ms``, medians; ``step_low`` and ``step_high``, the quartiles; ``ratio`` of the
         step to the peer's, the median over repeats, with ``ratio_low`` and ``ratio_high``; ``images_per_s`` of
-        training; ``peak_mb`` of weights, optimiser and a step; ``tuned`` parameters; ``step_gflops`` of the batch;
+        training; ``peak_mb`` of weights, optimiser and a step; ``tuned`` parameters, and those of the ``encoder``;
+        ``step_gflops`` of the batch;
         ``reached``, their share of the rate of a large matrix product here.
 
     Raises:
@@ -140,7 +143,8 @@ def bench(
             seconds.append(line | {"step_ms": racer.milliseconds(racer.step)})
     times = pd.DataFrame(seconds).query("repeat >= 0").pivot(index="repeat", columns="name")
     rate = product_rate(place, precision)
-    rows = [_row(name, racer, times, rate) for name, racer in racers.items()]
+    encoder = sum(p.numel() for p in encoder_parameters(vit).values())
+    rows = [_row(name, racer, times, rate, encoder) for name, racer in racers.items()]
     facts = {"backbone": backbone, "image_size": image_size, "batch_size": batch_size, "precision": precision}
     facts |= {
         "compiled": compiled,
@@ -152,7 +156,7 @@ def bench(
     return pd.DataFrame(rows).assign(rate_gflops=rate / 1e9, **facts)
 
 
-def _row(name: str, racer: Contestant, times: pd.DataFrame, rate: float) -> dict:
+def _row(name: str, racer: Contestant, times: pd.DataFrame, rate: float, encoder: int) -> dict:
     step, forward = times["step_ms"][name], times["forward_ms"][name]
     ratio = step / times["step_ms"][PEER]
     with FlopCounterMode(display=False) as counter:
@@ -169,6 +173,7 @@ def _row(name: str, racer: Contestant, times: pd.DataFrame, rate: float) -> dict
         "images_per_s": 1e3 * len(racer.x) / step.median(),
         "peak_mb": racer.peak_mb(),
         "tuned": sum(p.numel() for p in racer.tuned),
+        "encoder": encoder,
         "step_gflops": counter.get_total_flops() / 1e9,
         "reached": counter.get_total_flops() / (step.median() / 1e3) / rate,
     }
@@ -238,6 +243,11 @@ def highest_allocation(act: Callable[[], None], device: torch.device) -> int:
 
 
 # --- tables ---
+
+
+def read_bench() -> pd.DataFrame:
+    """The committed rows, ``data/results/bench.csv``, with the machine that they were taken on."""
+    return pd.read_csv(root() / RESULTS / "bench.csv")
 
 
 def markdown(rows: pd.DataFrame) -> str:

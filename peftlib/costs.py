@@ -1,6 +1,7 @@
 """What each method tunes of a backbone, and what that costs on disk and in arithmetic."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -69,3 +70,59 @@ def flops(model: AdaptedViT) -> tuple[int, int]:
         if tokens.requires_grad:
             tokens.sum().backward()
     return forward.get_total_flops(), step.get_total_flops()
+
+
+def growth(vit: VisionTransformer, bands: Sequence[str], sensor: str = "sentinel2") -> "pandas.DataFrame":
+    """How the arithmetic of a training step grows with image size, bands, rank and adapted blocks, by counting.
+
+    Args:
+        vit: the backbone.
+        bands: the most bands to read; fewer are the first of them (red, green and blue first).
+
+    Returns:
+        columns knob, value, method ("full", "lora" or "deflect"), step_gflops of one image.
+    """
+    import pandas
+
+    shape, patch, depth = without_weights(vit), vit.patch_embed.patch_size[0], len(vit.blocks)
+    reads = {"new_bands": "zero", "train_patch_embed": True}
+    lora, deflect = METHODS["lora"](**reads), METHODS["deflect"]()
+    every: tuple[Method, ...] = (METHODS["full"](**reads), lora, deflect)
+    size = 8 * patch
+    tries = [
+        ("image side, pixels", side, method, bands, side) for side in (4 * patch, size, 16 * patch) for method in every
+    ]
+    tries += [
+        ("bands", count, method, bands[:count], size) for count in range(4, len(bands) + 1, 4) for method in every
+    ]
+    for method in (lora, deflect):
+        tries += [("rank", rank, replace(method, rank=rank), bands, size) for rank in (2, 8, 32, 64)]
+        for blocks in sorted({0, depth // 3, 2 * depth // 3, depth}):
+            last = replace(method, layers=tuple(range(depth - blocks, depth)))
+            tries.append(("adapted blocks, last ones", blocks, last, bands, size))
+    rows = []
+    for knob, value, method, read, side in tries:
+        with torch.random.fork_rng(devices=[]):
+            step = flops(adapt(shape, method, read, sensor, side))[1]
+        rows.append({"knob": knob, "value": value, "method": method.name, "step_gflops": step / 1e9})
+    return pandas.DataFrame(rows)
+
+
+def kept_bytes(model: AdaptedViT, x: torch.Tensor) -> int:
+    """Bytes that a forward pass keeps for the backward one, beside the model's own parameters and buffers.
+
+    x: (B, C, H, W) reflectance. Grows with B.
+    """
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers(), x)}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        tokens = model(x)  # alive until all is counted: no address comes twice
+    del tokens
+    return sum(kept.values())

@@ -66,6 +66,14 @@ class Task(lightning.LightningModule):
 
     # --- what a task writes ---
 
+    def features(self, x: Tensor) -> Tensor | list[Tensor]:
+        """What the head reads of the adapted model's tokens. x: (B, C, H, W) reflectance."""
+        raise NotImplementedError
+
+    def decide(self, features: Tensor | list[Tensor]) -> Tensor:
+        """The head: features -> logits."""
+        raise NotImplementedError
+
     def truth(self, batch: dict) -> Tensor:
         """What is to be predicted."""
         raise NotImplementedError
@@ -85,16 +93,30 @@ class Task(lightning.LightningModule):
     # --- what they share ---
 
     def on_after_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
-        image, mask = batch["image"], batch.get("mask")
+        if "features" in batch:
+            return batch
         if self.augment and self.trainer.training:
-            image, mask = random_turn(image, mask)
-        changed = {"image": resize_image(image, self.model.image_size)}
-        if mask is not None:
-            changed["mask"] = resize_mask(mask, self.model.image_size)
+            image, mask = random_turn(batch["image"], batch.get("mask"))
+            batch = batch | {"image": image} | ({} if mask is None else {"mask": mask})
+        return self.resized(batch)
+
+    def resized(self, batch: dict) -> dict:
+        """Images and masks of a batch at the model's size."""
+        changed = {"image": resize_image(batch["image"], self.model.image_size)}
+        if "mask" in batch:
+            changed["mask"] = resize_mask(batch["mask"], self.model.image_size)
         return batch | changed
 
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W) reflectance -> logits (B, classes), or (B, classes, H, W)."""
+        return self.decide(self.features(x))
+
+    def logits(self, batch: dict) -> Tensor:
+        """Of images, or of features that were made of them before (``peftlib.features``)."""
+        return self.decide(batch["features"]) if "features" in batch else self(batch["image"])
+
     def training_step(self, batch: dict, _index: int) -> Tensor:
-        loss = self.loss(self(batch["image"]), self.truth(batch))
+        loss = self.loss(self.logits(batch), self.truth(batch))
         self._losses.append(loss.detach())  # reading the number now would make each step wait for the GPU
         return loss
 
@@ -125,7 +147,7 @@ class Task(lightning.LightningModule):
 
     def _evaluate(self, batch: dict, stage: str) -> None:
         truth = self.truth(batch)
-        logits = self(batch["image"])
+        logits = self.logits(batch)
         self.mean_loss[stage].update(self.loss(logits, truth), self.weight(truth))
         self.metrics[stage].update(self.predicted(logits), truth.long())
 

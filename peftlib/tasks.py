@@ -37,11 +37,15 @@ class Classification(Task):
         self.has_class_token = model.vit.cls_token is not None
         self.head = nn.Linear(model.vit.embed_dim * (1 + self.has_class_token), len(names))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (B, C, H, W) reflectance -> logits (B, classes)."""
+    def features(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W) reflectance -> class token and mean of the patch tokens (B, 2 d), or without the former."""
         tokens = self.model(x)
         mean = tokens[:, -math.prod(self.model.grid_size) :].mean(1)
-        return self.head(torch.cat([tokens[:, 0], mean], dim=1) if self.has_class_token else mean)
+        return torch.cat([tokens[:, 0], mean], dim=1) if self.has_class_token else mean
+
+    def decide(self, features: Tensor) -> Tensor:
+        """-> logits (B, classes)."""
+        return self.head(features)
 
     def truth(self, batch: dict) -> Tensor:
         return batch["label"]
@@ -88,10 +92,14 @@ class Segmentation(Task):
         self.decoder = decoder_by_name(decoder, model, len(names))
         self.decoder_name, self.ignore_index = decoder, ignore_index
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (B, C, H, W) reflectance -> logits (B, classes, H, W)."""
+    def features(self, x: Tensor) -> Tensor | list[Tensor]:
+        """x: (B, C, H, W) reflectance -> tokens (B, N, d); a list of four for decoders that read four blocks."""
         blocks = self.decoder.blocks
-        return self.decoder(self.model(x) if blocks is None else self.model.intermediate_tokens(x, blocks))
+        return self.model(x) if blocks is None else self.model.intermediate_tokens(x, blocks)
+
+    def decide(self, features: Tensor | list[Tensor]) -> Tensor:
+        """-> logits (B, classes, H, W)."""
+        return self.decoder(features)
 
     def truth(self, batch: dict) -> Tensor:
         return batch["mask"].long()

@@ -14,6 +14,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import Strategy
 
 from peftlib.datasets.module import EarthData
+from peftlib.features import FeatureData, can_keep
 from peftlib.learning import Task
 from peftlib.tasks import quiet_trainer
 from peftlib.weights import atomic_path
@@ -39,6 +40,8 @@ def fit(
     **options,
 ) -> dict[str, dict[str, float]]:
     """Train, keep the best epoch, and evaluate it. The task comes back with its best weights, in eval mode.
+
+    Where nothing of the backbone is tuned and images are not turned (``augment=False``), it reads each image once.
 
     Called again with the same folder it goes on after the last epoch that was finished, and gives what it would have
     given without the interruption; where the run was finished it reads the results and the best weights.
@@ -76,6 +79,8 @@ def fit(
         restore(task, folder / BEST)
         return results["metrics"]
 
+    if devices == 1 and isinstance(data, EarthData) and can_keep(task, data):
+        data = FeatureData(data)
     keeper = Keeper(folder, facts)
     goes_on_from = keeper.find()
     trainer = quiet_trainer(
