@@ -140,8 +140,7 @@ class UntangledBlock(nn.Module):
         if not self.constrain:
             return self.attend(adapted)
         D = self.attend(adapted)
-        with torch.set_grad_enabled(self.reference_grad and torch.is_grad_enabled()):
-            D_ref = self.attend(pretrained)
+        D_ref = self.attend(pretrained if self.reference_grad else pretrained.detach())
         return constrain_norm(D, D_ref, self.reference_grad)
 
     def qkv(self, z: Tensor, z_A: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,7 +172,8 @@ class UntangledBlock(nn.Module):
 
 def added(y: Tensor, x: Tensor, layer: nn.Linear) -> Tensor:
     """y + layer(x) in one pass. y: (B, N, m), x: (B, N, r) -> (B, N, m)."""
-    return torch.addmm(y.flatten(0, 1), x.flatten(0, 1), layer.weight.T).view_as(y)
+    weight = layer.weight.T.contiguous()  # small; its gradient is then a product of the faster form
+    return torch.addmm(y.flatten(0, 1), x.flatten(0, 1), weight).view_as(y)
 
 
 def split_heads(attn: Attention, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,6 +5,7 @@ radiometry of the other bands. Also here: the inflated patch kernel by which the
 """
 
 import math
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -114,7 +115,7 @@ def mapped_moments(hidden: Tensor, layer: nn.Linear, valid: Tensor | None = None
         two of (..., c).
     """
     exact = hidden.dtype if hidden.dtype == torch.float64 else torch.float32  # squares lose too much in bfloat16
-    with torch.autocast(hidden.device.type, enabled=False):
+    with nullcontext() if hidden.is_meta else torch.autocast(hidden.device.type, enabled=False):
         h, W = hidden.to(exact), layer.weight.to(exact)
         counted = h if valid is None else h * valid.to(exact)
         pixels = h.shape[-2] if valid is None else valid.to(exact).sum(-2).clamp_min(1e-6)[..., None]

@@ -56,9 +56,9 @@ def test_the_highest_allocation_is_found():
 def test_less_is_kept_with_checkpointing():
     def peak(checkpointed):
         options = dict(repeats=1, device="cpu", checkpointed=checkpointed, progress=False)
-        return bench("test_vit", 64, 8, ("deflect",), **options).set_index("name").loc["deflect", "peak_mb"]
+        return bench("test_vit", 64, 8, ("lora",), **options).set_index("name").loc["lora", "peak_mb"]
 
-    assert peak(True) < 0.8 * peak(False)
+    assert peak(True) < 0.9 * peak(False)
 
 
 def test_a_rate_is_positive():

@@ -68,8 +68,8 @@ class MergedProduct(torch.autograd.Function):
         x, W, A, B = ctx.saved_tensors
         dx = dy @ torch.addmm(W, B, A, alpha=ctx.s) if ctx.needs_input_grad[0] else None
         x, dy = x.flatten(0, -2), dy.flatten(0, -2)
-        dA = ctx.s * (dy @ B).T @ x
-        dB = ctx.s * dy.T @ (x @ A.T)
+        dA = (ctx.s * (dy @ B)).T @ x  # only what is thin is scaled, and transposed
+        dB = ((ctx.s * (x @ A.T)).T @ dy).T
         return dx, None, None, dA, dB, None
 
 
@@ -84,8 +84,9 @@ class LoRALinear(LowRankUpdate):
     def forward(self, x: Tensor) -> Tensor:
         W, b = self.linear.weight, self.linear.bias
         drops = self.training and self.dropout.p > 0
-        # In bfloat16, W + s B A would round small updates away.
-        exact = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(x.device.type)
+        # In bfloat16, W + s B A would round small updates away. (On the meta device the formula itself is counted.)
+        exact = x.dtype in (torch.float32, torch.float64) and not x.is_meta
+        exact = exact and not torch.is_autocast_enabled(x.device.type)
         if exact and not drops and not W.requires_grad:
             return MergedProduct.apply(x, W, b, self.A.weight, self.B.weight, self.scale)
         return self.linear(x) + super().forward(x)
