@@ -50,7 +50,7 @@ class _Deflection(torch.autograd.Function):
         reference = torch.linalg.vector_norm(D_ref, dim=-1, keepdim=True, dtype=precision)
         scalable = (length > eps) & torch.isfinite(length) & torch.isfinite(reference)
         shrink = scalable / length.clamp_min(eps)  # 1 / ||D||, or 0 where D stays
-        scale = torch.where(scalable, reference * shrink, torch.ones_like(length))
+        scale = torch.where(scalable, reference / length.clamp_min(eps), torch.ones_like(length))  # of equals exactly 1
         ctx.save_for_backward(D, D_ref, shrink, scale, 1 / reference.clamp_min(eps))
         return (D * scale).to(D.dtype)
 
