@@ -39,11 +39,9 @@ figures: env data/weights/dinov2_small.safetensors  ## run the notebooks (PROFIL
 test: env  ## ruff, pytest, nbval
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check --quiet .
 	@made=$$(mktemp -d) && trap 'rm -rf "$$made"' EXIT && \
-	  export TQDM_DISABLE=1 PEFTLIB_FIGURES=$$made/figures PEFTLIB_RUNS=$$made/runs && \
-	  { $(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider \
-	    --nbval-sanitize-with tests/nbval_sanitize.cfg $(filter-out $(STRIPPED),$(NOTEBOOKS)) > $$made/nbval.log 2>&1 & } && \
-	  notebooks=$$! && echo "notebooks (nbval) beside the tests ..." && $(PY) -m pytest tests; tests=$$?; \
-	  wait $$notebooks; nbval=$$?; cat $$made/nbval.log; exit $$((tests + nbval))
+	  TQDM_DISABLE=1 PEFTLIB_FIGURES=$$made/figures PEFTLIB_RUNS=$$made/runs \
+	  $(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 \
+	  --nbval-sanitize-with tests/nbval_sanitize.cfg tests $(filter-out $(STRIPPED),$(NOTEBOOKS))
 
 bench: env  ## time each method beside HF peft's LoRA
 	@$(PY) -m peftlib bench
