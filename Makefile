@@ -39,8 +39,8 @@ figures: env data/weights/dinov2_small.safetensors  ## run the notebooks (PROFIL
 test: env  ## ruff, pytest, nbval
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check --quiet .
 	@made=$$(mktemp -d) && trap 'rm -rf "$$made"' EXIT && \
-	  TQDM_DISABLE=1 PEFTLIB_FIGURES=$$made/figures PEFTLIB_RUNS=$$made/runs \
-	  $(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 \
+	  OMP_NUM_THREADS=1 TQDM_DISABLE=1 PEFTLIB_FIGURES=$$made/figures PEFTLIB_RUNS=$$made/runs \
+	  $(PY) -m pytest -n logical --maxprocesses 4 --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout=300 \
 	  --nbval-sanitize-with tests/nbval_sanitize.cfg tests $(filter-out $(STRIPPED),$(NOTEBOOKS))
 
 bench: env  ## time each method beside HF peft's LoRA

@@ -112,8 +112,8 @@ def bench(
         them: ``forward_ms`` and ``step_ms``, medians; ``step_low`` and ``step_high``, the quartiles; ``ratio`` of the
         step to the peer's, the median over repeats, with ``ratio_low`` and ``ratio_high``; ``images_per_s`` of
         training; ``peak_mb`` of weights, optimiser and a step; ``tuned`` parameters, and those of the ``encoder``;
-        ``step_gflops`` of the batch;
-        ``reached``, their share of the rate of a large matrix product here.
+        ``adapter_mb`` that the tuned ones take on disk; ``step_gflops`` of the batch; ``reached``, their share of the
+        rate of a large matrix product here.
 
     Raises:
         ValueError: an unknown method or precision; names the choices.
@@ -173,6 +173,7 @@ def _row(name: str, racer: Contestant, times: pd.DataFrame, rate: float, encoder
         "images_per_s": 1e3 * len(racer.x) / step.median(),
         "peak_mb": racer.peak_mb(),
         "tuned": sum(p.numel() for p in racer.tuned),
+        "adapter_mb": sum(p.nbytes for p in racer.tuned) / 2**20,
         "encoder": encoder,
         "step_gflops": counter.get_total_flops() / 1e9,
         "reached": counter.get_total_flops() / (step.median() / 1e3) / rate,
@@ -266,6 +267,7 @@ def markdown(rows: pd.DataFrame) -> str:
             "images/s": rows["images_per_s"].map("{:.0f}".format),
             "peak MiB": rows["peak_mb"].map("{:.0f}".format),
             "tuned": rows["tuned"].map("{:,}".format),
+            "adapter MiB": rows["adapter_mb"].map("{:.2f}".format),
             "GFLOP": rows["step_gflops"].map("{:.0f}".format),
             "of matmul rate": rows["reached"].map("{:.0%}".format),
         }

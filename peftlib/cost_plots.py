@@ -6,7 +6,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from peftlib.bench import PEER, PLAIN
-from peftlib.figure_parts import INK, caption, colour, name_points, panels
+from peftlib.figure_parts import INK, caption, colour, panels
 from peftlib.methods import METHODS
 from peftlib.scoring import choice
 from peftlib.tables import label
@@ -39,25 +39,35 @@ def race_figure(rows: pd.DataFrame) -> Figure:
     return figure
 
 
+COSTS = {
+    "ratio": f"step time, share of that of {PEER}",
+    "peak_mb": "highest memory, MiB",
+    "step_gflops": "GFLOP a step",
+}
+
+
 def price_figure(rows: pd.DataFrame, scores: pd.DataFrame) -> Figure:
-    """The score averaged over data sets against the time of a training step.
+    """Step time, memory and arithmetic (columns) against the score averaged over data sets and the tuned share (rows).
 
     Args:
         rows: of ``bench``, of one setting.
         scores: of ``peftlib.scoring.scores``.
     """
-    table = choice(scores).merge(rows, left_on="method", right_on="name")
-    figure, ax = plt.subplots(figsize=(9, 4.8))
-    for row in table.itertuples():
-        style = {"color": colour(row.method), "markeredgecolor": INK, "markersize": 9, "elinewidth": 2}
-        ax.errorbar(
-            row.ratio, row.mean, None if np.isnan(row.std) else row.std, fmt="o", label=label(row.method), **style
-        )
-    ax.set_xlabel(f"step time, share of that of {PEER}")
-    ax.set_ylabel("mean score, %")
-    ax.margins(x=0.15)
-    caption(figure, "Scores: committed rows, error bars ± one standard deviation over seeds; time: as above")
-    name_points(figure)
+    table = choice(scores).drop(columns="tuned").merge(rows, left_on="method", right_on="name")
+    figure, axes = plt.subplots(2, len(COSTS), figsize=(11, 6.4), sharex="col", sharey="row")
+    for (cost, text), score, share in zip(COSTS.items(), *axes, strict=True):
+        for row in table.itertuples():
+            x, style = getattr(row, cost), {"color": colour(row.method), "markeredgecolor": INK, "markersize": 8}
+            spread = None if np.isnan(row.std) else row.std
+            score.errorbar(x, row.mean, spread, fmt="o", label=label(row.method), elinewidth=2, **style)
+            share.plot(x, 100 * row.tuned / row.encoder, "o", **style)
+        share.set_xlabel(text)
+    axes[0, 0].set_ylabel("mean score, %")
+    axes[1, 0].set_ylabel("tuned, % of the encoder (log)")
+    axes[1, 0].set_yscale("symlog", linthresh=0.05)
+    axes[1, 0].set_yticks([0, 0.1, 1, 10, 100], ["0", "0.1", "1", "10", "100"])
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
+    caption(figure, "Scores: committed rows, error bars ± one standard deviation over seeds; costs: as above")
     return figure
 
 
@@ -73,7 +83,7 @@ def growth_figure(counted: pd.DataFrame) -> Figure:
             ax.plot(line["value"], line["step_gflops"], marker="o", color=colour(method), label=label(method))
         ax.set_xlabel(knob)
         ax.set_ylabel("GFLOP a step and image")
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(0, 1.08 * counted.loc[counted["knob"] == knob, "step_gflops"].max())
     next(iter(frames.values())).legend(fontsize=9)
     return figure
 
@@ -109,6 +119,37 @@ def fleet_figure(table: pd.DataFrame) -> Figure:
     time.set_yticks(places, [""] * len(places))
     time.set_xlabel(f"hours to train {TASKS} tasks here")
     return figure
+
+
+def options(rows: pd.DataFrame) -> pd.DataFrame:
+    """What autocast, ``torch.compile`` and activation checkpointing do to a step, where they were timed.
+
+    Args:
+        rows: of ``bench``, of several settings.
+
+    Returns:
+        a row a method; for each option step time and memory as shares of those without it, at the same size and batch.
+    """
+    plain = plain_rows(rows).set_index(["name", "image_size", "batch_size"])
+    shares = {}
+    kinds = {
+        "bfloat16": rows["precision"] == "bfloat16",
+        "compiled": rows["compiled"],
+        "checkpointed": rows["checkpointed"],
+    }
+    for name, chosen in kinds.items():
+        changed = rows[chosen].set_index(["name", "image_size", "batch_size"])
+        share = (changed[["step_ms", "peak_mb"]] / plain[["step_ms", "peak_mb"]]).dropna().reset_index("name")
+        shares |= {
+            (name, text): share.set_index("name")[column]
+            for column, text in (("step_ms", "time"), ("peak_mb", "memory"))
+        }
+    return pd.DataFrame(shares)
+
+
+def plain_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows in float32 without options."""
+    return rows[(rows["precision"] == "float32") & ~rows["compiled"] & ~rows["checkpointed"]]
 
 
 def _label(name: str) -> str:

@@ -85,25 +85,21 @@ def growth(vit: VisionTransformer, bands: Sequence[str], sensor: str = "sentinel
     import pandas
 
     shape, patch, depth = without_weights(vit), vit.patch_embed.patch_size[0], len(vit.blocks)
-    reads = {"new_bands": "zero", "train_patch_embed": True}
-    lora, deflect = METHODS["lora"](**reads), METHODS["deflect"]()
-    every: tuple[Method, ...] = (METHODS["full"](**reads), lora, deflect)
-    size = 8 * patch
-    tries = [
-        ("image side, pixels", side, method, bands, side) for side in (4 * patch, size, 16 * patch) for method in every
-    ]
-    tries += [
-        ("bands", count, method, bands[:count], size) for count in range(4, len(bands) + 1, 4) for method in every
-    ]
+    reads, side = {"new_bands": "zero", "train_patch_embed": True}, 8 * patch
+    full, lora, deflect = METHODS["full"](**reads), METHODS["lora"](**reads), METHODS["deflect"]()
+    tries: list[tuple[str, int, Method, Sequence[str], int]] = []
+    for method in (full, lora, deflect):
+        tries += [("image side, pixels", pixels, method, bands, pixels) for pixels in (side // 2, side, 2 * side)]
+        tries += [("bands", count, method, bands[:count], side) for count in range(4, len(bands) + 1, 4)]
     for method in (lora, deflect):
-        tries += [("rank", rank, replace(method, rank=rank), bands, size) for rank in (2, 8, 32, 64)]
+        tries += [("rank", rank, replace(method, rank=rank), bands, side) for rank in (2, 8, 32, 64)]
         for blocks in sorted({0, depth // 3, 2 * depth // 3, depth}):
             last = replace(method, layers=tuple(range(depth - blocks, depth)))
-            tries.append(("adapted blocks, last ones", blocks, last, bands, size))
+            tries.append(("adapted blocks, last ones", blocks, last, bands, side))
     rows = []
-    for knob, value, method, read, side in tries:
+    for knob, value, method, read, pixels in tries:
         with torch.random.fork_rng(devices=[]):
-            step = flops(adapt(shape, method, read, sensor, side))[1]
+            step = flops(adapt(shape, method, read, sensor, pixels))[1]
         rows.append({"knob": knob, "value": value, "method": method.name, "step_gflops": step / 1e9})
     return pandas.DataFrame(rows)
 

@@ -3,6 +3,7 @@
 import json
 import pickle
 import random
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -151,7 +152,11 @@ class Keeper(lightning.Callback):
         if score > self.best:
             self.best, self.best_epoch = score, self.epoch
             trainer.save_checkpoint(self.folder / BEST)
-        trainer.save_checkpoint(self.folder / LAST)
+            if trainer.is_global_zero:  # the best before the last: a kill in between repeats the epoch
+                with atomic_path(self.folder / LAST) as temporary:
+                    shutil.copyfile(self.folder / BEST, temporary)
+        else:
+            trainer.save_checkpoint(self.folder / LAST)
         trainer.should_stop = trainer.should_stop or self.finished
 
     def state_dict(self) -> dict:

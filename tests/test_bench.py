@@ -9,7 +9,8 @@ import torch
 
 import peftlib as pl
 from peftlib.__main__ import main
-from peftlib.bench import PEER, PLAIN, bench, highest_allocation, markdown, product_rate
+from peftlib.bench import PEER, PLAIN, bench, highest_allocation, markdown, product_rate, read_bench
+from peftlib.cost_plots import fleet, plain_rows
 
 CPU = torch.device("cpu")
 
@@ -85,3 +86,17 @@ def test_the_table_puts_the_fastest_first(rows):
     lines = markdown(rows).splitlines()[4:]
     order = rows.sort_values("step_ms")["name"]
     assert [line.split(" | ")[0].strip("| ") for line in lines] == list(order)
+
+
+def test_committed_rows_say_what_the_cost_notebook_says():
+    rows = plain_rows(read_bench())
+    small, large = (rows[rows["image_size"] == size].set_index("name") for size in (98, 224))
+    share = small["step_ms"] / small.loc["full", "step_ms"]
+    assert share[["lora", "deflect"]].round(2).to_dict() == {"lora": 0.76, "deflect": 0.97}
+    assert round(large.loc["deflect", "step_ms"] / large.loc["full", "step_ms"], 2) == 1.07
+    assert set(small.index[small["peak_mb"] > small.loc["full", "peak_mb"]]) == {"slr", "vpt"}
+    others = small["peak_mb"].drop(["full", "slr", "vpt", "frozen", PLAIN])
+    assert others.min() > 385 and others.max() < 575 and round(small.loc["full", "peak_mb"], -1) == 790
+    kept = read_bench().query("checkpointed and name in ['lora', 'deflect']").set_index("name")
+    assert (kept["peak_mb"] <= 180).all() and (kept["step_ms"] / small["step_ms"]).dropna().between(1.3, 1.4).all()
+    assert fleet(small.reset_index())["disk_gb"].round(2).loc[["full", "deflect"]].tolist() == [8.89, 0.14]

@@ -20,6 +20,7 @@ def timed(size: int = 98) -> pd.DataFrame:
     rows["tuned"] = [0 if name in ("frozen", PLAIN) else 22_000_000 if name == "full" else 50_000 for name in names]
     facts = {"ratio_low": rows["ratio"] - 0.02, "ratio_high": rows["ratio"] + 0.03, "step_ms": 900 * rows["ratio"]}
     facts |= {"peak_mb": 500 + 10 * rows["ratio"], "images_per_s": 36 / rows["ratio"], "encoder": 22_000_000}
+    facts |= {"step_gflops": 140 + 10 * rows["ratio"], "precision": "float32", "compiled": False, "checkpointed": False}
     return rows.assign(**facts, image_size=size, batch_size=32, repeats=5, device="cpu")
 
 
@@ -42,10 +43,23 @@ def test_bars_are_ratios_and_memory_fastest_first():
 def test_scores_stand_against_step_times():
     scores = tables.scores(tidy_rows(lambda run: 0.5 + 0.01 * run.seed))
     figure = cost_plots.price_figure(timed(), scores)
-    (ax,) = figure.axes
-    points = {container.get_label(): container.lines[0].get_xydata()[0] for container in ax.containers}
-    assert set(points) == {tables.label(name) for name in pl.METHODS}
-    assert points["LoRA"] == pytest.approx([timed().set_index("name").loc["lora", "ratio"], 51])
+    assert len(figure.axes) == 6
+    for ax, cost in zip(figure.axes, cost_plots.COSTS, strict=False):  # the upper row
+        points = {container.get_label(): container.lines[0].get_xydata()[0] for container in ax.containers}
+        assert set(points) == {tables.label(name) for name in pl.METHODS}
+        assert points["LoRA"] == pytest.approx([timed().set_index("name").loc["lora", cost], 51])
+    shares = [line.get_ydata()[0] for line in figure.axes[3].lines]
+    assert max(shares) == pytest.approx(100) and min(shares) == 0
+
+
+def test_options_are_compared_with_the_same_method_and_size():
+    faster, leaner = (timed().query("name in ['lora', 'deflect']").copy() for _ in range(2))
+    faster["step_ms"], faster["precision"] = faster["step_ms"] / 2, "bfloat16"
+    leaner["peak_mb"], leaner["checkpointed"] = leaner["peak_mb"] / 4, True
+    table = cost_plots.options(pd.concat([timed(98), timed(224), faster, leaner]))
+    assert set(table.index) == {"lora", "deflect"} and table["compiled"].isna().all(axis=None)
+    assert (table["bfloat16"].round(6) == [0.5, 1]).all(axis=None)
+    assert (table["checkpointed"].round(6) == [1, 0.25]).all(axis=None)
 
 
 def test_growth_is_counted(vit):
