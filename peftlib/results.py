@@ -28,7 +28,7 @@ _NUMBERS = (
 )
 _RECIPE = (
     *("data", "bands", "folds", "tile", "train_tiles", "train_images", "val_images", "res", "weight_decay"),
-    *("schedule", "warmup", "augment", "batch_size", "accumulate", "patience", "precision"),
+    *("schedule", "warmup", "augment", "batch_size", "accumulate", "patience", "precision", "test_data"),
 )
 
 
@@ -88,7 +88,7 @@ def tidy(rows: Iterable[dict]) -> pd.DataFrame:
 
 def recipe(run: dict) -> str:
     """The rest of a run's facts, those without a column of their own, as JSON."""
-    return json.dumps({name: run[name] for name in _RECIPE}, sort_keys=True)
+    return json.dumps({name: run[name] for name in _RECIPE if name in run}, sort_keys=True)
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> Path:

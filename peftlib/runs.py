@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from peftlib.datasets import DATASETS, load
 from peftlib.datasets.views import Joined, Part, Tiles, files_of, folds, held_if_small, spread
 from peftlib.methods import Method
+from peftlib.methods.base import LATER, facts_of
 from peftlib.paths import data_dir
 
 VERSION = 1  # part of each key: raised when a change of the package changes results
@@ -47,6 +48,7 @@ class Run:
             it once, at the end.
         seed: order of images, augmentation, dropout, and the fold that is tested.
         init: start of adapter and head; None is ``seed``.
+        test_data: options of the data set that only the test part has, such as other ``continents``.
     """
 
     dataset: str
@@ -77,6 +79,7 @@ class Run:
     stage: str = "final"
     seed: int = 0
     init: int | None = None
+    test_data: Mapping[str, object] = field(default_factory=dict, metadata=LATER)
 
     def __post_init__(self):
         for name, choices in (
@@ -95,8 +98,13 @@ class Run:
                 raise ValueError(f"Run({name}={getattr(self, name)!r}); it must be at least {value}")
         if self.train_tiles and not self.tile:
             raise ValueError(f"Run(train_tiles={self.train_tiles}) needs tile=, the side of a tile")
-        if "split" in self.data or "root" in self.data or "bands" in self.data:
-            raise ValueError(f"Run(data={dict(self.data)}); split and bands are fields of a run, root is PEFTLIB_DATA")
+        for options in (self.data, self.test_data):
+            if {"split", "root", "bands"} & set(options):
+                raise ValueError(
+                    f"Run(data={dict(options)}); split and bands are fields of a run, root is PEFTLIB_DATA"
+                )
+        if self.test_data and self.folds:
+            raise ValueError(f"Run(test_data=..., folds={self.folds}): folds test a part of what else would train")
         if self.bands is not None:
             object.__setattr__(self, "bands", tuple(self.bands))
 
@@ -107,7 +115,9 @@ class Run:
 
     def facts(self) -> dict:
         """The fields as plain values for JSON, the method as its name and options."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self)} | {"data": dict(self.data), "init": self.start}
+        plain = facts_of(self) | {"data": dict(self.data), "init": self.start}
+        if self.test_data:
+            plain["test_data"] = dict(self.test_data)
         plain["bands"] = None if self.bands is None else list(self.bands)
         if self.weights not in NAMED_WEIGHTS:
             plain["weights"] = "file"
@@ -123,6 +133,8 @@ class Run:
             FileNotFoundError: data or weights that are not there.
         """
         behind = {"version": VERSION, "files": _files(self.dataset, _frozen(self.data), data_dir())}
+        if self.test_data:
+            behind["test files"] = _files(self.dataset, _frozen({**self.data, **self.test_data}), data_dir())
         if self.weights not in NAMED_WEIGHTS:
             path = Path(self.weights).absolute()
             behind["weights"] = _file_hash(path, path.stat().st_mtime_ns)
@@ -133,7 +145,8 @@ class Run:
         """What trains, validates and tests; a search has nothing to test."""
         where, final = (_frozen(self.data), data_dir(), self.bands), self.stage == "final"
         train, val = (_opened(self.dataset, split, *where) for split in ("train", "val"))
-        test = _opened(self.dataset, "test", *where) if final or self.folds else None
+        tested = (_frozen({**self.data, **self.test_data}), *where[1:])
+        test = _opened(self.dataset, "test", *tested) if final or self.folds else None
         if self.folds:
             pool, val = (train, test) if val is None else (Joined(train, test), val)
             parts = folds(pool, self.folds)

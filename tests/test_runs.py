@@ -15,7 +15,9 @@ from toy_runs import forget, image_path, toy, write_eurosat
 
 import peftlib as pl
 from peftlib.datasets import DATASETS
+from peftlib.results import read_table
 from peftlib.runs import Run
+from peftlib.study import chosen, finals, settings
 
 ROOT = Path(__file__).parents[1]
 # Another value of each field, and what the field needs beside it.
@@ -48,6 +50,7 @@ OTHER = {
     "stage": "search",
     "seed": 1,
     "init": 1,
+    "test_data": {"spatial": True},
 }
 NEEDS = {"train_tiles": {"tile": 4}}
 # Another value of each option of the methods, where it is no number and no truth value.
@@ -295,3 +298,22 @@ def test_images_are_read_once_a_process(data):
     before = toy().parts()[0]
     shutil.rmtree(data / "eurosat" / "ds")
     assert torch.equal(toy(seed=1).parts()[0][0]["image"], before[0]["image"])
+
+
+def test_only_the_test_part_takes_its_own_options():
+    scenes = dict(dataset="spectral_scenes", data={"length": 2, "size": 16})
+    parts, others = toy(**scenes).parts(), toy(**scenes, test_data={"seed": 5}).parts()
+    same = [torch.equal(a[0]["image"], b[0]["image"]) for a, b in zip(parts, others, strict=True)]
+    assert same == [True, True, False]
+
+
+def test_fields_that_came_later_leave_older_keys_as_they_were(data):
+    assert "test_data" not in toy().facts() and toy(test_data={}).key == toy().key
+    rows, (setting,) = read_table("quick"), settings("quick")
+    assert {run.key for run in finals(chosen(rows, setting).values())} <= set(rows["key"])
+
+
+@pytest.mark.parametrize("wrong", [{"test_data": {"split": "val"}}, {"test_data": {"spatial": True}, "folds": 3}])
+def test_options_of_the_test_part_that_cannot_be(wrong):
+    with pytest.raises(ValueError, match="Run\\("):
+        toy(**wrong)

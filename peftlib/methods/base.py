@@ -4,7 +4,7 @@ A method is a frozen dataclass. Its fields are its options, its ``inject`` chang
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import ClassVar, Self
 
 from timm.models.vision_transformer import VisionTransformer
@@ -15,6 +15,19 @@ from peftlib.bands import BandSet
 from peftlib.embedding import INFLATIONS, inflate_patch_embed
 
 IGNORE = "ignore"
+# Metadata of fields that came after rows had been committed: at their default they are no part of a run's facts, and
+# so of its key.
+LATER = {"later": True}
+
+
+def facts_of(config) -> dict:
+    """The fields of a dataclass, without those that came later and have their default."""
+
+    def at_default(field) -> bool:
+        default = field.default_factory() if field.default is MISSING else field.default
+        return getattr(config, field.name) == default
+
+    return {f.name: getattr(config, f.name) for f in fields(config) if not (f.metadata == LATER and at_default(f))}
 
 
 @dataclass(frozen=True)
@@ -65,7 +78,7 @@ class Method:
 
     def options(self) -> dict:
         """The config as plain values for JSON; ``from_options`` is its inverse."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name in facts_of(self)}
 
     @classmethod
     def from_options(cls, options: dict) -> Self:
