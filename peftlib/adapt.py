@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from peftlib.attention import UntangledBlock, auxiliary_after_norm
 from peftlib.backbones import backbone_hash, encoder_parameters, pair, resize_, spec_of
 from peftlib.bands import BandSet, band_set
+from peftlib.metadata import MetadataEmbedding
 from peftlib.methods import METHODS, Method
 from peftlib.reflectance import Channels, ReflectanceInput
 
@@ -26,6 +27,7 @@ class AdaptedViT(nn.Module):
         vit: the changed copy of the backbone.
         auxiliary: what makes x_A, or None.
         reflectance: checks and normalises the image.
+        metadata: what makes an embedding of location, date and ground sampling distance, or None.
         method, bands, image_size, spec: what it was made of.
     """
 
@@ -37,6 +39,7 @@ class AdaptedViT(nn.Module):
         image_size: tuple[int, int],
         rgb_white: float,
         nodata: str,
+        metadata: Sequence[str] = (),
     ):
         super().__init__()
         self.spec = spec_of(vit)
@@ -51,22 +54,26 @@ class AdaptedViT(nn.Module):
             bands, image_size, self.spec.mean, self.spec.std, rgb_white, nodata, self.spec.rgb_order
         )
         self.reflectance.to(vit.patch_embed.proj.weight)
+        self.metadata = MetadataEmbedding(metadata, vit.embed_dim).to(vit.patch_embed.proj.weight) if metadata else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, described: Tensor | None = None) -> Tensor:
         """Same as ``forward_features``, so that wrappers (DDP, ``torch.compile``) reach it."""
-        return self.forward_features(x)
+        return self.forward_features(x, described)
 
-    def forward_features(self, x: Tensor) -> Tensor:
+    def forward_features(self, x: Tensor, described: Tensor | None = None) -> Tensor:
         """x: (B, C, H, W) reflectance in [0, 1], bands in the order given -> tokens (B, N, d).
 
         Prefix tokens come first, then patches row by row.
+
+        Args:
+            described: (B, K) of ``peftlib.metadata.describe``, for a model with metadata; None is unknown.
         """
-        z, z_A = self.embed(x)
+        z, z_A = self.embed(x, described)
         for block in self.vit.blocks:
             z = self.through(block, z, z_A)
         return self.vit.norm(z)
 
-    def intermediate_tokens(self, x: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+    def intermediate_tokens(self, x: Tensor, blocks: Sequence[int], described: Tensor | None = None) -> list[Tensor]:
         """Tokens after several blocks, each with the final norm on it, for decoders that read more than the last one.
 
         What a method carries along between blocks (the prompts of a shallow ``VPT``) is left out.
@@ -74,6 +81,7 @@ class AdaptedViT(nn.Module):
         Args:
             x: (B, C, H, W) reflectance.
             blocks: numbers of blocks, from 0.
+            described: as in ``forward_features``.
 
         Returns:
             (B, N, d) for each of ``blocks``: prefix tokens, then patches row by row.
@@ -84,7 +92,7 @@ class AdaptedViT(nn.Module):
         depth, prefix, patches = len(self.vit.blocks), self.vit.num_prefix_tokens, math.prod(self.grid_size)
         if not blocks or not all(0 <= number < depth for number in blocks):
             raise ValueError(f"blocks={tuple(blocks)}; this ViT has blocks 0 to {depth - 1}")
-        z, z_A = self.embed(x)
+        z, z_A = self.embed(x, described)
         tokens = {}
         for number, block in enumerate(self.vit.blocks):
             z = self.through(block, z, z_A)
@@ -102,9 +110,13 @@ class AdaptedViT(nn.Module):
             return checkpoint(block, *arguments, use_reentrant=False)
         return block(*arguments)
 
-    def embed(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def embed(self, x: Tensor, described: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """What enters the first block: z (B, N, d) with positions and prefix tokens, and its auxiliary part z_A."""
         x_P, x_A = self.embed_patches(self.reflectance(x))
+        if described is not None:
+            if self.metadata is None:
+                raise ValueError("this model reads no metadata; adapt(..., metadata=('location', 'date')) would")
+            x_P = x_P + self.metadata(described)
         z = self.vit._pos_embed(x_P if x_A is None else x_P + x_A)
         z_A = None if x_A is None else F.pad(x_A, (0, 0, self.vit.num_prefix_tokens, 0))
         if z_A is not None and isinstance(self.vit.norm_pre, nn.LayerNorm):  # CLIP's ViTs
@@ -150,6 +162,7 @@ def adapt(
     rgb_white: float = 0.3,
     nodata: str = "error",
     inplace: bool = False,
+    metadata: Sequence[str] = (),
 ) -> AdaptedViT:
     """Adapt an RGB-pretrained ViT to multispectral images.
 
@@ -163,6 +176,7 @@ def adapt(
         nodata: ``"error"`` refuses NaN and infinite pixels (on a GPU, looked for in the first batch only); ``"zero"``
             gives such RGB values the backbone's mean colour and leaves such pixels out of the pixel set.
         inplace: change ``vit`` itself and spare the memory of a copy.
+        metadata: of ``"location"``, ``"date"``, ``"gsd"``: tune an embedding of them that is added to the patch tokens.
 
     Raises:
         ValueError: what was given, what is needed, and the choices.
@@ -186,10 +200,10 @@ def adapt(
     size = pair(image_size if image_size is not None else vit.patch_embed.img_size)
     if inplace:  # what is going to fail shall fail before the user's only copy is touched
         with torch.random.fork_rng(devices=[]):
-            AdaptedViT(without_weights(vit), method, resolved, size, rgb_white, nodata)
+            AdaptedViT(without_weights(vit), method, resolved, size, rgb_white, nodata, metadata)
     else:
         vit = copy.deepcopy(vit)
-    model = AdaptedViT(vit, method, resolved, size, rgb_white, nodata)
+    model = AdaptedViT(vit, method, resolved, size, rgb_white, nodata, metadata)
     vit.peftlib_adapted = True
     return model.train(vit.training)  # new modules start in training mode; a backbone in eval mode stays in it
 
@@ -228,6 +242,8 @@ def merge(model: AdaptedViT) -> VisionTransformer:
     """
     if not isinstance(model, AdaptedViT):
         raise ValueError(f"merge needs a model made by adapt, got {type(model).__name__}")
+    if model.metadata is not None:
+        raise ValueError(f"a plain ViT reads no metadata, and this model reads {', '.join(model.metadata.names)}")
     vit = model.method.merge(copy.deepcopy(model.vit))
     left = {name for name, module in vit.named_modules() if model.plain_modules.get(name) is not type(module)}
     if left or model.auxiliary is not None:

@@ -57,6 +57,7 @@ def _contents(model: AdaptedViT) -> tuple[dict[str, Tensor], dict[str, str]]:
         "nodata": model.reflectance.nodata,
         "indices": None if model.auxiliary is None else model.auxiliary.indices.names,
         "input": _input_facts(model.spec),
+        "metadata": [] if model.metadata is None else model.metadata.names,
     }
     state = {name: tensor.contiguous() for name, tensor in model.adapter_state().items()}
     state = {name: tensor if tensor.is_meta else tensor.cpu() for name, tensor in state.items()}
@@ -114,6 +115,7 @@ def load_adapter(
     model = adapt(
         vit, method, config["bands"], config["sensor"], trained_at if image_size is None else image_size,
         rgb_white=config["rgb_white"], nodata=config["nodata"], inplace=inplace,
+        metadata=config.get("metadata", ()),
     )  # fmt: skip
     names = None if model.auxiliary is None else list(model.auxiliary.indices.names)
     if names != config["indices"]:

@@ -9,6 +9,7 @@ from torchmetrics import MetricCollection
 
 from peftlib.adapt import AdaptedViT
 from peftlib.batches import random_turn, resize_image, resize_mask
+from peftlib.metadata import describe
 from peftlib.metrics import MeanLoss
 
 SCHEDULES = ("cosine", "constant")
@@ -66,8 +67,11 @@ class Task(lightning.LightningModule):
 
     # --- what a task writes ---
 
-    def features(self, x: Tensor) -> Tensor | list[Tensor]:
-        """What the head reads of the adapted model's tokens. x: (B, C, H, W) reflectance."""
+    def features(self, x: Tensor, described: Tensor | None = None) -> Tensor | list[Tensor]:
+        """What the head reads of the adapted model's tokens.
+
+        x: (B, C, H, W) reflectance; described: (B, K) metadata, for a model that reads it.
+        """
         raise NotImplementedError
 
     def decide(self, features: Tensor | list[Tensor]) -> Tensor:
@@ -101,19 +105,21 @@ class Task(lightning.LightningModule):
         return self.resized(batch)
 
     def resized(self, batch: dict) -> dict:
-        """Images and masks of a batch at the model's size."""
+        """Images and masks of a batch at the model's size, and the metadata that the model reads as numbers."""
         changed = {"image": resize_image(batch["image"], self.model.image_size)}
+        if self.model.metadata is not None:
+            changed["described"] = describe(batch["meta"], self.model.metadata.names).to(batch["image"].device)
         if "mask" in batch:
             changed["mask"] = resize_mask(batch["mask"], self.model.image_size)
         return batch | changed
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, described: Tensor | None = None) -> Tensor:
         """x: (B, C, H, W) reflectance -> logits (B, classes), or (B, classes, H, W)."""
-        return self.decide(self.features(x))
+        return self.decide(self.features(x, described))
 
     def logits(self, batch: dict) -> Tensor:
         """Of images, or of features that were made of them before (``peftlib.features``)."""
-        return self.decide(batch["features"]) if "features" in batch else self(batch["image"])
+        return self.decide(batch["features"]) if "features" in batch else self(batch["image"], batch.get("described"))
 
     def training_step(self, batch: dict, _index: int) -> Tensor:
         loss = self.loss(self.logits(batch), self.truth(batch))
@@ -188,6 +194,7 @@ class Task(lightning.LightningModule):
             "bands": list(model.bands.names),
             "sensor": model.bands.sensor,
             "image_size": list(model.image_size),
+            "metadata": [] if model.metadata is None else list(model.metadata.names),
             "rgb_white": model.reflectance.rgb_white,
             "nodata": model.reflectance.nodata,
             "classes": list(self.classes),

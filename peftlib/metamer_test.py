@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from peftlib.batches import resize_image, resize_mask
 from peftlib.datasets.metamers import PAIRS
 from peftlib.datasets.spectral_scenes import SpectralScenes
 from peftlib.tasks import Segmentation
@@ -41,10 +40,12 @@ def pair_accuracy(scores: Tensor, truth: Tensor) -> dict[str, float]:
 
 def pair_scores(task: Segmentation, loader: Iterable[dict]) -> dict[str, float]:
     """``pair_accuracy`` of a trained task on the scenes of a loader, resized as in training."""
-    size = task.model.image_size
-    with torch.no_grad():
-        scores = [task(resize_image(batch["image"], size).to(task.device)).cpu() for batch in loader]
-    truth = [resize_mask(batch["mask"], size) for batch in loader]
+    scores, truth = [], []
+    for batch in loader:
+        batch = task.resized(batch | {"image": batch["image"].to(task.device)})
+        with torch.no_grad():
+            scores.append(task.logits(batch).cpu())
+        truth.append(batch["mask"])
     return pair_accuracy(torch.cat(scores), torch.cat(truth))
 
 

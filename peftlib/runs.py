@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from peftlib.datasets import DATASETS, load
 from peftlib.datasets.views import Joined, Part, Tiles, files_of, folds, held_if_small, spread
+from peftlib.metadata import SIZES
 from peftlib.methods import Method
 from peftlib.methods.base import LATER, facts_of
 from peftlib.paths import data_dir
@@ -48,6 +49,7 @@ class Run:
             it once, at the end.
         seed: order of images, augmentation, dropout, and the fold that is tested.
         init: start of adapter and head; None is ``seed``.
+        metadata: of ``"location"``, ``"date"``, ``"gsd"``: what the model reads beside the image, see ``adapt``.
         test_data: options of the data set that only the test part has, such as other ``continents``.
     """
 
@@ -79,6 +81,7 @@ class Run:
     stage: str = "final"
     seed: int = 0
     init: int | None = None
+    metadata: tuple[str, ...] = field(default=(), metadata=LATER)
     test_data: Mapping[str, object] = field(default_factory=dict, metadata=LATER)
 
     def __post_init__(self):
@@ -107,6 +110,9 @@ class Run:
             raise ValueError(f"Run(test_data=..., folds={self.folds}): folds test a part of what else would train")
         if self.bands is not None:
             object.__setattr__(self, "bands", tuple(self.bands))
+        object.__setattr__(self, "metadata", tuple(self.metadata))
+        if not set(self.metadata) <= set(SIZES):
+            raise ValueError(f"Run(metadata={self.metadata}); choose from {', '.join(SIZES)}")
 
     @property
     def start(self) -> int:
@@ -116,6 +122,8 @@ class Run:
     def facts(self) -> dict:
         """The fields as plain values for JSON, the method as its name and options."""
         plain = facts_of(self) | {"data": dict(self.data), "init": self.start}
+        if self.metadata:
+            plain["metadata"] = list(self.metadata)
         if self.test_data:
             plain["test_data"] = dict(self.test_data)
         plain["bands"] = None if self.bands is None else list(self.bands)

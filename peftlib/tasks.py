@@ -37,9 +37,9 @@ class Classification(Task):
         self.has_class_token = model.vit.cls_token is not None
         self.head = nn.Linear(model.vit.embed_dim * (1 + self.has_class_token), len(names))
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor, described: Tensor | None = None) -> Tensor:
         """x: (B, C, H, W) reflectance -> class token and mean of the patch tokens (B, 2 d), or without the former."""
-        tokens = self.model(x)
+        tokens = self.model(x, described)
         mean = tokens[:, -math.prod(self.model.grid_size) :].mean(1)
         return torch.cat([tokens[:, 0], mean], dim=1) if self.has_class_token else mean
 
@@ -92,10 +92,12 @@ class Segmentation(Task):
         self.decoder = decoder_by_name(decoder, model, len(names))
         self.decoder_name, self.ignore_index = decoder, ignore_index
 
-    def features(self, x: Tensor) -> Tensor | list[Tensor]:
+    def features(self, x: Tensor, described: Tensor | None = None) -> Tensor | list[Tensor]:
         """x: (B, C, H, W) reflectance -> tokens (B, N, d); a list of four for decoders that read four blocks."""
         blocks = self.decoder.blocks
-        return self.model(x) if blocks is None else self.model.intermediate_tokens(x, blocks)
+        if blocks is None:
+            return self.model(x, described)
+        return self.model.intermediate_tokens(x, blocks, described)
 
     def decide(self, features: Tensor | list[Tensor]) -> Tensor:
         """-> logits (B, classes, H, W)."""

@@ -104,7 +104,10 @@ def _trained(run: Run, work: Path, place: Place) -> dict:
     vit = _backbone(run.backbone, run.weights, run.res, run.image_size, _origin(run))
     lightning.seed_everything(run.start, verbose=False)
     nodata = "zero" if train.nodata == "nan" else "error"
-    model = adapt(vit, run.method, train.bands, train.sensor, run.image_size, nodata=nodata)
+    known = set(train[0]["meta"])
+    if run.metadata and not known & set(run.metadata):
+        raise ValueError(f"metadata={run.metadata}, and images of {run.dataset} come with {sorted(known)}")
+    model = adapt(vit, run.method, train.bands, train.sensor, run.image_size, nodata=nodata, metadata=run.metadata)
     model.fit_normalization(data.train_dataloader())
     task = _task(run, model, train)
     watch, headline = Stopwatch(), HEADLINES.get(run.dataset, task.monitor)

@@ -6,6 +6,7 @@ and blue as they are, so the best score without other bands is known: half of th
 """
 
 from collections.abc import Sequence
+from datetime import date, timedelta
 
 import numpy as np
 import torch
@@ -36,6 +37,8 @@ class SpectralScenes(EarthDataset):
             Pairs are exact metamers for Sentinel-2 and HLS; other sensors' red, green and blue differ by a little.
         task: ``"segmentation"`` or ``"classification"``.
         continents: where the soils were measured, some of ``spectra.CONTINENTS``; none is everywhere.
+        located: each scene lies on one of the continents (none is all of them), and ``meta`` says where and on which
+            day of 2024; the day has no effect.
         bands: names, in order; None is all of the sensor.
         seed: of everything.
 
@@ -61,6 +64,7 @@ class SpectralScenes(EarthDataset):
         sensor: str = "sentinel2",
         task: str = "segmentation",
         continents: Sequence[str] = (),
+        located: bool = False,
         bands: Sequence[str] | None = None,
         seed: int = 0,
     ):
@@ -86,7 +90,7 @@ class SpectralScenes(EarthDataset):
 
         self._centres = np.array(list(centres.values()), dtype=np.float32)
         self._vapour = np.array([_VAPOUR.get(name, 1.0) for name in centres], dtype=np.float32)
-        places = tuple(sorted(continents))
+        self._located = located
         low, high = _SHARES[split]
 
         def seen(rows: np.ndarray) -> np.ndarray:
@@ -94,12 +98,15 @@ class SpectralScenes(EarthDataset):
             part = rows[int(low * len(rows)) : int(high * len(rows))]
             return (part @ matrix.T).astype(np.float32)
 
-        shuffle = np.random.default_rng(1).permutation
-        self._pairs = [seen(pair) for pair in metamers(places).values()]
-        self._others = {
-            number: seen(shuffle(getattr(pools(places), name)))
-            for name, number in (("water", _WATER), ("built", _BUILT))
-        }
+        def covers(places: tuple[str, ...]) -> dict[int, np.ndarray]:
+            """Cover -> its spectra, of a pair those of both members."""
+            shuffle, others = np.random.default_rng(1).permutation, pools(places)
+            plain = ((_WATER, shuffle(others.water)), (_BUILT, shuffle(others.built)))
+            return {number: seen(rows) for number, rows in (*enumerate(metamers(places).values()), *plain)}
+
+        places = tuple(sorted(continents))
+        groups = {place: (place,) for place in places or spectra.CONTINENTS} if located else {"": places}
+        self._covers = {place: covers(group) for place, group in groups.items()}
 
     def read(self, item: int) -> dict:
         return self.scene(item)
@@ -113,8 +120,9 @@ class SpectralScenes(EarthDataset):
         draw = np.random.default_rng([self.seed, list(_SHARES).index(self.split), index])
         coins = np.random.default_rng([self.seed, list(_SHARES).index(self.split), index, 1])
         side = self.size * _SAMPLES
+        place, meta = self._whereabouts(index)
         number, covers, label = self._plan(draw, side)
-        ends, classes = self._spectra(draw, coins, covers, turned)
+        ends, classes = self._spectra(draw, coins, self._covers[place], covers, turned)
         if label is not None:
             label = int(classes[label])
 
@@ -127,8 +135,19 @@ class SpectralScenes(EarthDataset):
         truth = (
             {"label": label} if label is not None else {"mask": torch.from_numpy(_majority(classes[number], self.size))}
         )
-        meta = {"source": f"spectral_scenes {self.split} {index}, seed {self.seed}"}
+        meta |= {"source": f"spectral_scenes {self.split} {index}, seed {self.seed}"}
         return {"image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), "meta": meta} | truth
+
+    def _whereabouts(self, index: int) -> tuple[str, dict]:
+        """The continent of a scene, and its place and day; nothing where scenes are not located."""
+        if not self._located:
+            return "", {}
+        draw = np.random.default_rng([self.seed, list(_SHARES).index(self.split), index, 2])
+        place = list(self._covers)[draw.integers(len(self._covers))]
+        south, north, west, east = spectra.CONTINENTS[place]
+        location = round(draw.uniform(south, north), 3), round(draw.uniform(west, east), 3)
+        day = date(2024, 1, 1) + timedelta(days=int(draw.integers(366)))
+        return place, {"location": location, "date": day.isoformat()}
 
     def _plan(self, draw: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray, int | None]:
         """Parcel numbers (side, side), their covers (a pair, or water or built), the parcel that gives the label."""
@@ -154,17 +173,19 @@ class SpectralScenes(EarthDataset):
                 covers = np.append(covers, cover)
         return number, covers, label
 
-    def _spectra(self, draw, coins, covers: np.ndarray, turned: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _spectra(
+        self, draw, coins, pools: dict[int, np.ndarray], covers: np.ndarray, turned: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Of each parcel two spectra to lie between, (parcels, 2, bands), and the class (parcels,)."""
         ends = np.empty((len(covers), 2, len(self._centres)), dtype=np.float32)
         classes = np.empty(len(covers), dtype=np.int64)
         for i, cover in enumerate(covers):
-            if cover in self._others:
-                pool = self._others[cover]
+            pool = pools[int(cover)]
+            if cover in (_WATER, _BUILT):
                 classes[i] = cover
                 ends[i] = pool[draw.integers(len(pool), size=2)]
             else:
-                pool, member = self._pairs[cover], int(coins.integers(2)) ^ turned
+                member = int(coins.integers(2)) ^ turned
                 classes[i] = 2 * cover + member
                 ends[i] = pool[draw.integers(len(pool), size=2), member]
         return ends, classes
