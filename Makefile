@@ -11,10 +11,10 @@ DRAWN := notebooks/05_figures.ipynb
 STRIPPED := notebooks/04_full_experiments.ipynb
 
 .DEFAULT_GOAL := help
-.PHONY: help env figures test bench lab doctor lock clean
+.PHONY: help env figures figures-all test bench lab doctor lock clean
 
 help:  ## list the commands
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 env: $(VENV)/.ready  ## set up .venv from requirements.lock
 
@@ -35,6 +35,9 @@ data/weights/dinov2_small.safetensors: | env
 figures: env data/weights/dinov2_small.safetensors  ## run the notebooks (PROFILE=quick) and write figures/
 	@$(PY) -m peftlib run --if-changed --profile $(PROFILE) $(filter-out $(DRAWN),$(NOTEBOOKS))
 	@$(PY) -m peftlib run --profile $(PROFILE) --set rows=made $(DRAWN)
+
+figures-all: figures  ## also those that are drawn from committed rows, from runs made here
+	@$(PY) -m peftlib run --profile $(PROFILE) --set rerun=true $(shell grep -l 'rerun: bool' $(NOTEBOOKS))
 
 test: env  ## ruff, pytest, nbval
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check --quiet .

@@ -1,15 +1,24 @@
-"""Decoders and metadata: the comparison study's other two questions, asked of methods as the main comparison chose them.
+"""Decoders and metadata, the comparison study's other two questions, asked of methods as they were chosen before.
+
+(Marti-Escofet et al., "Fine-tune Smarter, Not Harder", arXiv 2504.17397, recommends UNet, and no metadata.)
 
 runs = study_runs(setting, best)
-rows = execute(runs, known=read_table("quick"))
+found = scores(execute(runs, known=read_table("quick")))
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+
+import numpy as np
+import pandas as pd
 
 from peftlib.datasets import DATASETS
 from peftlib.runs import DECODERS, Run
 from peftlib.study import SEEDS, finals
+
+NAME = "decoders"  # of the committed rows
+LEVEL = 0.95  # that an interval holds
 
 COMPARED = ("frozen", "full", "lora", "deflect")
 # What each data set's images come with. Simulated scenes: a place on a continent, whose soils they have, and a day.
@@ -45,3 +54,59 @@ def described(runs: Sequence[Run]) -> list[Run]:
         if names:
             found.append(replace(run, metadata=names))
     return found
+
+
+def scores(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row a finished run: dataset, method, decoder, metadata (as "location, date" or ""), located, seed, percent.
+
+    Args:
+        rows: tidy rows of ``study_runs``.
+    """
+    final = rows["split"].eq("test") & rows["headline"].eq(True) & rows["status"].eq("done")
+    kept = rows[final].drop_duplicates("key")
+    recipes = [json.loads(recipe) for recipe in kept["recipe"]]
+    return kept[["dataset", "task", "method", "decoder", "seed"]].assign(
+        metadata=[", ".join(recipe.get("metadata", ())) for recipe in recipes],
+        located=[bool(recipe["data"].get("located")) for recipe in recipes],
+        percent=100 * kept["value"].astype(float),
+    )
+
+
+def decoder_scores(scores: pd.DataFrame) -> pd.DataFrame:
+    """Those that tell decoders apart: of segmentation, without metadata."""
+    return scores[scores["task"].eq("segmentation") & scores["metadata"].eq("") & ~scores["located"]]
+
+
+def gains(scores: pd.DataFrame, of: str, over: str) -> pd.DataFrame:
+    """Score of one decoder less that of another, run by run with the same seed.
+
+    Args:
+        of, over: names of decoders; or ``"metadata"`` and ``""``.
+
+    Returns:
+        dataset, method, seed, gain in points.
+    """
+    if of == "metadata":
+        usable = scores[
+            (scores["decoder"] == "linear") & (scores["located"] | (scores["dataset"] != "spectral_scenes"))
+        ]
+        one, other = usable[usable["metadata"] != ""], usable[usable["metadata"] == ""]
+    else:
+        usable = decoder_scores(scores)
+        one, other = (usable[usable["decoder"] == name] for name in (of, over))
+    both = one.merge(other, on=["dataset", "method", "seed"], suffixes=("", "_over"))
+    return both[["dataset", "method", "seed"]].assign(gain=both["percent"] - both["percent_over"])
+
+
+def intervals(gains: pd.DataFrame, by: Sequence[str] = ("dataset", "method")) -> pd.DataFrame:
+    """Mean gain of each group, with Student's interval over its runs; infinite for one run alone.
+
+    Returns:
+        the columns of ``by``, mean, low, high, runs.
+    """
+    from scipy.stats import t
+
+    groups = gains.groupby(list(by), sort=False)["gain"].agg(mean="mean", std="std", runs="size").reset_index()
+    half = t.ppf((1 + LEVEL) / 2, groups["runs"] - 1) * groups["std"] / np.sqrt(groups["runs"])
+    half = half.fillna(np.inf)
+    return groups.assign(low=groups["mean"] - half, high=groups["mean"] + half).drop(columns="std")

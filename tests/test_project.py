@@ -19,7 +19,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Floors, from the ground: a module imports only from floors below its own.
 FLOORS = (
     {"paths"},
-    {"bands", "attention", "decoders", "weights", "metrics", "batches"},
+    {"bands", "attention", "decoders", "weights", "metrics", "batches", "metadata"},
     {"reflectance", "checkpoints", "results"},
     {"backbones", "embedding", "datasets", "plots"},
     {"methods"},
@@ -32,10 +32,10 @@ FLOORS = (
     {"trial"},
     {"experiments", "bench"},
     {"study", "executors", "planning"},
-    {"scoring"},
+    {"scoring", "decoder_study"},
     {"tables"},
     {"figure_parts"},
-    {"result_plots", "cost_plots"},
+    {"result_plots", "cost_plots", "decoder_plots"},
     {"runner", "doctor"},
     {"__main__", "__init__"},
 )

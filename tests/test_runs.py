@@ -50,6 +50,7 @@ OTHER = {
     "stage": "search",
     "seed": 1,
     "init": 1,
+    "metadata": ("date",),
     "test_data": {"spatial": True},
 }
 NEEDS = {"train_tiles": {"tile": 4}}

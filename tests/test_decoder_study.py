@@ -1,0 +1,97 @@
+"""Decoders and metadata: what is run, and that gains are differences of equal runs."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+from scipy.stats import ttest_1samp
+from study_rows import row_of
+from toy_runs import do, toy, write_eurosat
+
+import peftlib as pl
+from peftlib import decoder_plots
+from peftlib.decoder_study import COMPARED, decoder_scores, gains, intervals, scores, study_runs
+from peftlib.results import tidy
+from peftlib.runs import DECODERS, Run
+from peftlib.study import inputs, settings
+from peftlib.tables import label
+
+
+def planned(profile: str, dataset: str) -> list[Run]:
+    (setting,) = settings(profile, [dataset])
+    return study_runs(setting, {name: replace(setting, method=inputs(name)[0]) for name in COMPARED})
+
+
+def value(run: Run) -> float:
+    """UNet gains 0.02, metadata lose 0.01 and a bit for each seed."""
+    return 0.4 + 0.02 * (run.decoder == "unet") - (0.01 + 0.001 * run.seed) * bool(run.metadata) + 0.03 * run.seed
+
+
+@pytest.fixture(scope="module")
+def found() -> pd.DataFrame:
+    runs = planned("quick", "spectral_scenes") + planned("real", "marida") + planned("real", "eurosat")
+    return scores(tidy([row_of(run, value(run)) for run in runs]))
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def test_each_question_changes_one_thing():
+    simulated, real, labels = (
+        planned(*which) for which in (("quick", "spectral_scenes"), ("real", "marida"), ("real", "eurosat"))
+    )
+    assert [len(runs) for runs in (simulated, real, labels)] == [4 * 3 * (3 + 2), 4 * 3 * (3 + 1), 4 * 3 * 2]
+    assert {run.decoder for run in simulated if run.metadata} == {"linear"}
+    assert {run.metadata for run in labels} == {(), ("location",)}
+    described = [run for run in simulated if run.metadata]
+    assert all(replace(run, metadata=()) in simulated for run in described)  # the same scenes without
+
+
+def test_gains_are_those_that_the_rows_were_made_with(found):
+    unet = gains(found, "unet", "linear")
+    assert set(unet["dataset"]) == {"spectral_scenes", "marida"} and len(unet) == 24
+    assert unet["gain"].round(6).eq(2).all()
+    metadata = gains(found, "metadata", "")
+    assert len(metadata) == 36 and metadata.groupby("seed")["gain"].mean().round(6).tolist() == [-1.0, -1.1, -1.2]
+    assert set(decoder_scores(found)["decoder"]) == set(DECODERS)
+
+
+def test_intervals_are_students(found):
+    draws = [1.0, 2.5, -0.5, 3.0]
+    table = pd.DataFrame({"dataset": "a", "method": "lora", "gain": draws})
+    row = intervals(table).iloc[0]
+    low, high = ttest_1samp(draws, 0).confidence_interval(0.95)
+    assert (row["mean"], row["low"], row["high"], row["runs"]) == pytest.approx((1.5, low, high, 4))
+    alone = intervals(table[:1]).iloc[0]
+    assert (alone["low"], alone["high"]) == (-float("inf"), float("inf"))
+
+
+def test_figures_show_every_run(found):
+    figure = decoder_plots.decoders_figure(found)
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["spectral_scenes", "marida"]
+    points = [x for line in figure.axes[0].lines for x in line.get_xdata()]
+    assert len(points) == 4 * 3 * 3 and figure.axes[0].get_legend().get_texts()[-1].get_text() == label("deflect")
+    figure = decoder_plots.gains_figure(found, "metadata", "", "points")
+    assert len(figure.axes) == 3
+    dots = [line for line in figure.axes[0].lines if line.get_markersize() == 4]
+    assert sorted(x for line in dots for x in line.get_xdata()) == pytest.approx([-1.2] * 4 + [-1.1] * 4 + [-1.0] * 4)
+
+
+def test_without_such_runs_a_figure_says_so(found):
+    linear = found[(found["decoder"] == "linear") & (found["metadata"] == "")]
+    figure = decoder_plots.gains_figure(linear, "unet", "linear", "points")
+    assert "no runs that differ in unet" in figure.texts[0].get_text()
+
+
+def test_the_whole_study_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("PEFTLIB_DATA", str(write_eurosat(tmp_path)))
+    setting = toy(dataset="spectral_scenes", data={"length": 2, "size": 16, "continents": ["africa"]}, epochs=1)
+    best = {"deflect": replace(setting, method=pl.Deflect(rank=1))}
+    table = do(study_runs(setting, best, ["deflect"], [0]), tmp_path / "rows")
+    assert (table["status"] == "done").all(), set(table["error"])
+    found = scores(table)
+    assert len(gains(found, "upernet", "linear")) == len(gains(found, "metadata", "")) == 1 and len(found) == 5
