@@ -1,5 +1,6 @@
 """Result rows: one file a run, gathered into one tidy table. And the check of a notebook's numbers."""
 
+import hashlib
 import json
 import math
 import warnings
@@ -33,9 +34,14 @@ _RECIPE = (
 
 
 def write_row(path: Path, row: dict) -> None:
-    """Write a run's row, by rename: whole or not at all."""
+    """Write a run's row, by rename: whole or not at all; with a digest, so that a changed digit is no other result."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(row, indent=1))
+        temporary.write_text(json.dumps(row | {"digest": _digest(row)}, indent=1))
+
+
+def _digest(row: dict) -> str:
+    facts = {name: value for name, value in row.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_row(path: Path) -> dict | None:
@@ -46,6 +52,8 @@ def read_row(path: Path) -> dict | None:
             raise ValueError("no row of this run")
         if row["status"] == "done" and not row["metrics"]["val"]:
             raise ValueError("no metrics")
+        if row.pop("digest", None) != _digest(row):
+            raise ValueError("its contents are not those that were written")
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:

@@ -55,8 +55,12 @@ def declared_parameters(notebook: Path) -> dict[str, tuple[str, object]]:
     cells = [c for c in _cells(notebook) if "parameters" in c.get("metadata", {}).get("tags", [])]
     if len(cells) != 1:
         raise ValueError(f"{notebook.name} has {len(cells)} cells tagged 'parameters'; it needs one")
+    try:
+        lines = ast.parse("".join(cells[0]["source"])).body
+    except SyntaxError as error:
+        raise ValueError(f"{notebook.name}, parameters: not Python ({error})") from error
     declared = {}
-    for node in ast.parse("".join(cells[0]["source"])).body:
+    for node in lines:
         if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None):
             raise ValueError(f"{notebook.name}, parameters, line {node.lineno}: write 'name: type = literal  # help'")
         name, kind = node.target.id, ast.unparse(node.annotation)

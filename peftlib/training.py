@@ -18,7 +18,7 @@ from peftlib.datasets.module import EarthData
 from peftlib.features import FeatureData, can_keep
 from peftlib.learning import Task
 from peftlib.tasks import quiet_trainer
-from peftlib.weights import atomic_path
+from peftlib.weights import atomic_path, check_zip
 
 LAST, BEST, RESULTS = "last.ckpt", "best.ckpt", "results.json"
 
@@ -225,6 +225,7 @@ def _read(path: str | Path) -> dict:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
+        check_zip(Path(path))
         return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path} is no whole checkpoint; truncated or damaged?") from error

@@ -15,6 +15,7 @@ from peftlib.reflectance import check_reflectance
 
 TASKS = ("classification", "multilabel", "segmentation")
 NODATA = ("error", "nan")
+MOST_VALUES = 2**30  # of an image that is read whole
 
 
 class EarthDataset(Dataset):
@@ -182,6 +183,9 @@ def read_tif(path: Path) -> tuple[Tensor, dict]:
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # many published chips have no place
             file = rasterio.open(path)
         with file:
+            if (count := file.count * file.height * file.width) > MOST_VALUES:
+                # a header of a few bytes may promise what no memory holds
+                raise ValueError(f"{Path(path).name} has {count:,} values, at most {MOST_VALUES:,} are read; cut it up")
             values = torch.from_numpy(file.read())
             meta = {}
             if file.crs is not None and not file.transform.is_identity:

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.client
+import lzma
 import os
 import shutil
 import ssl
@@ -16,6 +17,10 @@ from tqdm.auto import tqdm
 
 CHUNK = 1 << 20
 LOST = (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, TimeoutError, ConnectionError)
+
+# What zipfile and tarfile raise on damage: a flipped bit may also ask for a later version, or a password.
+DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError)
+DAMAGED += (RuntimeError,)
 
 
 def fetch(url: str, path: str | Path, checksum: str, size: int | None = None) -> Path:
@@ -125,7 +130,7 @@ def unpack(archive: str | Path, folder: str | Path, inner: str | None = None, mo
         if inner is not None and not (partial / inner).is_dir():
             raise ValueError(f"{archive} has no folder {inner!r}, but {sorted(p.name for p in partial.iterdir())[:5]}")
         os.replace(partial / inner if inner is not None else partial, folder)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError) as error:
+    except DAMAGED as error:
         raise ValueError(f"{archive} cannot be unpacked; truncated or damaged? ({error})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
