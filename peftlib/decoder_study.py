@@ -15,7 +15,7 @@ import pandas as pd
 
 from peftlib.datasets import DATASETS
 from peftlib.runs import DECODERS, Run
-from peftlib.study import SEEDS, finals
+from peftlib.study import OTHER_RATES, SEEDS, finals
 
 NAME = "decoders"  # of the committed rows
 LEVEL = 0.95  # that an interval holds
@@ -52,7 +52,9 @@ def described(runs: Sequence[Run]) -> list[Run]:
             run = replace(run, data={**run.data, "located": True})
             found.append(run)
         if names:
-            found.append(replace(run, metadata=names))
+            # Of the frozen backbone only the head's rate was searched, and that is no rate for an embedding.
+            rate = OTHER_RATES[1] if run.method.name == "frozen" else run.lr
+            found.append(replace(run, metadata=names, lr=rate))
     return found
 
 

@@ -14,7 +14,7 @@ from peftlib import decoder_plots
 from peftlib.decoder_study import COMPARED, decoder_scores, gains, intervals, scores, study_runs
 from peftlib.results import tidy
 from peftlib.runs import DECODERS, Run
-from peftlib.study import inputs, settings
+from peftlib.study import OTHER_RATES, inputs, settings
 from peftlib.tables import label
 
 
@@ -48,7 +48,10 @@ def test_each_question_changes_one_thing():
     assert {run.decoder for run in simulated if run.metadata} == {"linear"}
     assert {run.metadata for run in labels} == {(), ("location",)}
     described = [run for run in simulated if run.metadata]
-    assert all(replace(run, metadata=()) in simulated for run in described)  # the same scenes without
+    without = [replace(run, metadata=()) for run in described]
+    assert all(run in simulated for run in without if run.method.name != "frozen")  # the same scenes without
+    (rate,) = {run.lr for run in described if run.method.name == "frozen"}
+    assert rate == OTHER_RATES[1]  # of the embedding, which the frozen backbone's own runs do not have
 
 
 def test_gains_are_those_that_the_rows_were_made_with(found):
