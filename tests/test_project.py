@@ -27,7 +27,7 @@ FLOORS = (
     {"adapters"},
     {"costs", "learning"},
     {"tasks", "analysis", "probes", "features"},
-    {"training", "predict"},
+    {"training", "predict", "integrations"},
     {"runs", "metamer_test"},
     {"trial"},
     {"experiments", "bench"},
@@ -117,6 +117,8 @@ def test_import_is_light():
         "onnx",
         "pandas",
         "peft",
+        "terratorch",
+        "peftlib.integrations",
     ]
     code = f"import sys, peftlib; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
