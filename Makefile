@@ -3,6 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 PROFILE ?= quick
 VENV := .venv
+TERRATORCH := .venv-terratorch
 PY := $(VENV)/bin/python
 UV_VERSION := 0.13.9
 NOTEBOOKS := $(sort $(wildcard notebooks/[0-9]*.ipynb))
@@ -11,10 +12,10 @@ DRAWN := notebooks/05_figures.ipynb
 STRIPPED := notebooks/04_full_experiments.ipynb
 
 .DEFAULT_GOAL := help
-.PHONY: help env figures figures-all test bench lab doctor lock clean
+.PHONY: help env figures figures-all test test-terratorch bench lab doctor lock clean
 
 help:  ## list the commands
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 env: $(VENV)/.ready  ## set up .venv from requirements.lock
 
@@ -46,6 +47,17 @@ test: env  ## ruff, pytest, nbval
 	  $(PY) -m pytest -n logical --maxprocesses 4 --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout=300 \
 	  --nbval-sanitize-with tests/nbval_sanitize.cfg tests $(filter-out $(STRIPPED),$(NOTEBOOKS))
 
+$(TERRATORCH)/.ready: requirements-terratorch.txt pyproject.toml
+	@echo "setting up $(TERRATORCH) from requirements-terratorch.txt (about 6 GB) ..."
+	@$(PYTHON) -m venv --clear $(TERRATORCH)
+	@$(TERRATORCH)/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@$(TERRATORCH)/bin/uv pip install --quiet --python $(TERRATORCH)/bin/python -r requirements-terratorch.txt
+	@$(TERRATORCH)/bin/uv pip install --quiet --python $(TERRATORCH)/bin/python --no-deps -e .
+	@touch $@
+
+test-terratorch: $(TERRATORCH)/.ready  ## the tests in TerraTorch, in an environment of its own
+	@OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(TERRATORCH)/bin/python -m pytest tests/with_terratorch
+
 bench: env  ## time each method beside HF peft's LoRA
 	@$(PY) -m peftlib bench
 
@@ -58,6 +70,8 @@ doctor: env  ## versions, device, weights, data: OK or what to do
 lock: env  ## pin again after a change of pyproject.toml
 	@$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --all-extras \
 	  --custom-compile-command "make lock" pyproject.toml -o requirements.lock
+	@$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --extra geo --extra peft \
+	  --custom-compile-command "make lock" pyproject.toml requirements-terratorch.in -o requirements-terratorch.txt
 
-clean:  ## remove .venv and runs/ (figures and weights stay)
-	@rm -rf $(VENV) runs
+clean:  ## remove .venv, .venv-terratorch and runs/ (figures and weights stay)
+	@rm -rf $(VENV) $(TERRATORCH) runs

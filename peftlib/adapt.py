@@ -19,6 +19,8 @@ from peftlib.metadata import MetadataEmbedding
 from peftlib.methods import METHODS, Method
 from peftlib.reflectance import Channels, ReflectanceInput
 
+_READS_BANDS = "; for a model that reads your bands already there is peftlib.integrations.adapt_blocks"
+
 
 class AdaptedViT(nn.Module):
     """A ViT that reads multispectral reflectance. Made by ``adapt``.
@@ -182,7 +184,7 @@ def adapt(
         ValueError: what was given, what is needed, and the choices.
     """
     if not isinstance(vit, VisionTransformer):
-        raise ValueError(f"adapt needs a timm VisionTransformer, got {type(vit).__name__}")
+        raise ValueError(f"adapt needs a timm VisionTransformer, got {type(vit).__name__}{_READS_BANDS}")
     if not isinstance(method, Method):
         choices = ", ".join(f"{c.__name__}()" for c in METHODS.values())
         raise ValueError(f"method={method!r}; give a config, one of {choices}")
@@ -192,10 +194,8 @@ def adapt(
         raise ValueError("peftlib needs every patch token; build the ViT with patch_drop_rate=0")
     if not isinstance(vit.patch_embed, PatchEmbed):
         raise ValueError(f"peftlib needs timm's plain PatchEmbed, this ViT has a {type(vit.patch_embed).__name__}")
-    if vit.patch_embed.proj.in_channels != 3:
-        raise ValueError(
-            f"adapt needs a ViT pretrained on RGB, this one reads {vit.patch_embed.proj.in_channels} channels"
-        )
+    if (channels := vit.patch_embed.proj.in_channels) != 3:
+        raise ValueError(f"adapt needs a ViT pretrained on RGB, this one reads {channels} channels{_READS_BANDS}")
     resolved = band_set(bands, sensor)
     size = pair(image_size if image_size is not None else vit.patch_embed.img_size)
     if inplace:  # what is going to fail shall fail before the user's only copy is touched

@@ -27,7 +27,7 @@ FLOORS = (
     {"adapters"},
     {"costs", "learning"},
     {"tasks", "analysis", "probes", "features"},
-    {"training", "predict"},
+    {"training", "predict", "integrations"},
     {"runs", "metamer_test"},
     {"trial"},
     {"experiments", "bench"},
@@ -76,6 +76,21 @@ def test_every_pin_is_exact_and_has_hashes():
     assert len(pins()) > 50
 
 
+def test_terratorchs_environment_is_pinned_too():
+    text = (ROOT / "requirements-terratorch.txt").read_text().splitlines()
+    pinned = {}
+    for line in text:
+        if line.strip() and not line.lstrip().startswith("#"):
+            pin = Requirement(line)
+            assert [clause.operator for clause in pin.specifier] == ["=="], line
+            pinned[canonicalize_name(pin.name)] = next(iter(pin.specifier)).version
+    extras = PROJECT["optional-dependencies"]
+    asked = [line for line in (ROOT / "requirements-terratorch.in").read_text().splitlines() if line[:1].isalpha()]
+    assert any(line.startswith("terratorch==") for line in asked)
+    for requirement in map(Requirement, (*PROJECT["dependencies"], *extras["geo"], *extras["peft"], *asked)):
+        assert pinned[canonicalize_name(requirement.name)] in requirement.specifier, requirement
+
+
 def test_conda_installs_the_same_pins():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     conda = [d for d in environment["dependencies"] if isinstance(d, str)]
@@ -117,6 +132,8 @@ def test_import_is_light():
         "onnx",
         "pandas",
         "peft",
+        "terratorch",
+        "peftlib.integrations",
     ]
     code = f"import sys, peftlib; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

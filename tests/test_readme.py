@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 import peftlib as pl
 from peftlib import scoring, tables
@@ -130,5 +131,16 @@ def test_named_files_and_commands_exist():
     for target in re.findall(r"\]\(([^)h][^)]*)\)", README):
         assert (ROOT / target).exists(), target
     makefile = (ROOT / "Makefile").read_text()
-    for command in re.findall(r"`make (\w+)`", README) + re.findall(r"^make (\w+)", README, re.MULTILINE):
+    for command in re.findall(r"`make ([\w-]+)`", README) + re.findall(r"^make ([\w-]+)", README, re.MULTILINE):
         assert re.search(rf"^{command}:", makefile, re.MULTILINE), command
+
+
+def test_the_yaml_names_a_backbone_and_options_that_exist():
+    """``tests/with_terratorch`` trains with it; here it is read."""
+    config = yaml.safe_load(re.search(r"```yaml\n(.*?)```", README, re.DOTALL)[1])
+    options = config["model"]["init_args"]["model_args"]
+    _, method, backbone = options["backbone"].split("_", 2)
+    assert backbone in pl.BACKBONES
+    own = {"bands", "image_size"}
+    chosen = {name.removeprefix("backbone_"): v for name, v in options.items() if name.startswith("backbone_")}
+    pl.METHODS[method].from_options({name: value for name, value in chosen.items() if name not in own})

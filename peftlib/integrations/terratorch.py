@@ -1,0 +1,138 @@
+"""Backbones for TerraTorch by name: import this module, and its factories, tasks and YAML files know them.
+
+    peftlib_<method>_<backbone>     any of ``METHODS`` on any of ``BACKBONES``: ``peftlib_deflect_dinov2_small``
+    peftlib_<method>_<prithvi>      ``BLOCK_METHODS`` on TerraTorch's Prithvi: ``peftlib_lora_prithvi_eo_v2_300``; it
+                                    reads what TerraTorch's Prithvi reads, ``pretrained`` is False by default there
+
+Pretrained weights are frozen from the start and stay so: leave ``freeze_backbone`` False.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from functools import partial
+
+from torch import nn
+
+from peftlib.adapt import adapt
+from peftlib.backbones import BACKBONES, load_backbone
+from peftlib.integrations.blocks import BLOCK_METHODS, adapt_blocks
+from peftlib.integrations.features import LayerFeatures
+from peftlib.methods import METHODS
+
+try:
+    from terratorch.registry import TERRATORCH_BACKBONE_REGISTRY
+except ImportError as error:
+    raise ImportError(
+        f"peftlib.integrations.terratorch needs TerraTorch ({error}): pip install terratorch, or for its tests "
+        "make test-terratorch, in an environment of its own (it pins versions that differ from requirements.lock)"
+    ) from error
+
+_SENTINEL2 = {
+    "COASTAL_AEROSOL": "B01",
+    "BLUE": "B02",
+    "GREEN": "B03",
+    "RED": "B04",
+    "RED_EDGE_1": "B05",
+    "RED_EDGE_2": "B06",
+    "RED_EDGE_3": "B07",
+    "NIR_BROAD": "B08",
+    "NIR_NARROW": "B8A",
+    "WATER_VAPOR": "B09",
+    "CIRRUS": "B10",
+    "SWIR_1": "B11",
+    "SWIR_2": "B12",
+}
+_LANDSAT8 = {
+    "COASTAL_AEROSOL": "B1",
+    "BLUE": "B2",
+    "GREEN": "B3",
+    "RED": "B4",
+    "NIR_NARROW": "B5",
+    "SWIR_1": "B6",
+    "SWIR_2": "B7",
+    "CIRRUS": "B9",
+    "THERMAL_INFRARED_1": "B10",
+    "THERMAL_INFRARED_2": "B11",
+}
+# TerraTorch's names of bands (HLSBands) -> ours, for each sensor.
+BAND_NAMES = {"sentinel2": _SENTINEL2, "hls": _SENTINEL2, "landsat8": _LANDSAT8}
+
+
+def build(
+    method: str,
+    backbone: str,
+    *,
+    bands: Sequence[str] | Mapping[str, float],
+    sensor: str = "sentinel2",
+    image_size: int | Sequence[int] | None = None,
+    pretrained: bool = True,
+    weights: str = "default",
+    res: float | None = None,
+    rgb_white: float = 0.3,
+    nodata: str = "error",
+    out_indices: Sequence[int] | None = None,
+    means: Sequence[float] | None = None,
+    stds: Sequence[float] | None = None,
+    scale: float = 1.0,
+    **options,
+) -> LayerFeatures:
+    """An adapted backbone; in a YAML file every argument has the prefix ``backbone_``.
+
+    Args:
+        method, backbone: from the registered name.
+        bands: names in the order of the channels, ours (``"B02"``) or TerraTorch's (``"BLUE"``, see ``BAND_NAMES``);
+            ``sensor="custom"``: name -> centre wavelength in nm.
+        pretrained: False is ``weights="random"``. (True is the default here: methods freeze what they start from.)
+        weights, res: see ``load_backbone``.
+        sensor, image_size, rgb_white, nodata: see ``adapt``.
+        out_indices, means, stds, scale: see ``LayerFeatures``. The model reads reflectance in [0, 1]: either the
+            datamodule gives it (``constant_scale: 1e-4``, no means and stds), or its means and stds are given here too.
+        options: of the method, such as ``rank``.
+
+    Raises:
+        ValueError: what was given, what is needed, and the choices.
+    """
+    config = METHODS[method].from_options(options)
+    vit = load_backbone(backbone, weights if pretrained else "random", res=res)
+    size = tuple(image_size) if isinstance(image_size, Sequence) else image_size
+    model = adapt(vit, config, own_names(bands, sensor), sensor, size, rgb_white, nodata, inplace=True)
+    return LayerFeatures(model, out_indices, means, stds, scale).train()  # Lightning leaves the mode as it finds it
+
+
+def build_prithvi(method: str, backbone: str, **options) -> nn.Module:
+    """A Prithvi that TerraTorch builds, with a method in its blocks (``adapt_blocks``).
+
+    Args:
+        method, backbone: from the registered name.
+        options: fields of the method go to it, all others to TerraTorch (``bands``, ``pretrained``, ``num_frames``).
+
+    Raises:
+        ValueError: an option of the method that it refuses.
+    """
+    config = BLOCK_METHODS[method]
+    own = {field.name for field in fields(config)} & set(options)
+    method = config.from_options({name: options.pop(name) for name in own})
+    return adapt_blocks(TERRATORCH_BACKBONE_REGISTRY.build(backbone, **options), method)
+
+
+def own_names(bands: Sequence[str] | Mapping[str, float], sensor: str) -> tuple[str, ...] | dict[str, float]:
+    """Band names as ``adapt`` knows them, from its own or TerraTorch's (strings or the enum ``HLSBands``)."""
+    if isinstance(bands, Mapping):
+        return dict(bands)
+    names = (getattr(band, "value", band) for band in bands)
+    known = BAND_NAMES.get(sensor, {})
+    return tuple(known.get(name, name) if isinstance(name, str) else name for name in names)
+
+
+def _register(constructor: Callable, method: str, backbone: str) -> None:
+    named = partial(constructor, method, backbone)
+    named.__name__ = f"peftlib_{method}_{backbone}"  # the registry's key
+    TERRATORCH_BACKBONE_REGISTRY.register(named)
+
+
+for _method in METHODS:
+    for _backbone in BACKBONES:
+        _register(build, _method, _backbone)
+for _backbone in [name for name in TERRATORCH_BACKBONE_REGISTRY if name.startswith("prithvi_eo_")]:
+    for _method in BLOCK_METHODS:
+        _register(build_prithvi, _method, _backbone)

@@ -1,0 +1,214 @@
+"""peftlib's backbones in the real TerraTorch: every name builds, trains, and leaves the pretrained weights alone."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from helpers import images
+from safetensors.torch import save_file
+
+pytest.importorskip("terratorch.registry", reason="TerraTorch has an environment of its own: make test-terratorch")
+
+import comparison
+from scenes import BANDS, CLASSES, NAMES, SIZE, Scenes, write_tiffs
+from terratorch.datasets import HLSBands
+from terratorch.registry import BACKBONE_REGISTRY, TERRATORCH_BACKBONE_REGISTRY
+from terratorch.tasks import ClassificationTask
+
+import peftlib as pl
+from peftlib.integrations import BLOCK_METHODS, adapt_blocks
+from peftlib.integrations.terratorch import BAND_NAMES, own_names
+from peftlib.tasks import quiet_trainer
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+RANDOM = {"pretrained": False, "image_size": SIZE}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """A file of weights in the place of the pretrained ones, which a network would bring."""
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("weights") / "dinov2_small.safetensors"
+    save_file(pl.load_backbone("dinov2_small", weights="random").state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def data() -> Scenes:
+    return Scenes({"train": 16, "val": 8, "test": 8})
+
+
+def snapshot(module) -> dict:
+    return {name: (p.requires_grad, p.detach().clone()) for name, p in module.named_parameters()}
+
+
+def assert_only_tuned_moved(module, before: dict) -> None:
+    for name, parameter in module.named_parameters():
+        tuned, start = before[name]
+        assert parameter.requires_grad == tuned and torch.equal(parameter, start) != tuned, name
+
+
+@pytest.mark.parametrize("method", pl.METHODS)
+def test_every_method_builds_by_name(method):
+    backbone = BACKBONE_REGISTRY.build(f"peftlib_{method}_dinov2_small", bands=NAMES, out_indices=[2, 11], **RANDOM)
+    assert backbone.model.bands.names == BANDS and backbone.model.method == pl.METHODS[method]()
+    assert backbone.training and backbone.out_channels == [384, 384]
+    assert [z.shape for z in backbone(images(BANDS, size=(SIZE, SIZE)))] == [(2, 17, 384)] * 2
+
+
+def test_every_backbone_has_a_name():
+    names = {f"peftlib_{method}_{backbone}" for method in pl.METHODS for backbone in pl.BACKBONES}
+    assert len(names) == 55 and names <= set(TERRATORCH_BACKBONE_REGISTRY)
+
+
+def test_options_reach_the_method_and_wrong_ones_are_named():
+    name = "peftlib_lora_dinov2_small"
+    backbone = BACKBONE_REGISTRY.build(name, bands=BANDS, rank=4, targets=["q", "v"], **RANDOM)
+    assert backbone.model.method == pl.LoRA(rank=4, targets=("q", "v"))
+    with pytest.raises(ValueError, match=r"lora does not know options .*num_frames"):
+        BACKBONE_REGISTRY.build(name, bands=BANDS, num_frames=1, **RANDOM)
+
+
+def test_band_names_are_terratorchs_too():
+    assert own_names(list(HLSBands)[:9], "hls") == ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A")
+    assert own_names(["B02", "RED", "NIR_NARROW"], "sentinel2") == ("B02", "B04", "B8A")
+    assert own_names([HLSBands.BLUE, HLSBands.NIR_NARROW], "landsat8") == ("B2", "B5")
+    assert own_names({"red": 665}, "custom") == {"red": 665}
+    for sensor, names in BAND_NAMES.items():
+        assert set(names) <= {band.value for band in HLSBands} and set(names.values()) <= set(pl.SENSORS[sensor])
+
+
+@pytest.mark.parametrize("kind", comparison.KINDS)
+def test_a_task_trains_the_tuned_weights_alone(kind, data):
+    task = comparison.build(kind, lr=1e-2, seed=0, backbone_pretrained=False)
+    before = snapshot(task)
+    quiet_trainer(max_epochs=2, accelerator="cpu", limit_val_batches=1).fit(task, data)
+    assert_only_tuned_moved(task, before)
+    assert sum(not tuned for tuned, _ in before.values()) > 150
+
+
+def test_classification_reads_the_class_token():
+    arguments = {"backbone": "peftlib_vpt_dinov2_small", "backbone_bands": NAMES, "decoder": "IdentityDecoder"}
+    arguments |= {f"backbone_{name}": value for name, value in RANDOM.items()}
+    arguments |= {"necks": [{"name": "AggregateTokens", "pooling": "cls"}], "num_classes": 3}
+    task = ClassificationTask(arguments, "EncoderDecoderFactory", lr=1e-2)
+    batches = [{"image": images(BANDS, size=(SIZE, SIZE), seed=s)[0], "label": torch.tensor(s % 3)} for s in range(4)]
+    before = snapshot(task)
+    quiet_trainer(max_epochs=2, accelerator="cpu").fit(task, torch.utils.data.DataLoader(batches, 2))
+    assert_only_tuned_moved(task, before)
+
+
+def test_freeze_backbone_is_refused_where_it_would_freeze_the_adapter(data):
+    task = comparison.build("DEFLECT", lr=1e-2, seed=0, backbone_pretrained=False)
+    task.model.freeze_encoder()
+    with pytest.raises(ValueError, match="freeze_backbone"):
+        quiet_trainer(max_epochs=1, accelerator="cpu", limit_val_batches=0).fit(task, data)
+
+
+def test_chips_of_another_size_are_padded_to_the_models(data):
+    task = comparison.build("DEFLECT", lr=1e-2, seed=0, backbone_pretrained=False).eval()
+    assert task(torch.rand(2, 6, 50, 52)).output.shape == (2, CLASSES, 50, 52)
+
+
+def test_the_adapter_alone_is_saved(tmp_path, weights):
+    options = {"backbone_weights": str(weights)}
+    task = comparison.build("DEFLECT", lr=1e-2, seed=0, **options)
+    pl.save_adapter(task.model.encoder.model, tmp_path / "adapter.safetensors")
+    model = pl.load_adapter(pl.load_backbone("dinov2_small", weights=weights), tmp_path / "adapter.safetensors")
+    x = images(BANDS, size=(SIZE, SIZE))
+    with torch.no_grad():
+        assert torch.equal(model(x)[:, 1:], task.model.encoder.eval()(x)[-1][:, 1:])
+
+
+def test_both_loras_tune_as_much_from_the_same_start(data):
+    tasks = [
+        comparison.build(kind, lr=1e-3, seed=0, backbone_pretrained=False).eval() for kind in list(comparison.KINDS)[:2]
+    ]
+    ours, theirs = (sum(p.numel() for p in t.model.encoder.parameters() if p.requires_grad) for t in tasks)
+    assert ours == theirs
+    x = data.parts["test"][0]["image"][None]
+    with torch.no_grad():
+        ours, theirs = (t.model.encoder(x)[-1] for t in tasks)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_the_comparison_prints_its_numbers(data):
+    for kind in comparison.KINDS:
+        row = comparison.run(kind, data, epochs=1, lr=1e-3, seed=0, backbone_pretrained=False)
+        print(row)
+        assert row["tuned"] > 0 and row["file_mb"] > 4 * row["tuned"] / 1e6 and 0 <= row["miou"] <= 100
+
+
+# The other way round: the study's backbones, with random weights.
+
+SIX = ["BLUE", "GREEN", "RED", "NIR_NARROW", "SWIR_1", "SWIR_2"]
+
+
+@pytest.mark.parametrize("method", BLOCK_METHODS)
+@pytest.mark.parametrize("prithvi", ["prithvi_eo_v1_100", "prithvi_eo_v2_tiny_tl"])
+def test_prithvi_takes_the_methods_of_blocks(method, prithvi):
+    x = torch.randn(1, 6, 1, 32, 32)
+    torch.manual_seed(0)
+    plain = BACKBONE_REGISTRY.build(prithvi, bands=SIX, num_frames=1, img_size=32)
+    torch.manual_seed(0)
+    vit = BACKBONE_REGISTRY.build(
+        f"peftlib_{method}_{prithvi}", bands=SIX, num_frames=1, img_size=32, out_indices=[5, 11]
+    )
+    with torch.no_grad():
+        start = plain(x)
+        for z, own in zip(vit(x), (start[5], start[11]), strict=True):
+            torch.testing.assert_close(z, own, rtol=1e-4, atol=1e-4)
+    before = snapshot(vit)
+    optimiser = torch.optim.AdamW(vit.parameters(), lr=1e-2)
+    for _ in range(2):  # the first step moves factors that start at zero, the second what lies behind them
+        optimiser.zero_grad()
+        sum((z * torch.linspace(-1, 1, z.shape[-1])).square().mean() for z in vit(x)).backward()
+        optimiser.step()
+    assert_only_tuned_moved(vit, before)
+
+
+def test_prithvi_2_300_takes_lora():
+    vit = BACKBONE_REGISTRY.build("peftlib_lora_prithvi_eo_v2_300", bands=SIX, num_frames=1, rank=4)
+    tuned = sum(p.numel() for p in vit.parameters() if p.requires_grad)
+    assert tuned == 24 * 4 * (4 + 2 + 5 + 5) * 1024  # qkv, proj, fc1, fc2: r (d_in + d_out)
+
+
+def test_clay_is_refused_by_the_names_of_its_classes():
+    clay = BACKBONE_REGISTRY.build("timm_clay_v1_base", bands=["blue", "green", "red", "nir"])
+    with pytest.raises(ValueError, match=r"no `blocks`.*clay_v1\.modules\.Attention"):
+        adapt_blocks(clay, pl.LoRA())
+
+
+def test_the_yaml_of_readme_trains_by_the_command_line(tmp_path, weights):
+    """A process of its own: nothing but ``custom_modules_path`` may bring peftlib in."""
+    config = yaml.safe_load(re.search(r"```yaml\n(.*?)```", README, re.DOTALL)[1])
+    write_tiffs(tmp_path / "chips", length=4)
+    (tmp_path / "custom_modules").mkdir()
+    (tmp_path / "custom_modules" / "__init__.py").write_text("import peftlib.integrations.terratorch\n")
+    config["trainer"] |= {"max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_checkpointing": True}
+    config["data"]["init_args"] |= {"batch_size": 2, "num_workers": 0}
+    model = config["model"]["init_args"]["model_args"]
+    method = model["backbone"].split("_")[1]
+    model |= {"backbone_weights": str(weights), "backbone_image_size": SIZE}
+    (tmp_path / "deflect.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "terratorch", "fit", "-c", "deflect.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    (checkpoint,) = tmp_path.rglob("*_state_dict.ckpt")
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert method == "deflect"
+    frozen = pl.load_backbone("dinov2_small", weights=weights, image_size=SIZE).state_dict()
+    prefix = "model.encoder.model.vit."
+    found = {
+        name.removeprefix(prefix).replace(".block.", "."): t for name, t in state.items() if name.startswith(prefix)
+    }
+    assert set(frozen) <= set(found)
+    for name, tensor in frozen.items():
+        assert torch.equal(found[name], tensor), name
+    tuned = [t for name, t in found.items() if name.endswith("auxiliary.U.weight")]  # zero at the start
+    assert len(tuned) == 12 and all(t.abs().sum() > 0 for t in tuned)
