@@ -20,11 +20,11 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FLOORS = (
     {"paths"},
     {"bands", "attention", "decoders", "weights", "metrics", "batches"},
-    {"reflectance", "checkpoints", "results"},
+    {"reflectance", "wavelengths", "checkpoints", "results"},
     {"backbones", "embedding", "datasets", "plots"},
     {"methods"},
     {"adapt"},
-    {"adapters"},
+    {"adapters", "transfer"},
     {"costs", "learning"},
     {"tasks", "analysis", "probes", "features"},
     {"training", "predict"},
