@@ -22,13 +22,15 @@ from peftlib.backbones import load_backbone
 from peftlib.bands import DEFAULT_INDICES, SENSORS, BandSet
 from peftlib.datasets import EarthData
 from peftlib.metamer_test import pair_accuracy
-from peftlib.methods import Deflect, LoRA
-from peftlib.results import read_table
+from peftlib.methods import Deflect
+from peftlib.paths import root
+from peftlib.results import RESULTS, read_table
 from peftlib.runs import Run
 from peftlib.study import chosen, settings
 from peftlib.tasks import Segmentation
 from peftlib.training import fit
 from peftlib.transfer import transfer
+from peftlib.weights import atomic_path
 
 SOURCE, HYPERSPECTRAL = "sentinel2", "hyperspectral"
 UNSEEN = ("hls", "landsat8", HYPERSPECTRAL)
@@ -41,30 +43,38 @@ COLUMNS = (
     *("dataset", "trained_on", "sensor", "reading", "method", "options", "backbone", "images", "epochs", "lr", "seed"),
     *("tuned", "tuned_percent", "split", "metric", "value", "key"),
 )
-BY_BANDS, BY_WAVELENGTHS = Deflect(), Deflect(spectral="wavelengths")
-WITH_INDICES = Deflect(spectral="wavelengths", indices=DEFAULT_INDICES)
+BY_BANDS = Deflect()
+BY_WAVELENGTHS = Deflect(spectral="wavelengths", indices=DEFAULT_INDICES)  # those that Deflect() finds on Sentinel-2
+NO_INDICES = Deflect(spectral="wavelengths", indices=())
 
 
-def plan(seeds: Sequence[int] = (0, 1, 2), **changes) -> list[Run]:
+def plan(
+    seeds: Sequence[int] = (0, 1, 2),
+    trained_on: Sequence[str] = SENSORS_SEEN,
+    length: int = 192,
+    **changes,
+) -> list[Run]:
     """What is trained: on Sentinel-2 to be transferred, on each other sensor as the ceiling.
 
     Learning rates are those that validation on Sentinel-2 chose for the committed comparison.
 
     Args:
+        trained_on: some of the sensors.
+        length: scenes that train, and that test.
         changes: of fields of the runs, such as ``epochs=1``.
     """
     (setting,) = settings("quick")
     rows = read_table("quick")
-    deflect, lora = (chosen(rows, setting, ("deflect", "lora"))[name] for name in ("deflect", "lora"))
+    deflect, lora = chosen(rows, setting, ("deflect", "lora")).values()
     colours = chosen(rows, setting, ("lora",), rgb=True)["lora"]
-    on_source = [replace(deflect, method=method) for method in (BY_BANDS, BY_WAVELENGTHS, WITH_INDICES)] + [colours]
-    runs = [replace(run, bands=SOURCE_BANDS) for run in on_source]
+    by_bands, by_wavelengths, alone = (
+        replace(deflect, method=method) for method in (BY_BANDS, BY_WAVELENGTHS, NO_INDICES)
+    )
+    runs = [replace(run, bands=SOURCE_BANDS) for run in (by_bands, by_wavelengths, colours, alone)]
     for sensor in UNSEEN:
-        there = [replace(deflect, method=method) for method in (BY_BANDS, BY_WAVELENGTHS)]
-        if sensor == HYPERSPECTRAL:
-            starts = (LoRA(new_bands=start, train_patch_embed=True) for start in ("zero", "mean"))
-            there += [replace(lora, method=method) for method in starts]
+        there = (by_bands, by_wavelengths, lora) if sensor == HYPERSPECTRAL else (by_bands,)
         runs += [replace(run, data={**run.data, "sensor": sensor}) for run in there]
+    runs = [replace(run, data={**run.data, "length": length}) for run in runs if sensor_of(run) in trained_on]
     return [replace(run, seed=seed, **changes) for seed in seeds for run in runs]
 
 
@@ -80,18 +90,39 @@ def study(runs: Iterable[Run], folder: str | Path, unseen: Sequence[str] = UNSEE
     """
     pairs = [(sensor_of(run), run) for run in runs]
     pairs += [(other, run) for other in unseen for sensor, run in pairs if sensor == SOURCE]
-    rows = []
-    for sensor, run in sorted(pairs, key=lambda pair: SENSORS_SEEN.index(pair[0])):  # whose scenes are kept in memory
-        task = trained(run, Path(folder) / run.key)
-        counts = count_parameters(task.model)
-        facts = {name: getattr(run, name) for name in ("dataset", "backbone", "epochs", "lr", "seed", "key")}
-        facts |= {"trained_on": sensor_of(run), "sensor": sensor, "split": "test", "images": int(run.data["length"])}
-        facts |= {"method": run.method.name, "options": json.dumps(run.method.options(), sort_keys=True)}
-        facts |= {"tuned": counts["tuned"], "tuned_percent": counts["percent"]}
-        for reading, metrics in readings(task, run, sensor).items():
-            kept = {name: value for name, value in metrics.items() if not name.startswith("iou_")}
-            rows += [facts | {"reading": reading, "metric": name, "value": value} for name, value in kept.items()]
+    pairs = sorted(pairs, key=lambda pair: SENSORS_SEEN.index(pair[0]))  # a sensor's scenes are kept in memory
+    rows = [row for sensor, run in pairs for row in tested(run, sensor, Path(folder))]
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def tested(run: Run, sensor: str, folder: Path) -> list[dict]:
+    """The rows of one run on one sensor, trained first where that is not done."""
+    task = trained(run, folder / run.key)
+    counts = count_parameters(task.model)
+    facts = {name: getattr(run, name) for name in ("dataset", "backbone", "epochs", "lr", "seed", "key")}
+    facts |= {"trained_on": sensor_of(run), "sensor": sensor, "split": "test", "images": int(run.data["length"])}
+    facts |= {"method": run.method.name, "options": json.dumps(run.method.options(), sort_keys=True)}
+    facts |= {"tuned": counts["tuned"], "tuned_percent": counts["percent"]}
+    return [
+        facts | {"reading": reading, "metric": name, "value": value}
+        for reading, metrics in readings(task, run, sensor).items()
+        for name, value in metrics.items()
+        if not name.startswith("iou_")
+    ]
+
+
+def write(rows: pd.DataFrame) -> Path:
+    """Write the rows of ``study`` to ``data/results/beyond.csv``, for committing."""
+    path = root() / RESULTS / "beyond.csv"
+    with atomic_path(path) as temporary:
+        order = ["trained_on", "sensor", "method", "options", "reading", "seed", "metric"]
+        rows.sort_values(order, kind="stable").to_csv(temporary, index=False, float_format="%.6g")
+    return path
+
+
+def read() -> pd.DataFrame:
+    """The committed rows of ``study``."""
+    return pd.read_csv(root() / RESULTS / "beyond.csv")
 
 
 def sensor_of(run: Run) -> str:

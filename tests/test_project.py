@@ -32,10 +32,10 @@ FLOORS = (
     {"trial"},
     {"experiments", "bench"},
     {"study", "executors", "planning"},
-    {"scoring"},
+    {"scoring", "sensor_study"},
     {"tables"},
     {"figure_parts"},
-    {"result_plots", "cost_plots"},
+    {"result_plots", "cost_plots", "beyond_plots"},
     {"runner", "doctor"},
     {"__main__", "__init__"},
 )

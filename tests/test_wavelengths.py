@@ -15,7 +15,7 @@ HLS = ("B02", "B03", "B04", "B8A", "B11", "B12")
 MANY = {f"{nm:.0f}nm": float(nm) for nm in np.linspace(400, 2450, 180)}
 SENSORS = {"sentinel2": SENTINEL2, "landsat8": LANDSAT, "hls": HLS, "custom": MANY}
 EVERY = pytest.mark.parametrize("sensor", SENSORS)
-BY_WAVELENGTHS = pl.Deflect(spectral="wavelengths")
+BY_WAVELENGTHS = pl.Deflect(spectral="wavelengths", indices=())
 
 
 def trained(sensor="sentinel2", method=BY_WAVELENGTHS, **options) -> pl.AdaptedViT:
@@ -188,6 +188,7 @@ def test_pixels_without_data_stay_out():
 
 
 def test_indices_go_where_their_bands_are():
+    assert len(adapted(pl.Deflect(spectral="wavelengths")).auxiliary.indices.names) == 6  # as for spectral="bands"
     model = trained(method=pl.Deflect(spectral="wavelengths", indices=("NDVI", "NBR")))
     assert model.auxiliary.pixel_mlp[0].in_features == 18
     x = images(LANDSAT, "landsat8")
@@ -254,4 +255,4 @@ def test_a_hyperspectral_image_takes_a_training_step(method):
     tuned = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert all(p.grad is not None and torch.isfinite(p.grad).all() and p.grad.any() for p in tuned.values())
     first = model.auxiliary.pixel_mlp[0].in_features
-    assert first == (16 if method.reads_any_bands else 177 + len(model.auxiliary.indices.names))
+    assert first == (16 if method.reads_any_bands else 177 + 6)

@@ -30,8 +30,8 @@ class Deflect(Method):
         width: hidden width of the pixel-set encoder.
         cells: cells x cells pixel sets a patch; 1 is the pure set of the paper.
         indices: ``"auto"`` (those of NDVI, NDWI, MNDWI, NBR, NDMI, BI that the bands allow) or names of spyndex, of
-            indices that lie in [-1, 1]. With ``spectral="wavelengths"`` ``"auto"`` is none, since another sensor may
-            lack their bands; those that are named are read, and ``peftlib.transfer`` refuses a sensor without them.
+            indices that lie in [-1, 1]. ``peftlib.transfer`` refuses a sensor that lacks the bands of one; with
+            ``indices=()`` the adapter reads any sensor.
         spectral: what the encoder's first layer reads: ``"bands"``, those beyond RGB, by position; or
             ``"wavelengths"``, the whole spectrum on a fixed grid (``peftlib.wavelengths``), so that one adapter serves
             sensors with different bands (``peftlib.transfer``). Bands that water vapour hides are then left out.
@@ -69,10 +69,8 @@ class Deflect(Method):
             raise ValueError(f"DEFLECT splits a LayerNorm, and norm_pre is {type(vit.norm_pre).__name__}")
         vit.requires_grad_(False)
         weight = vit.patch_embed.proj.weight
-        by_wavelength = self.spectral == WAVELENGTHS
-        automatic = () if by_wavelength else available_indices(bands)
-        indices = automatic if self.indices == "auto" else tuple(self.indices)
-        knots = len(KNOTS) if by_wavelength else 0
+        indices = available_indices(bands) if self.indices == "auto" else tuple(self.indices)
+        knots = len(KNOTS) if self.spectral == WAVELENGTHS else 0
         encoder = PixelSetEncoder(
             bands, indices, vit.embed_dim, vit.patch_embed.patch_size, self.width, self.cells, knots
         )
