@@ -21,7 +21,10 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("weights", help="fetch and check the default backbone's weights")
     test = commands.add_parser("metamers", help="references of the metamer test: data/results/spectral_scenes.csv")
     test.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    commands.add_parser("sensors", help="rows of the study of sensors: data/results/beyond.csv")
+    sensors = commands.add_parser("sensors", help="rows of the study of sensors: data/results/beyond.csv")
+    known = "sentinel2, hls, landsat8 or hyperspectral"
+    sensors.add_argument("--trained-on", nargs="+", default=["sentinel2"], metavar="SENSOR", help=known)
+    sensors.add_argument("--tested-on", nargs="+", default=["hls", "landsat8"], metavar="SENSOR", help=known)
     race = commands.add_parser("bench", help="step time, memory and arithmetic of each method, beside HF peft's LoRA")
     race.add_argument("--backbone", default="dinov2_small")
     race.add_argument("--size", type=int, default=98, help="side of the images in pixels")
@@ -102,7 +105,7 @@ def _sensors(options: argparse.Namespace) -> int:
     from peftlib.paths import runs_dir
     from peftlib.sensor_study import plan, study, write
 
-    rows = study(plan(), runs_dir() / "sensors")
+    rows = study(plan(trained_on=options.trained_on), runs_dir() / "sensors", options.tested_on)
     write(rows)
     print(rows[rows["metric"] == "miou"].groupby(["sensor", "options", "reading"])["value"].agg(["mean", "std"]))
     return 0

@@ -22,12 +22,10 @@ APPROACHES = {
     ("lora, RGB", TRANSFER): ("LoRA, RGB alone", (0.55, 0.55, 0.55)),
     ("bands", NEAREST): ("by bands, nearest band fills in", _BANDS),
     ("bands", INTERPOLATED): ("by bands, interpolated bands fill in", _BANDS),
-    ("no indices", TRANSFER): ("by wavelengths, without indices", _WAVELENGTHS),
     ("wavelengths", TRANSFER): ("by wavelengths", _WAVELENGTHS),
     ("wavelengths", REFITTED): ("by wavelengths, statistics refitted", _WAVELENGTHS),
     ("lora, RGB", OWN): ("trained here: LoRA, RGB alone", (0.55, 0.55, 0.55)),
     ("lora", OWN): ("trained here: LoRA, all bands", _LORA),
-    ("no indices", OWN): ("trained here: by wavelengths, without indices", _WAVELENGTHS),
     ("wavelengths", OWN): ("trained here: by wavelengths", _WAVELENGTHS),
     ("bands", OWN): ("trained here: by bands", _BANDS),
 }
@@ -38,9 +36,7 @@ def reader(method: str, options: str) -> str:
     config = json.loads(options)
     if method == "lora":
         return "lora, RGB" if config["new_bands"] == "ignore" else "lora"
-    if "spectral" not in config:
-        return "bands"
-    return "wavelengths" if config["indices"] else "no indices"
+    return config.get("spectral", "bands")
 
 
 def scored(rows: pd.DataFrame, metric: str = "miou") -> pd.DataFrame:

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib import pyplot as plt
+from test_notebooks import run_elsewhere
 
 import peftlib as pl
 from peftlib import beyond_plots, sensor_study
@@ -26,11 +27,11 @@ def tiny(method, **data) -> Run:
 
 
 def test_what_is_trained_where():
-    runs = sensor_study.plan((0, 1), epochs=2)
+    runs = sensor_study.plan((0, 1), sensor_study.SENSORS_SEEN, epochs=2)
     where = {(sensor_study.sensor_of(run), run.method) for run in runs}
     assert len(runs) == 2 * len(where) and {run.epochs for run in runs} == {2}
     on_source = {method for sensor, method in where if sensor == SOURCE}
-    assert on_source == {BY_BANDS, BY_WAVELENGTHS, sensor_study.NO_INDICES, pl.LoRA()}
+    assert on_source == {BY_BANDS, BY_WAVELENGTHS, pl.LoRA()}
     assert {method for sensor, method in where if sensor == "landsat8"} == {BY_BANDS}
     assert all(run.bands == SOURCE_BANDS for run in runs if sensor_study.sensor_of(run) == SOURCE)
     assert sensor_study.plan((0,), ("hls",), length=4)[0].data == {"length": 4, "size": 56, "sensor": "hls"}
@@ -40,10 +41,18 @@ def test_missing_bands_are_filled_from_what_is_there():
     wanted, given = band_set(SOURCE_BANDS), band_set(HLS, "hls")
     nearest = stand_ins(wanted, given, "nearest")
     picked = dict(zip(SOURCE_BANDS, (HLS[i] for i in nearest.argmax(1)), strict=True))
-    assert picked == {band: band for band in HLS} | {"B01": "B02", "B05": "B04", "B06": "B8A", "B07": "B8A", "B08": "B8A"}
+    assert picked == {band: band for band in HLS} | {
+        "B01": "B02",
+        "B05": "B04",
+        "B06": "B8A",
+        "B07": "B8A",
+        "B08": "B8A",
+    }
     assert (nearest.sum(1) == 1).all() and ((nearest == 0) | (nearest == 1)).all()
     line = torch.tensor(np.log(given.wavelengths)).float()
-    between = stand_ins(wanted, given, "interpolated") @ line  # a spectrum linear in log wavelength is kept, but for ends
+    between = (
+        stand_ins(wanted, given, "interpolated") @ line
+    )  # a spectrum linear in log wavelength is kept, but for ends
     expected = torch.tensor(np.log(wanted.wavelengths)).float().clamp_min(float(line.min()))
     torch.testing.assert_close(between, expected)
 
@@ -111,7 +120,12 @@ def made() -> pd.DataFrame:
 def test_the_table_goes_from_floor_to_ceiling():
     table = beyond_plots.table(made())
     assert list(table["HLS"]) == ["20.0 ± 0.0", "39.0 ± 1.0", "41.0 ± 1.0", "51.0 ± 1.7"]
-    assert [name.split(",")[0] for name in table.index] == ["LoRA", "by bands", "by wavelengths", "trained here: by bands"]
+    assert [name.split(",")[0] for name in table.index] == [
+        "LoRA",
+        "by bands",
+        "by wavelengths",
+        "trained here: by bands",
+    ]
 
 
 def test_gains_are_paired_by_seed():
@@ -141,15 +155,38 @@ def test_spectra_are_those_of_the_scene():
 # --- what is committed ---
 
 
+NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "09_beyond.ipynb"
+
+
 def test_committed_rows_are_complete_and_of_this_plan():
     rows = sensor_study.read()
     assert tuple(rows.columns) == sensor_study.COLUMNS and not rows.isna().any(axis=None)
-    keys = {run.key for run in sensor_study.plan()}
-    assert set(rows["key"]) == keys
-    counted = rows[rows["metric"] == "miou"].groupby(["trained_on", "sensor", "reading", "method", "options"])["seed"]
-    assert (counted.agg(sorted).map(tuple) == (0, 1, 2)).all()
-    unseen = rows.query("trained_on == 'sentinel2'").groupby("sensor")["reading"].agg(set)
-    assert set(unseen.index) == set(sensor_study.SENSORS_SEEN)
+    assert set(rows["key"]) == {run.key for run in sensor_study.plan()}
+    counted = rows[rows["metric"] == "miou"].groupby(["sensor", "reading", "method", "options"])["seed"]
+    assert (counted.agg(sorted).map(tuple) == (0, 1, 2)).all() and len(counted) == 13
+    assert set(rows["sensor"]) == {SOURCE, "hls", "landsat8"}
 
 
-NOTEBOOK = json.loads((Path(__file__).parents[1] / "notebooks" / "09_beyond.ipynb").read_text())
+def test_what_the_notebook_says_it_found_is_in_the_rows():
+    said = "".join(json.loads(NOTEBOOK.read_text())["cells"][0]["source"])
+    rows = sensor_study.read()
+    table, pairs = beyond_plots.table(rows), beyond_plots.table(rows, "pairs")
+    approaches = ("by wavelengths", "by bands, nearest band fills in", "by bands, interpolated bands fill in")
+    for name in (*approaches, "LoRA, RGB alone"):
+        assert (
+            " | ".join([name, *table.loc[name, ["HLS", "Landsat 8"]], *pairs.loc[name, ["HLS", "Landsat 8"]]]) in said
+        )
+    for name in ("by wavelengths", "by bands"):
+        assert f"{table.loc[f'trained here: {name}', 'Sentinel-2']} {name}" in said
+    for sensor in ("hls", "landsat8"):
+        for filled in ("nearest", "interpolated"):
+            text = beyond_plots.gain_text(rows, sensor, ("wavelengths", "transfer"), ("bands", filled))
+            assert text.split(": ")[-1] in said
+
+
+@pytest.mark.weights
+def test_the_notebook_does_its_study_anew_in_small(tmp_path):
+    few = ("rerun=true", "length=2", "epochs=1", "sensors=['hls']")
+    said = run_elsewhere(tmp_path, "09_beyond", *(word for text in few for word in ("--set", text)))
+    assert said.startswith("done: 1 notebooks (1 executed), 4 figure files")
+    assert len(list((tmp_path / "runs" / "sensors").glob("*/best.ckpt"))) == 3
