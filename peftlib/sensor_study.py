@@ -132,8 +132,9 @@ def trained(run: Run, folder: Path) -> Segmentation:
     """The task of a run after training, with its best epoch; the test part plays no role."""
     train, val, _ = replace(run, stage="search").parts()
     data = EarthData(train, val, None, run.batch_size, seed=run.seed)
+    lightning.seed_everything(run.start, verbose=False)  # random weights are drawn from it,
     vit = load_backbone(run.backbone, run.weights, run.image_size)
-    lightning.seed_everything(run.start, verbose=False)
+    lightning.seed_everything(run.start, verbose=False)  # and adapter and head, whatever the weights
     model = adapt(vit, run.method, train.bands, train.sensor, run.image_size, inplace=True)
     model.fit_normalization(data.train_dataloader())
     recipe = {name: getattr(run, name) for name in ("lr", "head_lr", "weight_decay", "schedule", "warmup", "augment")}

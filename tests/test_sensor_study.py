@@ -44,7 +44,7 @@ def test_missing_bands_are_filled_from_what_is_there():
     assert picked == {band: band for band in HLS} | {
         "B01": "B02",
         "B05": "B04",
-        "B06": "B8A",
+        "B06": "B04",
         "B07": "B8A",
         "B08": "B8A",
     }
