@@ -25,6 +25,7 @@ from peftlib.methods import (
     NormTuning,
     PatchEmbedding,
 )
+from peftlib.transfer import transfer
 
 __version__ = "0.1.0"
 __all__ = [
@@ -52,4 +53,5 @@ __all__ = [
     "load_backbone",
     "merge",
     "save_adapter",
+    "transfer",
 ]

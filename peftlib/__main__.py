@@ -1,4 +1,4 @@
-"""Command line: ``python -m peftlib run | doctor | weights | metamers | bench``."""
+"""Command line: ``python -m peftlib run | doctor | weights | metamers | sensors | bench``."""
 
 import argparse
 import sys
@@ -21,6 +21,10 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("weights", help="fetch and check the default backbone's weights")
     test = commands.add_parser("metamers", help="references of the metamer test: data/results/spectral_scenes.csv")
     test.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    sensors = commands.add_parser("sensors", help="rows of the study of sensors: data/results/beyond.csv")
+    known = "sentinel2, hls, landsat8 or hyperspectral"
+    sensors.add_argument("--trained-on", nargs="+", default=["sentinel2"], metavar="SENSOR", help=known)
+    sensors.add_argument("--tested-on", nargs="+", default=["hls", "landsat8"], metavar="SENSOR", help=known)
     race = commands.add_parser("bench", help="step time, memory and arithmetic of each method, beside HF peft's LoRA")
     race.add_argument("--backbone", default="dinov2_small")
     race.add_argument("--size", type=int, default=98, help="side of the images in pixels")
@@ -33,7 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     race.add_argument("--checkpoint", action="store_true", help="with activation checkpointing")
     race.add_argument("--out", metavar="FOLDER", help="write bench.json, bench.csv and bench.md there")
     options = parser.parse_args(arguments)
-    act = {"run": _run, "doctor": _doctor, "weights": _weights, "metamers": _metamers, "bench": _bench}
+    act = {"run": _run, "doctor": _doctor, "weights": _weights}
+    act |= {"metamers": _metamers, "sensors": _sensors, "bench": _bench}
     return act[options.command](options)
 
 
@@ -93,6 +98,16 @@ def _metamers(options: argparse.Namespace) -> int:
         rows.round(4).to_csv(temporary, index=False)
     pairs = rows[rows["metric"] == "pairs"]
     print(pairs.groupby(["task", "method"], sort=False)["value"].agg(["mean", "std"]).round(3))
+    return 0
+
+
+def _sensors(options: argparse.Namespace) -> int:
+    from peftlib.paths import runs_dir
+    from peftlib.sensor_study import plan, study, write
+
+    rows = study(plan(trained_on=options.trained_on), runs_dir() / "sensors", options.tested_on)
+    write(rows)
+    print(rows[rows["metric"] == "miou"].groupby(["sensor", "options", "reading"])["value"].agg(["mean", "std"]))
     return 0
 
 

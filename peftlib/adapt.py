@@ -52,11 +52,16 @@ class AdaptedViT(nn.Module):
         self.plain_modules = {name: type(module) for name, module in vit.named_modules()}
         self.auxiliary = method.inject(vit, bands)
         self.vit = vit
-        self.reflectance = ReflectanceInput(
-            bands, image_size, self.spec.mean, self.spec.std, rgb_white, nodata, self.spec.rgb_order
-        )
-        self.reflectance.to(vit.patch_embed.proj.weight)
+        self.reflectance = self.reading(bands, rgb_white, nodata)
         self.metadata = MetadataEmbedding(metadata, vit.embed_dim).to(vit.patch_embed.proj.weight) if metadata else None
+
+    def reading(self, bands: BandSet, rgb_white: float, nodata: str) -> ReflectanceInput:
+        """What checks and normalises images of these bands for this model, with the sensor's default statistics."""
+        spec, resample = self.spec, self.method.resampling(bands)
+        read = ReflectanceInput(
+            bands, self.image_size, spec.mean, spec.std, rgb_white, nodata, spec.rgb_order, resample
+        )
+        return read.to(self.vit.patch_embed.proj.weight)
 
     def forward(self, x: Tensor, described: Tensor | None = None) -> Tensor:
         """Same as ``forward_features``, so that wrappers (DDP, ``torch.compile``) reach it."""

@@ -19,7 +19,7 @@ from peftlib.reflectance import Channels
 class PixelSetEncoder(nn.Module):
     """x_A: one embedding a patch from the *set* of its pixels.
 
-        s   = [ standardised bands beyond RGB, spectral indices ]
+        s   = [ standardised bands beyond RGB (or the spectrum on a grid of wavelengths), spectral indices ]
         x_A = g( mean and standard deviation over the patch of f(s) )
 
     f is a small MLP on every pixel, g a small MLP on the pooled code whose last layer starts at zero, so x_A starts at
@@ -34,6 +34,7 @@ class PixelSetEncoder(nn.Module):
         width: hidden width of f and, doubled by mean and deviation, of the pooled code.
         cells: split each patch into cells x cells pixel sets. 1 is the pure set of the paper; more trade its bias
             for geometry inside the patch.
+        knots: the spectrum comes on a grid of so many wavelengths (``peftlib.wavelengths``); 0: as bands beyond RGB.
     """
 
     def __init__(
@@ -44,9 +45,10 @@ class PixelSetEncoder(nn.Module):
         patch_size: tuple[int, int],
         width: int = 32,
         cells: int = 1,
+        knots: int = 0,
     ):
         super().__init__()
-        channels = len(bands.beyond_rgb) + len(indices)
+        channels = (knots or len(bands.beyond_rgb)) + len(indices)
         if channels == 0:
             raise ValueError(f"the pixel-set encoder reads bands beyond RGB, and bands {bands.names} have none")
         fits = [c for c in range(1, min(patch_size) + 1) if all(p % c == 0 for p in patch_size)]

@@ -4,6 +4,7 @@ The model normalises inside, so that users cannot get it wrong.
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +40,8 @@ class Channels:
 
     @property
     def beyond(self) -> Tensor:
-        """(B, C - 3, H, W) the other bands, standardised; without data, their mean."""
-        others = self.x[:, self.how.beyond]
+        """(B, C - 3, H, W) the other bands, standardised; without data, their mean. Resampled: (B, K, H, W)."""
+        others = self.how.others(self.x)
         beyond = (others - self.how.mean) / self.how.std
         return beyond if self.how.nodata == "error" else torch.where(torch.isfinite(others), beyond, 0.0)
 
@@ -141,6 +142,7 @@ class ReflectanceInput(nn.Module):
         nodata: ``"error"`` or ``"zero"``: non-finite RGB values become the backbone's mean colour, and a pixel with any
             non-finite band is absent from the pixel set.
         rgb_order: positions in (red, green, blue) of the backbone's channels; ``rgb_mean`` is in that order.
+        resample: (K, C) what turns all bands into the K values that are standardised in place of those beyond RGB.
     """
 
     def __init__(
@@ -152,6 +154,7 @@ class ReflectanceInput(nn.Module):
         rgb_white: float = 0.3,
         nodata: str = "error",
         rgb_order: Sequence[int] = (0, 1, 2),
+        resample: Tensor | None = None,
     ):
         super().__init__()
         if nodata not in NODATA:
@@ -162,9 +165,10 @@ class ReflectanceInput(nn.Module):
         self.beyond = list(bands.beyond_rgb)
         self.rgb = [bands.rgb[i] for i in rgb_order]
         self.rgb_white, self.nodata = float(rgb_white), nodata
-        mean, std = default_statistics(bands)
-        self.register_buffer("mean", mean[list(bands.beyond_rgb)].view(-1, 1, 1))
-        self.register_buffer("std", std[list(bands.beyond_rgb)].view(-1, 1, 1))
+        self.register_buffer("resample", resample, persistent=False)
+        for name, values in zip(("mean", "std"), default_statistics(bands), strict=True):
+            read = values[self.beyond] if resample is None else resample @ values
+            self.register_buffer(name, read.view(-1, 1, 1))
         self.register_buffer("rgb_mean", torch.tensor(list(rgb_mean)).view(3, 1, 1), persistent=False)
         self.register_buffer("rgb_std", torch.tensor(list(rgb_std)).view(3, 1, 1), persistent=False)
         self._checked_on_device = False
@@ -173,6 +177,13 @@ class ReflectanceInput(nn.Module):
         """x: (B, C, H, W) reflectance."""
         self._check(x)
         return Channels(x, self)
+
+    def others(self, x: Tensor) -> Tensor:
+        """What is standardised, (B, C, H, W) -> (B, C - 3, H, W): the bands beyond RGB; or resampled, (B, K, H, W)."""
+        if self.resample is None:
+            return x[:, self.beyond]
+        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):  # differences matter
+            return torch.einsum("kc,bchw->bkhw", self.resample.to(x.dtype), x)
 
     def stretch(self, x: Tensor) -> Tensor:
         """The RGB part as the backbone knows it: (B, C, H, W) reflectance -> (B, 3, H, W)."""
@@ -199,13 +210,12 @@ class ReflectanceInput(nn.Module):
         Raises:
             ValueError: no batches, or a band without a single valid pixel.
         """
-        beyond = list(self.bands.beyond_rgb)
-        count = torch.zeros(len(beyond), dtype=torch.float64)
+        count = torch.zeros(len(self.mean), dtype=torch.float64)
         mean, squares = torch.zeros_like(count), torch.zeros_like(count)
         for batch in batches:
             x = batch["image"] if isinstance(batch, dict) else batch[0] if isinstance(batch, tuple | list) else batch
             check_reflectance(x, self.bands, tuple(x.shape[2:]), self.nodata)
-            values = x[:, beyond].double().cpu().transpose(0, 1).flatten(1)
+            values = self.others(x.to(self.mean.device)).double().cpu().transpose(0, 1).flatten(1)
             finite = torch.isfinite(values)
             values = torch.where(finite, values, torch.zeros_like(values))
             # Chan's update: exact for any number of batches, and without the cancellation of E[x²] - E[x]².
@@ -218,7 +228,9 @@ class ReflectanceInput(nn.Module):
             mean += shift * n / total
             count += n
         if (count == 0).any():
-            empty = [self.bands.names[b] for b, n in zip(beyond, count, strict=True) if n == 0]
+            empty = list(self.bands.names)  # resampled, a pixel counts where every band has data
+            if self.resample is None:
+                empty = [self.bands.names[b] for b, n in zip(self.beyond, count, strict=True) if n == 0]
             raise ValueError(f"no valid pixels to fit the normalisation of {empty}; was the loader empty?")
         std = (squares / count).sqrt()
         self.mean.copy_(mean.view(-1, 1, 1))

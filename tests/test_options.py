@@ -58,6 +58,7 @@ CASES = {
     ("deflect", "width"): (pl.Deflect(), 8),
     ("deflect", "cells"): (pl.Deflect(), 2),
     ("deflect", "indices"): (pl.Deflect(), ("NDVI",)),
+    ("deflect", "spectral"): (pl.Deflect(), "wavelengths"),
 }
 
 
@@ -173,6 +174,7 @@ def test_layers_that_do_not_exist_are_named(config, layers, vit):
         (pl.Deflect, "cells", 0),
         (pl.Deflect, "indices", "NDVI"),
         (pl.Deflect, "constrain", "no"),
+        (pl.Deflect, "spectral", "nm"),
         (pl.LoRA, "rank", 0),
         (pl.LoRA, "alpha", "big"),
         (pl.LoRA, "alpha", float("nan")),

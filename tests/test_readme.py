@@ -31,11 +31,23 @@ def test_example_runs_as_written(tmp_path, monkeypatch):
 
 
 @pytest.mark.weights
-def test_the_second_example_continues_the_first(tmp_path, monkeypatch, capsys):
+def test_the_transfer_example_reads_the_other_sensor():
+    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    bands = ("B02", "B03", "B04", "B08", "B11", "B12")
+    scope = {"pl": pl, "vit": pl.load_backbone("dinov2_small"), "bands": bands}
+    exec(code, scope)
+    image = torch.rand(2, 6, 126, 126) * 0.4
+    with torch.no_grad():
+        assert scope["landsat"](image).shape == scope["model"](image).shape
+    assert scope["landsat"].bands.sensor == "landsat8"
+
+
+@pytest.mark.weights
+def test_the_next_example_continues_the_first(tmp_path, monkeypatch, capsys):
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     image = torch.rand(2, 6, 126, 126) * 0.4
     scope = {"bands": ("B02", "B03", "B04", "B08", "B11", "B12"), "pl": pl}
-    exec(blocks[1], scope)
+    exec(blocks[2], scope)
     assert "HFPeft(LoraConfig(use_dora=True))" in capsys.readouterr().out
     with torch.no_grad():
         plain = scope["plain"].forward_features(scope["model"].normalize(image))
@@ -44,7 +56,7 @@ def test_the_second_example_continues_the_first(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.weights
 def test_the_training_example_trains(tmp_path, monkeypatch, capsys):
-    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[2]
+    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[3]
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     exec(code, {"pl": pl})
@@ -54,7 +66,7 @@ def test_the_training_example_trains(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.weights
 def test_the_experiment_example_does_its_runs_once(tmp_path, monkeypatch, capsys):
-    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[3]
+    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[4]
     monkeypatch.setenv("PEFTLIB_RUNS", str(tmp_path))
     exec(code, {"pl": pl})
     lines = capsys.readouterr().out.splitlines()[1:]

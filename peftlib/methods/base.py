@@ -65,6 +65,15 @@ class Method:
         """Whether the patch embedding reads all bands (else RGB alone)."""
         return False
 
+    @property
+    def reads_any_bands(self) -> bool:
+        """Whether no tuned tensor belongs to a certain band, so that the adapter can read another sensor's."""
+        return False
+
+    def resampling(self, bands: BandSet) -> Tensor | None:
+        """(K, C) what turns bands into the K values that are standardised; None for the bands beyond RGB themselves."""
+        return None
+
     def merge(self, vit: VisionTransformer) -> VisionTransformer:
         """Fold what ``inject`` put in into plain layers, in place, where a layer knows how (its ``merged``)."""
         for name, module in list(vit.named_modules()):
@@ -120,6 +129,10 @@ class InputMethod(Method):
     @property
     def inflated(self) -> bool:
         return self.new_bands != IGNORE
+
+    @property
+    def reads_any_bands(self) -> bool:
+        return not self.inflated
 
     def inject(self, vit: VisionTransformer, bands: BandSet) -> None:
         if self.inflated and bands.beyond_rgb:

@@ -1,15 +1,18 @@
 """DEFLECT: EMB, uAtt and deflection (Thoreau, Marsocci, Derksen, ICCV 2025), as this project defines them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from peftlib.attention import UntangledBlock
 from peftlib.bands import BandSet, available_indices
 from peftlib.embedding import PixelSetEncoder
-from peftlib.methods.base import Method, at_least, choose, choose_layers
+from peftlib.methods.base import LATER, Method, at_least, choose, choose_layers
+from peftlib.wavelengths import KNOTS, resampling
+
+BANDS, WAVELENGTHS = "bands", "wavelengths"
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,11 @@ class Deflect(Method):
         width: hidden width of the pixel-set encoder.
         cells: cells x cells pixel sets a patch; 1 is the pure set of the paper.
         indices: ``"auto"`` (those of NDVI, NDWI, MNDWI, NBR, NDMI, BI that the bands allow) or names of spyndex, of
-            indices that lie in [-1, 1].
+            indices that lie in [-1, 1]. ``peftlib.transfer`` refuses a sensor that lacks the bands of one; with
+            ``indices=()`` the adapter reads any sensor.
+        spectral: what the encoder's first layer reads: ``"bands"``, those beyond RGB, by position; or
+            ``"wavelengths"``, the whole spectrum on a fixed grid (``peftlib.wavelengths``), so that one adapter serves
+            sensors with different bands (``peftlib.transfer``). Bands that water vapour hides are then left out.
     """
 
     name: ClassVar[str] = "deflect"
@@ -39,14 +46,23 @@ class Deflect(Method):
     width: int = 32
     cells: int = 1
     indices: str | tuple[str, ...] = "auto"
+    spectral: str = field(default=BANDS, metadata=LATER)
 
     def __post_init__(self):
-        for field, least in (("rank", 1), ("low_rank_principal", 0), ("width", 1), ("cells", 1)):
-            at_least(self, field, least)
+        for name, least in (("rank", 1), ("low_rank_principal", 0), ("width", 1), ("cells", 1)):
+            at_least(self, name, least)
         choose(self, "constrain", (True, False))
         choose(self, "reference_grad", (True, False))
+        choose(self, "spectral", (BANDS, WAVELENGTHS))
         if isinstance(self.indices, str) and self.indices != "auto":
             raise ValueError(f"Deflect(indices={self.indices!r}); choose 'auto' or a tuple of spyndex names")
+
+    @property
+    def reads_any_bands(self) -> bool:
+        return self.spectral == WAVELENGTHS
+
+    def resampling(self, bands: BandSet) -> Tensor | None:
+        return resampling(bands) if self.spectral == WAVELENGTHS else None
 
     def inject(self, vit: VisionTransformer, bands: BandSet) -> nn.Module:
         if not isinstance(vit.norm_pre, nn.Identity | nn.LayerNorm):
@@ -54,7 +70,10 @@ class Deflect(Method):
         vit.requires_grad_(False)
         weight = vit.patch_embed.proj.weight
         indices = available_indices(bands) if self.indices == "auto" else tuple(self.indices)
-        encoder = PixelSetEncoder(bands, indices, vit.embed_dim, vit.patch_embed.patch_size, self.width, self.cells)
+        knots = len(KNOTS) if self.spectral == WAVELENGTHS else 0
+        encoder = PixelSetEncoder(
+            bands, indices, vit.embed_dim, vit.patch_embed.patch_size, self.width, self.cells, knots
+        )
         for i in choose_layers(self.layers, len(vit.blocks)):
             vit.blocks[i] = UntangledBlock(
                 vit.blocks[i], self.rank, self.low_rank_principal, self.constrain, self.reference_grad
