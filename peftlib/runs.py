@@ -48,8 +48,8 @@ class Run:
             it once, at the end.
         seed: order of images, augmentation, dropout, and the fold that is tested.
         init: start of adapter and head; None is ``seed``.
-        unseen: options of the data set, beside ``data``, under which its test part is scored too, as the split "unseen":
-            regions that trained nothing, such as ``{"continents": ["africa"]}``; ``{"split": "bolivia"}`` names a part.
+        unseen: options of the data set, beside ``data``, under which its test part is scored too, as split "unseen":
+            other regions, such as ``{"continents": ["africa"]}``; ``{"split": "bolivia"}`` names another part.
         moved: measure too how far training moved the model on RGB, as the split "rgb" (``peftlib.forgetting``).
     """
 
@@ -106,8 +106,6 @@ class Run:
                 raise ValueError(
                     f"Run({name}={dict(options)}); split and bands are fields of a run, root is PEFTLIB_DATA"
                 )
-        if self.unseen and self.folds:
-            raise ValueError(f"Run(unseen=..., folds={self.folds}): folds train on what else would be tested")
         if self.bands is not None:
             object.__setattr__(self, "bands", tuple(self.bands))
 
@@ -162,11 +160,22 @@ class Run:
         return spread(train, self.train_images), spread(val, self.val_images), test if final else None
 
     def unseen_part(self) -> Dataset | None:
-        """What is scored beside the test part; None in a search, or where nothing is asked for."""
+        """What is scored beside the test part; None in a search, or where nothing is asked for.
+
+        Raises:
+            ValueError: images that train in another fold.
+        """
         if not self.unseen or self.stage != "final":
             return None
         split, options = self._unseen()
         part = _opened(self.dataset, split, _frozen(options), data_dir(), self.bands)
+        if self.folds:  # which train on what else would be tested
+            own = [
+                _opened(self.dataset, name, _frozen(self.data), data_dir(), self.bands) for name in ("train", "test")
+            ]
+            pooled = [item for one in own for item in files_of(one)]
+            if shared := sum(item in pooled for item in files_of(part)):
+                raise ValueError(f"Run(unseen={dict(self.unseen)}): {shared} of its images are in the folds")
         return Tiles(part, self.tile) if self.tile else part
 
     def _unseen(self) -> tuple[str, dict]:
