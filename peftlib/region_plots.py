@@ -78,7 +78,15 @@ def probe_figure(table: pd.DataFrame) -> Figure:
             ax.errorbar(row.mean, place + up, xerr=_bar(row.std), fmt="o", markerfacecolor=face, **style)
     method_axis(ax, order)
     ax.axvline(before["mean"].mean(), color=INK, linewidth=1.2, linestyle="--", zorder=0)
-    ax.text(before["mean"].mean(), 1.0, "pretrained", transform=ax.get_xaxis_transform(), ha="center", va="bottom")
+    ax.text(
+        before["mean"].mean(),
+        1.0,
+        "pretrained",
+        transform=ax.get_xaxis_transform(),
+        ha="center",
+        va="bottom",
+        fontsize=9,
+    )
     ax.set_xlabel("balanced accuracy of the pretrained model's probe, %")
     caption(figure, f"Filled: all bands; hollow: bands beyond RGB at their mean. {_seeds(blank)}")
     return figure

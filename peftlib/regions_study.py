@@ -95,11 +95,12 @@ def rate_searches(searched: Run, methods: Sequence[str]) -> list[Run]:
     return search_rates(searched, methods) + search_rates(searched, frozen, rgb=True)
 
 
-def region_scores(rows: pd.DataFrame) -> pd.DataFrame:
+def region_scores(rows: pd.DataFrame, metric: str | None = None) -> pd.DataFrame:
     """A row a finished run that was tested in both places.
 
     Args:
         rows: tidy rows of ``peftlib.results``.
+        metric: what to compare, such as ``"pairs"``; None is that by which the data set is judged.
 
     Returns:
         columns dataset, method, seed, tuned (% of the encoder), metric, seen and unseen (its values in %), drop (seen
@@ -108,7 +109,8 @@ def region_scores(rows: pd.DataFrame) -> pd.DataFrame:
     """
     final = rows[rows["stage"].eq("final") & rows["status"].eq("done")]
     places = {"test": "seen", "unseen": "unseen"}
-    scored = final[final["headline"].astype(bool) & final["split"].isin(places)]
+    asked = final["headline"].astype(bool) if metric is None else final["metric"].eq(metric)
+    scored = final[asked & final["split"].isin(places)]
     scored = scored.assign(name=scored["split"].map(places), value=100 * scored["value"])
     moves = final[final["split"].eq("rgb")]
     percent = np.where(moves["metric"].str.startswith("probe"), 100.0, 1.0)
@@ -156,3 +158,39 @@ def rank_correlation(table: pd.DataFrame, one: str, other: str) -> float:
     """Spearman's rank correlation of two columns over the means of the methods that tune something."""
     means = table[table["tuned"] > 0].groupby("method")[[one, other]].mean()
     return float(means.corr("spearman").iloc[0, 1])
+
+
+def findings(table: pd.DataFrame) -> list[str]:
+    """What the rows say, in sentences with their numbers.
+
+    Args:
+        table: of ``region_scores``.
+    """
+    lost, seeds = mean_of(table, "drop"), table["seed"].nunique()
+    least, most = (lost.loc[place] for place in (lost["mean"].idxmin(), lost["mean"].idxmax()))
+    noise = math.sqrt((lost["std"] ** 2).mean())
+    text = f"Drop in unseen regions: {least['mean']:.1f} ({least['method']}) to {most['mean']:.1f} points "
+    text += f"({most['method']})" + (f"; the seed alone moves a method's by ± {noise:.1f}." if noise > 0 else ".")
+    told, chance = [text], chance_of_spread(table)
+    if math.isnan(chance):
+        told.append("One seed or method: whether methods differ cannot be told.")
+    else:
+        verdict = "they differ" if chance < 0.05 else "these runs do not tell them apart"
+        text = (
+            f"Drops dealt out to the methods at random differ as much in {100 * chance:.0f}% of draws ({seeds} seeds): "
+        )
+        told.append(f"{text}{verdict}.")
+    if table["cka_rgb"].notna().any():
+        kept = mean_of(table[table["tuned"] > 0], "cka_rgb").sort_values("mean")
+        text = ", ".join(f"{row.method} {row.mean:.2f}" for row in kept.itertuples())
+        told.append(f"CKA with the pretrained tokens on RGB: {text}; the frozen model is at 1 by construction.")
+        share, drop = (rank_correlation(table, *pair) for pair in (("tuned", "cka_rgb"), ("cka_rgb", "drop")))
+        told.append(f"Rank correlation over {len(kept)} methods: tuned share, CKA {share:+.1f}, CKA, drop {drop:+.1f}.")
+    if table["probe_rgb"].notna().any():
+        probe = mean_of(table[table["tuned"] > 0], "probe_rgb").sort_values("mean", ignore_index=True)
+        low, high = (f"{row['mean']:.0f} ({row['method']})" for _, row in probe.iloc[[0, -1]].iterrows())
+        before = f"{table['probe_before'].mean():.0f}%"
+        told.append(
+            f"A probe of the pretrained tokens scores {before} on them, on those of adapted models {low} to {high}."
+        )
+    return told
