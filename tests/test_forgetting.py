@@ -126,7 +126,7 @@ def test_a_run_trains_once_and_is_tested_twice(rows):
     (same, other, plain, search), table = rows
     assert metrics(table, same, "unseen") == metrics(table, same, "test") == metrics(table, plain, "test")
     assert metrics(table, other, "test") == metrics(table, plain, "test")
-    assert metrics(table, other, "unseen").keys() == metrics(table, plain, "test").keys()
+    assert {"loss", "miou", "pairs"} <= metrics(table, other, "unseen").keys()
     assert metrics(table, other, "unseen") != metrics(table, plain, "test")
     assert set(table.loc[table["key"] == search.key, "split"]) == {"val"}
 
