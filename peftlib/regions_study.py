@@ -185,7 +185,8 @@ def findings(table: pd.DataFrame) -> list[str]:
         text = ", ".join(f"{row.method} {row.mean:.2f}" for row in kept.itertuples())
         told.append(f"CKA with the pretrained tokens on RGB: {text}; the frozen model is at 1 by construction.")
         share, drop = (rank_correlation(table, *pair) for pair in (("tuned", "cka_rgb"), ("cka_rgb", "drop")))
-        told.append(f"Rank correlation over {len(kept)} methods: tuned share, CKA {share:+.1f}, CKA, drop {drop:+.1f}.")
+        text = f"tuned share and CKA {share:+.1f}; CKA and drop {drop:+.1f}"
+        told.append(f"Rank correlations over the {len(kept)} methods that tune something: {text}.")
     if table["probe_rgb"].notna().any():
         probe = mean_of(table[table["tuned"] > 0], "probe_rgb").sort_values("mean", ignore_index=True)
         low, high = (f"{row['mean']:.0f} ({row['method']})" for _, row in probe.iloc[[0, -1]].iterrows())

@@ -165,7 +165,7 @@ def committed():
 
 def test_the_committed_rows_are_those_of_the_plan(committed):
     rows = read_table("regions")
-    seeds = sorted(committed["seed"].unique())
+    seeds = sorted(committed["seed"].unique().tolist())
     runs = planned(tuple(committed["method"].unique()), tuple(seeds))
     assert {run.key for run in runs} == set(rows["key"]) and (rows["status"] == "done").all()
     assert len(committed) == len(runs)
