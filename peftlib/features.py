@@ -20,7 +20,7 @@ class FeatureData(EarthData):
     """
 
     def __init__(self, data: EarthData):
-        super().__init__(data.train, data.val, data.test, data.batch_size, seed=data.seed)
+        super().__init__(data.train, data.val, data.test, data.batch_size, seed=data.seed, unseen=data.unseen)
         self._images, self._made = data, {}
 
     def _loader(self, data: Dataset, sampler) -> DataLoader:
@@ -59,4 +59,7 @@ def can_keep(task: Task, data: EarthData) -> bool:
     with torch.no_grad():
         features = task.features(task.resized(sample)["image"])
     bytes_each = sum(one.nbytes for one in (features if isinstance(features, list) else [features]))
-    return bytes_each * sum(len(part) for part in (data.train, data.val, data.test) if part is not None) <= MOST
+    return (
+        bytes_each * sum(len(part) for part in (data.train, data.val, data.test, data.unseen) if part is not None)
+        <= MOST
+    )

@@ -29,7 +29,8 @@ _NUMBERS = (
 )
 _RECIPE = (
     *("data", "bands", "folds", "tile", "train_tiles", "train_images", "val_images", "res", "weight_decay"),
-    *("schedule", "warmup", "augment", "batch_size", "accumulate", "patience", "precision", "metadata", "test_data"),
+    *("schedule", "warmup", "augment", "batch_size", "accumulate", "patience", "precision"),
+    *("metadata", "unseen", "moved"),
 )
 
 

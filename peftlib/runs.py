@@ -50,7 +50,9 @@ class Run:
         seed: order of images, augmentation, dropout, and the fold that is tested.
         init: start of adapter and head; None is ``seed``.
         metadata: of ``"location"``, ``"date"``, ``"gsd"``: what the model reads beside the image, see ``adapt``.
-        test_data: options of the data set that only the test part has, such as other ``continents``.
+        unseen: options of the data set, beside ``data``, under which its test part is scored too, as split "unseen":
+            other regions, such as ``{"continents": ["africa"]}``; ``{"split": "bolivia"}`` names another part.
+        moved: measure too how far training moved the model on RGB, as the split "rgb" (``peftlib.forgetting``).
     """
 
     dataset: str
@@ -82,7 +84,8 @@ class Run:
     seed: int = 0
     init: int | None = None
     metadata: tuple[str, ...] = field(default=(), metadata=LATER)
-    test_data: Mapping[str, object] = field(default_factory=dict, metadata=LATER)
+    unseen: Mapping[str, object] = field(default_factory=dict, metadata=LATER)
+    moved: bool = field(default=False, metadata=LATER)
 
     def __post_init__(self):
         for name, choices in (
@@ -101,13 +104,11 @@ class Run:
                 raise ValueError(f"Run({name}={getattr(self, name)!r}); it must be at least {value}")
         if self.train_tiles and not self.tile:
             raise ValueError(f"Run(train_tiles={self.train_tiles}) needs tile=, the side of a tile")
-        for options in (self.data, self.test_data):
-            if {"split", "root", "bands"} & set(options):
+        for name, refused in (("data", {"split", "root", "bands"}), ("unseen", {"root", "bands"})):
+            if refused & set(options := getattr(self, name)):
                 raise ValueError(
-                    f"Run(data={dict(options)}); split and bands are fields of a run, root is PEFTLIB_DATA"
+                    f"Run({name}={dict(options)}); split and bands are fields of a run, root is PEFTLIB_DATA"
                 )
-        if self.test_data and self.folds:
-            raise ValueError(f"Run(test_data=..., folds={self.folds}): folds test a part of what else would train")
         if self.bands is not None:
             object.__setattr__(self, "bands", tuple(self.bands))
         object.__setattr__(self, "metadata", tuple(self.metadata))
@@ -124,8 +125,8 @@ class Run:
         plain = facts_of(self) | {"data": dict(self.data), "init": self.start}
         if self.metadata:
             plain["metadata"] = list(self.metadata)
-        if self.test_data:
-            plain["test_data"] = dict(self.test_data)
+        if self.unseen:
+            plain["unseen"] = dict(self.unseen)
         plain["bands"] = None if self.bands is None else list(self.bands)
         if self.weights not in NAMED_WEIGHTS:
             plain["weights"] = "file"
@@ -141,8 +142,8 @@ class Run:
             FileNotFoundError: data or weights that are not there.
         """
         behind = {"version": VERSION, "files": _files(self.dataset, _frozen(self.data), data_dir())}
-        if self.test_data:
-            behind["test files"] = _files(self.dataset, _frozen({**self.data, **self.test_data}), data_dir())
+        if self.unseen:
+            behind["unseen files"] = _files(self.dataset, _frozen(self._unseen()[1]), data_dir())
         if self.weights not in NAMED_WEIGHTS:
             path = Path(self.weights).absolute()
             behind["weights"] = _file_hash(path, path.stat().st_mtime_ns)
@@ -153,8 +154,7 @@ class Run:
         """What trains, validates and tests; a search has nothing to test."""
         where, final = (_frozen(self.data), data_dir(), self.bands), self.stage == "final"
         train, val = (_opened(self.dataset, split, *where) for split in ("train", "val"))
-        tested = (_frozen({**self.data, **self.test_data}), *where[1:])
-        test = _opened(self.dataset, "test", *tested) if final or self.folds else None
+        test = _opened(self.dataset, "test", *where) if final or self.folds else None
         if self.folds:
             pool, val = (train, test) if val is None else (Joined(train, test), val)
             parts = folds(pool, self.folds)
@@ -166,6 +166,30 @@ class Run:
             train = Tiles(train, self.tile, self.train_tiles)
             val, test = Tiles(val, self.tile), Tiles(test, self.tile) if final else None
         return spread(train, self.train_images), spread(val, self.val_images), test if final else None
+
+    def unseen_part(self) -> Dataset | None:
+        """What is scored beside the test part; None in a search, or where nothing is asked for.
+
+        Raises:
+            ValueError: images that train in another fold.
+        """
+        if not self.unseen or self.stage != "final":
+            return None
+        split, options = self._unseen()
+        part = _opened(self.dataset, split, _frozen(options), data_dir(), self.bands)
+        if self.folds:  # which train on what else would be tested
+            own = [
+                _opened(self.dataset, name, _frozen(self.data), data_dir(), self.bands) for name in ("train", "test")
+            ]
+            pooled = [item for one in own for item in files_of(one)]
+            if shared := sum(item in pooled for item in files_of(part)):
+                raise ValueError(f"Run(unseen={dict(self.unseen)}): {shared} of its images are in the folds")
+        return Tiles(part, self.tile) if self.tile else part
+
+    def _unseen(self) -> tuple[str, dict]:
+        """Its part of the data set, and the options."""
+        options = {**self.data, **self.unseen}
+        return options.pop("split", "test"), options
 
 
 def _frozen(data: Mapping) -> str:

@@ -63,7 +63,8 @@ def fit(
         callbacks, options: further ones for the ``Trainer``, such as ``gradient_clip_val=1.0``.
 
     Returns:
-        ``{"val": {"loss": ..., ...}, "test": {...}}`` of the best epoch; without ``"test"`` where the data have none.
+        ``{"val": {"loss": ..., ...}, "test": {...}, "unseen": {...}}`` of the best epoch, without those that the data
+        have not.
 
     Raises:
         ValueError: a folder with a run of other settings, damaged checkpoints, or a metric that is not there.
@@ -108,6 +109,8 @@ def fit(
     metrics = {"val": trainer.validate(task, datamodule=data, verbose=False)[0]}
     if getattr(data, "test", data) is not None:
         metrics["test"] = trainer.test(task, datamodule=data, verbose=False)[0]
+    if getattr(data, "unseen", None) is not None:
+        metrics["unseen"] = trainer.test(task, data.unseen_dataloader(), verbose=False)[0]
     if trainer.is_global_zero:
         results = {"metrics": metrics, "epochs": keeper.epoch + 1, "best_epoch": keeper.best_epoch, "facts": facts}
         with atomic_path(folder / RESULTS) as temporary:

@@ -22,6 +22,7 @@ from peftlib.adapt import AdaptedViT, adapt, count_parameters
 from peftlib.adapters import adapter_bytes
 from peftlib.backbones import load_backbone
 from peftlib.datasets import EarthData
+from peftlib.forgetting import moved
 from peftlib.metamer_test import pair_scores
 from peftlib.results import read_row, write_row
 from peftlib.runs import NAMED_WEIGHTS, Run
@@ -96,9 +97,10 @@ def _trained(run: Run, work: Path, place: Place) -> dict:
     if run.batch_size % place.devices:
         raise ValueError(f"a batch of {run.batch_size} images cannot be shared by {place.devices} devices")
     train, val, test = run.parts()
+    unseen = run.unseen_part()
 
     def images() -> EarthData:
-        return EarthData(train, val, test, run.batch_size // place.devices, place.workers, run.seed)
+        return EarthData(train, val, test, run.batch_size // place.devices, place.workers, run.seed, unseen=unseen)
 
     data = images()
     vit = _backbone(run.backbone, run.weights, run.res, run.image_size, _origin(run))
@@ -128,12 +130,17 @@ def _trained(run: Run, work: Path, place: Place) -> dict:
     )
     if run.stage == "final" and run.dataset == "spectral_scenes" and train.task == "segmentation":
         metrics["test"] |= pair_scores(task, images().test_dataloader())  # all of them, here
+        if unseen is not None:
+            metrics["unseen"] |= pair_scores(task, images().unseen_dataloader())
+    if run.moved and run.stage == "final":
+        metrics["rgb"] = moved(task.model, vit, train, test)
     counts = count_parameters(model)
+    parts = {"train": train, "val": val, "test": test, "unseen": unseen}
     return {
         "metrics": metrics,
         "headline": headline,
         "task": train.task,
-        "images": {name: len(part) for name, part in (("train", train), ("val", val), ("test", test)) if part},
+        "images": {name: len(part) for name, part in parts.items() if part},
         "backbone_hash": model.backbone_hash,
         "tuned": counts["tuned"],
         "tuned_percent": counts["percent"],

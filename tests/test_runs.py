@@ -8,9 +8,11 @@ from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from archives import ARCHIVES
+from affine import Affine
+from archives import ARCHIVES, write_tif
 from toy_runs import forget, image_path, toy, write_eurosat
 
 import peftlib as pl
@@ -51,7 +53,8 @@ OTHER = {
     "seed": 1,
     "init": 1,
     "metadata": ("date",),
-    "test_data": {"spatial": True},
+    "unseen": {"spatial": True},
+    "moved": True,
 }
 NEEDS = {"train_tiles": {"tile": 4}}
 # Another value of each option of the methods, where it is no number and no truth value.
@@ -301,20 +304,64 @@ def test_images_are_read_once_a_process(data):
     assert torch.equal(toy(seed=1).parts()[0][0]["image"], before[0]["image"])
 
 
-def test_only_the_test_part_takes_its_own_options():
+def test_only_the_unseen_part_takes_its_own_options():
     scenes = dict(dataset="spectral_scenes", data={"length": 2, "size": 16})
-    parts, others = toy(**scenes).parts(), toy(**scenes, test_data={"seed": 5}).parts()
-    same = [torch.equal(a[0]["image"], b[0]["image"]) for a, b in zip(parts, others, strict=True)]
-    assert same == [True, True, False]
+    plain, run = toy(**scenes), toy(**scenes, unseen={"seed": 5}, tile=8)
+    whole = toy(**scenes, unseen={"seed": 5})
+    for part, same in zip(plain.parts(), whole.parts(), strict=True):
+        assert torch.equal(part[0]["image"], same[0]["image"])
+    other = toy(dataset="spectral_scenes", data={"length": 2, "size": 16, "seed": 5}).parts()[2]
+    assert torch.equal(whole.unseen_part()[1]["image"], other[1]["image"])
+    assert len(run.unseen_part()) == 8 and plain.unseen_part() is None
+    assert replace(whole, stage="search").unseen_part() is None
+
+
+def test_held_out_regions_are_parts_of_their_data_sets(tmp_path, monkeypatch):
+    """Bolivia of Sen1Floods11; Austria and Ireland of BigEarthNet."""
+    import pandas
+
+    monkeypatch.setattr(pandas, "read_parquet", lambda path, columns: pandas.read_json(path)[columns])
+    monkeypatch.setenv("PEFTLIB_DATA", str(tmp_path))
+    floods = ARCHIVES["sen1floods11"](tmp_path / DATASETS["sen1floods11"].folder)
+    folder = floods.files[0].parents[1]
+    for kind in ("S2Hand", "LabelHand"):
+        shutil.copy(folder / kind / f"Mekong_52610_{kind}.tif", folder / kind / f"Bolivia_1_{kind}.tif")
+    (floods.listed.parent / "flood_bolivia_data.csv").write_text("Bolivia_1_S1Hand.tif,Bolivia_1_LabelHand.tif\n")
+    part = toy(dataset="sen1floods11", unseen={"split": "bolivia"}).unseen_part()
+    assert [sample["meta"]["event"] for sample in part] == ["Bolivia"]
+    for path in ARCHIVES["ben"](tmp_path / DATASETS["ben"].folder).files:
+        irish = path.parents[1] / path.parent.name.replace("_49", "_51") / path.name.replace("_49_", "_51_")
+        irish.parent.mkdir(exist_ok=True)
+        shutil.copy(path, irish)
+    run = toy(dataset="ben", data={"protocol": "all"}, unseen={"split": "ood"})
+    assert [sample["meta"]["country"] for sample in run.unseen_part()] == ["Ireland"]
+    assert run.key != toy(dataset="ben", data={"protocol": "all"}).key
 
 
 def test_fields_that_came_later_leave_older_keys_as_they_were(data):
-    assert "test_data" not in toy().facts() and toy(test_data={}).key == toy().key
+    assert not {"unseen", "moved"} & set(toy().facts()) and toy(unseen={}, moved=False).key == toy().key
     rows, (setting,) = read_table("quick"), settings("quick")
     assert {run.key for run in finals(chosen(rows, setting).values())} <= set(rows["key"])
 
 
-@pytest.mark.parametrize("wrong", [{"test_data": {"split": "val"}}, {"test_data": {"spatial": True}, "folds": 3}])
-def test_options_of_the_test_part_that_cannot_be(wrong):
-    with pytest.raises(ValueError, match="Run\\("):
-        toy(**wrong)
+def test_options_of_the_unseen_part_that_cannot_be(data):
+    with pytest.raises(ValueError, match=r"Run\(unseen=.*root is PEFTLIB_DATA"):
+        toy(unseen={"root": "x"})
+    with pytest.raises(ValueError, match=r"Run\(unseen=.*6 of its images are in the folds"):
+        toy(unseen={"spatial": True}, folds=3).unseen_part()
+
+
+def test_eurosat_is_cut_by_longitude(tmp_path, monkeypatch):
+    """Folds in the west, and what lies in the east unseen, of the train part too."""
+    monkeypatch.setenv("PEFTLIB_DATA", str(write_eurosat(tmp_path)))
+    for split, step in (("train", 1), ("val", 0), ("test", 0)):
+        for i, name in enumerate(listed(tmp_path, split)):
+            place = ("EPSG:4326", Affine(1e-4, 0, i * step, 0, -1e-4, 45))
+            write_tif(image_path(tmp_path, name), np.ones((13, 8, 8), np.uint16), place)
+    forget()
+    run = toy(data={"longitudes": [0, 6]}, unseen={"longitudes": [6, 99], "split": "train"}, val_images=1)
+    train, _, test = run.parts()
+    names = listed(tmp_path, "train")
+    assert (sources(train), sources(run.unseen_part())) == (names[:6], names[6:]) and len(test) == 6
+    assert sources(replace(run, folds=3).unseen_part()) == names[6:]
+    assert sources(toy(unseen={"longitudes": [0, 3], "split": "train"}).unseen_part()) == names[:3]

@@ -8,6 +8,8 @@
 * Values: top-of-atmosphere reflectance x 1e4. No pixels without data. The place is in the files, no date.
 """
 
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from peftlib.datasets.base import EarthDataset, read_tif
@@ -32,6 +34,8 @@ class EuroSAT(EarthDataset):
 
     Args:
         spatial: the split by longitude instead of the random one.
+        longitudes: chips between two only, in degrees east (the first within, the second not), by the place in each
+            file: one part in the west to train and test on, another in the east to test on. None is all.
         options: as of ``EarthDataset``.
     """
 
@@ -57,8 +61,10 @@ class EuroSAT(EarthDataset):
     source = "https://github.com/phelber/EuroSAT (split lists: https://huggingface.co/datasets/torchgeo/eurosat)"
     licence = "MIT; Copernicus Sentinel terms for the images"
 
-    def __init__(self, split: str = "train", *, spatial: bool = False, **options):
-        self.spatial = spatial
+    def __init__(
+        self, split: str = "train", *, spatial: bool = False, longitudes: Sequence[float] | None = None, **options
+    ):
+        self.spatial, self.longitudes = spatial, longitudes
         super().__init__(split, **options)
 
     def download(self) -> None:
@@ -77,9 +83,25 @@ class EuroSAT(EarthDataset):
         for path in found:
             if path.parent.name not in self.classes:
                 raise ValueError(f"{path}: {path.parent.name!r} is no class; classes are {self.classes}")
+        if self.longitudes is not None:
+            west, east = self.longitudes
+            found = [path for path in found if west <= longitude(path) < east]
         return found
 
     def read(self, item: Path) -> dict:
         values, meta = read_tif(item)
         label = self.classes.index(item.parent.name)
         return {"image": values.float() / 1e4, "label": label, "meta": meta | {"source": str(item)}}
+
+
+@cache
+def longitude(path: Path) -> float:
+    """Of the centre of a chip, in degrees east.
+
+    Raises:
+        ValueError: a file without a place.
+    """
+    _, meta = read_tif(path)
+    if "location" not in meta:
+        raise ValueError(f"{path} has no place; longitudes cannot be chosen")
+    return meta["location"][1]

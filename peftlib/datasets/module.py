@@ -26,6 +26,7 @@ class EarthData(lightning.LightningDataModule):
             draws at random should draw from the number of the image: a worker's own draws differ in a run that goes on.
         seed: of the order of training images.
         prefetch: batches that each worker reads ahead.
+        unseen: one more data set to test on, of regions that the others lack, or None.
 
     Raises:
         ValueError: an empty data set, sets with different bands, or impossible numbers.
@@ -40,14 +41,16 @@ class EarthData(lightning.LightningDataModule):
         workers: int = 0,
         seed: int = 0,
         prefetch: int = 2,
+        unseen: Dataset | None = None,
     ):
         super().__init__()
-        self.train, self.val, self.test = train, val, test
+        self.train, self.val, self.test, self.unseen = train, val, test, unseen
         self.batch_size, self.workers, self.seed, self.prefetch = batch_size, workers, seed, prefetch
         for name, least in (("batch_size", 1), ("workers", 0), ("seed", 0), ("prefetch", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"EarthData({name}={getattr(self, name)!r}); it must be at least {least}")
-        sets = {name: data for name, data in (("train", train), ("val", val), ("test", test)) if data is not None}
+        sets = {"train": train, "val": val, "test": test, "unseen": unseen}
+        sets = {name: data for name, data in sets.items() if data is not None}
         empty = [name for name, data in sets.items() if len(data) == 0]
         if empty:
             raise ValueError(f"no images in {empty}")
@@ -70,6 +73,11 @@ class EarthData(lightning.LightningDataModule):
         if self.test is None:
             raise ValueError("these data have no test part")
         return self._loader(self.test, self._share(self.test))
+
+    def unseen_dataloader(self) -> DataLoader:
+        if self.unseen is None:
+            raise ValueError("these data have no unseen part")
+        return self._loader(self.unseen, self._share(self.unseen))
 
     def _share(self, data: Dataset) -> range:
         rank, world = self._rank()
