@@ -14,24 +14,32 @@ import numpy as np
 import pandas as pd
 
 from peftlib.datasets import DATASETS
-from peftlib.runs import DECODERS, Run
+from peftlib.runs import Run
 from peftlib.study import OTHER_RATES, SEEDS, finals
 
 NAME = "decoders"  # of the committed rows
 LEVEL = 0.95  # that an interval holds
 
 COMPARED = ("frozen", "full", "lora", "deflect")
+DECODERS = ("linear", "unet")  # UPerNet takes ten times a linear decoder's run on a CPU: ask for it
+# A decoder that is trained from scratch may want more steps, and another rate: 1e-3 validated best of 3e-4, 1e-3, 1e-2
+# (LoRA on simulated scenes, first seed, 6 epochs).
+LONGER, LONGER_METHODS, UNET_HEAD_LR = 3, ("lora", "deflect"), 1e-3
 # What each data set's images come with. Simulated scenes: a place on a continent, whose soils they have, and a day.
 METADATA = {"spectral_scenes": ("location", "date"), "marida": ("location", "date"), "eurosat": ("location",)}
 
 
 def study_runs(
-    setting: Run, best: Mapping[str, Run], methods: Sequence[str] = COMPARED, seeds: Sequence[int] = SEEDS
+    setting: Run,
+    best: Mapping[str, Run],
+    methods: Sequence[str] = COMPARED,
+    seeds: Sequence[int] = SEEDS,
+    decoders: Sequence[str] = DECODERS,
 ) -> list[Run]:
     """Each method with each decoder (for segmentation) without metadata, and with the linear one with metadata.
 
-    Learning rates and input treatments are those that were chosen with the linear decoder and without metadata; nothing
-    is searched anew.
+    Learning rates and input treatments are those that were chosen with the linear decoder and without metadata.
+    On simulated scenes some methods are also trained three times as long, UNet then with a rate of its own.
 
     Args:
         setting: one of ``peftlib.study.settings``.
@@ -39,7 +47,10 @@ def study_runs(
     """
     runs = [best[name] for name in methods]
     segments = DATASETS[setting.dataset].task == "segmentation"
-    decoded = [replace(run, decoder=decoder) for decoder in DECODERS for run in runs] if segments else runs
+    decoded = [replace(run, decoder=decoder) for decoder in decoders for run in runs] if segments else runs
+    if setting.dataset == "spectral_scenes":
+        long = [replace(best[name], epochs=LONGER * setting.epochs) for name in LONGER_METHODS if name in methods]
+        decoded += long + [replace(run, decoder="unet", head_lr=UNET_HEAD_LR) for run in long]
     return finals(decoded + described(runs), seeds)
 
 
@@ -59,15 +70,18 @@ def described(runs: Sequence[Run]) -> list[Run]:
 
 
 def scores(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row a finished run: dataset, method, decoder, metadata (as "location, date" or ""), located, seed, percent.
+    """A row a finished run: its dataset, task, method, decoder, epochs, seed, metadata, located, percent.
 
     Args:
         rows: tidy rows of ``study_runs``.
+
+    Returns:
+        ``metadata`` is "location, date", say, or ""; ``percent`` 100 x the headline metric of the test part.
     """
     final = rows["split"].eq("test") & rows["headline"].eq(True) & rows["status"].eq("done")
     kept = rows[final].drop_duplicates("key")
     recipes = [json.loads(recipe) for recipe in kept["recipe"]]
-    return kept[["dataset", "task", "method", "decoder", "seed"]].assign(
+    return kept[["dataset", "task", "method", "decoder", "epochs", "seed"]].assign(
         metadata=[", ".join(recipe.get("metadata", ())) for recipe in recipes],
         located=[bool(recipe["data"].get("located")) for recipe in recipes],
         percent=100 * kept["value"].astype(float),
@@ -86,7 +100,7 @@ def gains(scores: pd.DataFrame, of: str, over: str) -> pd.DataFrame:
         of, over: names of decoders; or ``"metadata"`` and ``""``.
 
     Returns:
-        dataset, method, seed, gain in points.
+        dataset, epochs, method, seed, gain in points.
     """
     if of == "metadata":
         usable = scores[
@@ -96,11 +110,12 @@ def gains(scores: pd.DataFrame, of: str, over: str) -> pd.DataFrame:
     else:
         usable = decoder_scores(scores)
         one, other = (usable[usable["decoder"] == name] for name in (of, over))
-    both = one.merge(other, on=["dataset", "method", "seed"], suffixes=("", "_over"))
-    return both[["dataset", "method", "seed"]].assign(gain=both["percent"] - both["percent_over"])
+    same = ["dataset", "epochs", "method", "seed"]
+    both = one.merge(other, on=same, suffixes=("", "_over"))
+    return both[same].assign(gain=both["percent"] - both["percent_over"])
 
 
-def intervals(gains: pd.DataFrame, by: Sequence[str] = ("dataset", "method")) -> pd.DataFrame:
+def intervals(gains: pd.DataFrame, by: Sequence[str] = ("dataset", "epochs", "method")) -> pd.DataFrame:
     """Mean gain of each group, with Student's interval over its runs; infinite for one run alone.
 
     Returns:

@@ -11,9 +11,9 @@ from toy_runs import do, toy, write_eurosat
 
 import peftlib as pl
 from peftlib import decoder_plots
-from peftlib.decoder_study import COMPARED, decoder_scores, gains, intervals, scores, study_runs
+from peftlib.decoder_study import COMPARED, DECODERS, decoder_scores, gains, intervals, scores, study_runs
 from peftlib.results import tidy
-from peftlib.runs import DECODERS, Run
+from peftlib.runs import Run
 from peftlib.study import OTHER_RATES, inputs, settings
 from peftlib.tables import label
 
@@ -44,7 +44,11 @@ def test_each_question_changes_one_thing():
     simulated, real, labels = (
         planned(*which) for which in (("quick", "spectral_scenes"), ("real", "marida"), ("real", "eurosat"))
     )
-    assert [len(runs) for runs in (simulated, real, labels)] == [4 * 3 * (3 + 2), 4 * 3 * (3 + 1), 4 * 3 * 2]
+    assert [len(runs) for runs in (simulated, real, labels)] == [
+        4 * 3 * (2 + 2) + 2 * 2 * 3,
+        4 * 3 * (2 + 1),
+        4 * 3 * 2,
+    ]
     assert {run.decoder for run in simulated if run.metadata} == {"linear"}
     assert {run.metadata for run in labels} == {(), ("location",)}
     described = [run for run in simulated if run.metadata]
@@ -56,7 +60,8 @@ def test_each_question_changes_one_thing():
 
 def test_gains_are_those_that_the_rows_were_made_with(found):
     unet = gains(found, "unet", "linear")
-    assert set(unet["dataset"]) == {"spectral_scenes", "marida"} and len(unet) == 24
+    assert set(unet["dataset"]) == {"spectral_scenes", "marida"} and len(unet) == 24 + 6
+    assert unet["epochs"].value_counts().to_dict() == {6: 24, 18: 6}
     assert unet["gain"].round(6).eq(2).all()
     metadata = gains(found, "metadata", "")
     assert len(metadata) == 36 and metadata.groupby("seed")["gain"].mean().round(6).tolist() == [-1.0, -1.1, -1.2]
@@ -65,7 +70,7 @@ def test_gains_are_those_that_the_rows_were_made_with(found):
 
 def test_intervals_are_students(found):
     draws = [1.0, 2.5, -0.5, 3.0]
-    table = pd.DataFrame({"dataset": "a", "method": "lora", "gain": draws})
+    table = pd.DataFrame({"dataset": "a", "epochs": 1, "method": "lora", "gain": draws})
     row = intervals(table).iloc[0]
     low, high = ttest_1samp(draws, 0).confidence_interval(0.95)
     assert (row["mean"], row["low"], row["high"], row["runs"]) == pytest.approx((1.5, low, high, 4))
@@ -75,9 +80,11 @@ def test_intervals_are_students(found):
 
 def test_figures_show_every_run(found):
     figure = decoder_plots.decoders_figure(found)
-    assert [ax.get_title(loc="left") for ax in figure.axes] == ["spectral_scenes", "marida"]
-    points = [x for line in figure.axes[0].lines for x in line.get_xdata()]
-    assert len(points) == 4 * 3 * 3 and figure.axes[0].get_legend().get_texts()[-1].get_text() == label("deflect")
+    titles = [ax.get_title(loc="left") for ax in figure.axes]
+    assert titles == ["spectral_scenes, 6 epochs", "spectral_scenes, 18 epochs", "marida, 6 epochs"]
+    points = [[x for line in ax.lines for x in line.get_xdata()] for ax in figure.axes]
+    assert [len(ax) for ax in points] == [4 * 2 * 3, 2 * 2 * 3, 4 * 2 * 3]
+    assert figure.legends[0].get_texts()[-1].get_text() == label("deflect")
     figure = decoder_plots.gains_figure(found, "metadata", "", "points")
     assert len(figure.axes) == 3
     dots = [line for line in figure.axes[0].lines if line.get_markersize() == 4]
@@ -94,7 +101,7 @@ def test_the_whole_study_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("PEFTLIB_DATA", str(write_eurosat(tmp_path)))
     setting = toy(dataset="spectral_scenes", data={"length": 2, "size": 16, "continents": ["africa"]}, epochs=1)
     best = {"deflect": replace(setting, method=pl.Deflect(rank=1))}
-    table = do(study_runs(setting, best, ["deflect"], [0]), tmp_path / "rows")
+    table = do(study_runs(setting, best, ["deflect"], [0], ["linear", "unet", "upernet"]), tmp_path / "rows")
     assert (table["status"] == "done").all(), set(table["error"])
     found = scores(table)
-    assert len(gains(found, "upernet", "linear")) == len(gains(found, "metadata", "")) == 1 and len(found) == 5
+    assert len(gains(found, "upernet", "linear")) == len(gains(found, "metadata", "")) == 1 and len(found) == 5 + 2
