@@ -1,6 +1,8 @@
 """Decoders and metadata: what is run, and that gains are differences of equal runs."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -11,11 +13,14 @@ from toy_runs import do, toy, write_eurosat
 
 import peftlib as pl
 from peftlib import decoder_plots
-from peftlib.decoder_study import COMPARED, DECODERS, decoder_scores, gains, intervals, scores, study_runs
-from peftlib.results import tidy
+from peftlib.decoder_study import COMPARED, DECODERS, NAME, decoder_scores, gains, intervals, scores, study_runs
+from peftlib.results import read_table, tidy
+from peftlib.runner import run_notebooks
 from peftlib.runs import Run
 from peftlib.study import OTHER_RATES, inputs, settings
 from peftlib.tables import label
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 
 def planned(profile: str, dataset: str) -> list[Run]:
@@ -105,3 +110,26 @@ def test_the_whole_study_runs(tmp_path, monkeypatch):
     assert (table["status"] == "done").all(), set(table["error"])
     found = scores(table)
     assert len(gains(found, "upernet", "linear")) == len(gains(found, "metadata", "")) == 1 and len(found) == 5 + 2
+
+
+def test_findings_of_the_notebook_rest_on_committed_rows():
+    text = json.loads((NOTEBOOKS / "06_decoders_and_metadata.ipynb").read_text())["cells"][0]["source"]
+    text, table = "".join(text), read_table(NAME)
+    found = scores(table)
+    assert set(table["status"]) == {"done"} and found.groupby(["dataset", "method"])["seed"].nunique().eq(3).all()
+    parts = [intervals(gains(found, "unet", "linear"), ["dataset", "epochs"]).query("epochs == 6")]
+    parts += [intervals(gains(found, "unet", "linear")).query("epochs == 18")]
+    parts += [metadata := intervals(gains(found, "metadata", ""), ["dataset"])]
+    for row in pd.concat(parts).itertuples():
+        assert f"{row.mean:+.1f} ({row.low:+.1f} to {row.high:+.1f})" in text
+    assert ((metadata["low"] < 0) & (metadata["high"] > 0)).all() and (parts[0]["high"] < 0).all()
+
+
+def test_the_notebook_runs_what_it_draws_when_asked_to(tmp_path, monkeypatch):
+    """At a tiny size: one method, one seed."""
+    monkeypatch.setenv("PEFTLIB_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("PEFTLIB_FIGURES", str(tmp_path / "figures"))
+    wanted = {"rerun": "true", "methods": '["frozen"]', "epochs": "1"}
+    (made,) = run_notebooks([NOTEBOOKS / "06_decoders_and_metadata.ipynb"], "quick", wanted)
+    assert made.ran and len(made.figures) == 6
+    assert len(list((tmp_path / "runs" / "rows").glob("*.json"))) == 4

@@ -9,7 +9,9 @@ import torch
 import yaml
 
 import peftlib as pl
-from peftlib import scoring, tables
+from peftlib import beyond_plots, decoder_study, regions_study, scoring, sensor_study, tables
+from peftlib.bench import read_bench
+from peftlib.cost_plots import plain_rows
 from peftlib.results import read_table
 from peftlib.study import ABLATION
 
@@ -102,6 +104,40 @@ def test_findings_are_computed_from_committed_rows():
     deflect = found[(found["method"] == "deflect") & (found["seed"] == found["init"]) & (found["dataset"] == "eurosat")]
     emb, attention, whole = (deflect[deflect["config"] == part]["percent"].mean() for part in ABLATION.values())
     assert f"(EuroSAT {emb:.1f} → {attention:.1f})" in README and f"({whole:.1f})" in README
+
+
+def test_advice_rests_on_committed_rows():
+    advice = README.split("## Which method should I use?")[1].split("\n## ")[0]
+    found = scoring.summary(scoring.compared(scoring.scores(pd.concat([read_table("real"), read_table("quick")]))))
+    score = found.set_index(["column", "method"])["mean"].round(1)
+    best = score["spectral_scenes"].nlargest(2)
+    assert best.index[0] == "deflect" and f"{best.iloc[0]} mIoU against {best.iloc[1]} for the next" in advice
+    assert score["eurosat"].idxmax() == "full" and f"{score['eurosat', 'full']} macro F1" in advice
+    assert f"({score['eurosat', 'lora']}); try both" in advice
+    timed = plain_rows(read_bench()).query("image_size == 98").set_index("name")
+    size, times = timed["adapter_mb"], timed["step_ms"] / timed.loc["full", "step_ms"]
+    assert f"takes {size['deflect']:.1f} MiB and of LoRA {size['lora']:.1f}, a fully tuned" in advice
+    assert f"ViT-S {size['full']:.0f};" in advice
+    assert f"falls by {1 - timed.loc['lora', 'peak_mb'] / timed.loc['full', 'peak_mb']:.0%}" in advice
+    assert f"{times['lora']:.2f} of full fine-tuning's time, DEFLECT's {times['deflect']:.2f}" in advice
+    drops = regions_study.mean_of(regions_study.region_scores(read_table("regions")), "drop")["mean"]
+    assert drops.max() < 1 and "no method lost more than a point" in advice
+    gains = [
+        beyond_plots.gain(sensor_study.read(), sensor, ("wavelengths", "transfer"), ("bands", sensor_study.NEAREST))
+        for sensor in ("hls", "landsat8")
+    ]
+    assert all(round(mean) == 3 and low < 0 < high for mean, low, high in gains)
+    decoded = decoder_study.scores(read_table(decoder_study.NAME))
+    unet = decoder_study.gains(decoded, "unet", "linear").query("dataset == 'spectral_scenes'")
+    assert round(unet.query("epochs == 6")["gain"].mean()) == -20 and "20 points behind in 6 epochs" in advice
+    assert round(unet.query("epochs == 18 and method == 'lora'")["gain"].mean()) == 1
+    linear = decoded.query(
+        "dataset == 'spectral_scenes' and decoder == 'linear' and method == 'deflect' and not located"
+    )
+    short, long = linear.groupby("epochs")["percent"].mean()
+    assert f"(DEFLECT {short:.1f} → {long:.1f})" in advice
+    metadata = decoder_study.intervals(decoder_study.gains(decoded, "metadata", ""), ["dataset"])
+    assert ((metadata["low"] < 0) & (metadata["high"] > 0)).all()
 
 
 def test_every_data_set_is_named():
