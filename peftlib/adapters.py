@@ -57,8 +57,9 @@ def _contents(model: AdaptedViT) -> tuple[dict[str, Tensor], dict[str, str]]:
         "nodata": model.reflectance.nodata,
         "indices": None if model.auxiliary is None else model.auxiliary.indices.names,
         "input": _input_facts(model.spec),
-        "metadata": [] if model.metadata is None else model.metadata.names,
     }
+    if model.metadata is not None:
+        config["metadata"] = model.metadata.names
     state = {name: tensor.contiguous() for name, tensor in model.adapter_state().items()}
     state = {name: tensor if tensor.is_meta else tensor.cpu() for name, tensor in state.items()}
     metadata = {

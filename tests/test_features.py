@@ -22,9 +22,9 @@ def reads(monkeypatch):
     """How many images each forward pass of the backbone has read."""
     counts, really = [], pl.adapt.__globals__["AdaptedViT"].embed
 
-    def counted(self, x):
+    def counted(self, x, described=None):
         counts.append(len(x))
-        return really(self, x)
+        return really(self, x, described)
 
     monkeypatch.setattr(pl.adapt.__globals__["AdaptedViT"], "embed", counted)
     return counts
