@@ -137,9 +137,9 @@ class UntangledBlock(nn.Module):
     def displacement(self, z: Tensor, z_A: Tensor) -> Tensor:
         """How far, and where to, the attention moves each token: (B, N, d)."""
         adapted, pretrained = self.qkv(z, z_A)
-        if not self.constrain:
-            return self.attend(adapted)
         D = self.attend(adapted)
+        if not self.constrain:
+            return D
         D_ref = self.attend(pretrained if self.reference_grad else pretrained.detach())
         return constrain_norm(D, D_ref, self.reference_grad)
 

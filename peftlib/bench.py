@@ -145,8 +145,11 @@ def bench(
     rate = product_rate(place, precision)
     encoder = sum(p.numel() for p in encoder_parameters(vit).values())
     rows = [_row(name, racer, times, rate, encoder) for name, racer in racers.items()]
-    facts = {"backbone": backbone, "image_size": image_size, "batch_size": batch_size, "precision": precision}
-    facts |= {
+    facts = {
+        "backbone": backbone,
+        "image_size": image_size,
+        "batch_size": batch_size,
+        "precision": precision,
         "compiled": compiled,
         "checkpointed": checkpointed,
         "device": device_name(place),

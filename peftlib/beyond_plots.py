@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy import stats
 
 from peftlib.bands import band_set
 from peftlib.datasets import load
 from peftlib.datasets.spectral_scenes import CLASSES
 from peftlib.figure_parts import INK, caption, panels
 from peftlib.plots import METHOD_COLOURS
+from peftlib.scoring import student_half
 from peftlib.sensor_study import HYPERSPECTRAL, INTERPOLATED, NEAREST, OWN, REFITTED, SOURCE, TRANSFER
 from peftlib.wavelengths import KNOTS, resampling, surface_bands
 
@@ -67,7 +67,7 @@ def gain(rows: pd.DataFrame, sensor: str, first: tuple[str, str], second: tuple[
         for pair in (first, second)
     )
     steps = (one - other).dropna()
-    half = stats.t.ppf(0.975, len(steps) - 1) * steps.std() / np.sqrt(len(steps)) if len(steps) > 1 else np.nan
+    half = student_half(steps.std(), len(steps))
     return steps.mean(), steps.mean() - half, steps.mean() + half
 
 

@@ -6,7 +6,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from peftlib.bench import PEER, PLAIN
-from peftlib.figure_parts import INK, caption, colour, panels
+from peftlib.figure_parts import INK, bar, caption, colour, panels
 from peftlib.methods import METHODS
 from peftlib.scoring import choice
 from peftlib.tables import label
@@ -58,8 +58,7 @@ def price_figure(rows: pd.DataFrame, scores: pd.DataFrame) -> Figure:
     for (cost, text), score, share in zip(COSTS.items(), *axes, strict=True):
         for row in table.itertuples():
             x, style = getattr(row, cost), {"color": colour(row.method), "markeredgecolor": INK, "markersize": 8}
-            spread = None if np.isnan(row.std) else row.std
-            score.errorbar(x, row.mean, spread, fmt="o", label=label(row.method), elinewidth=2, **style)
+            score.errorbar(x, row.mean, bar(row.std), fmt="o", label=label(row.method), elinewidth=2, **style)
             share.plot(x, 100 * row.tuned / row.encoder, "o", **style)
         share.set_xlabel(text)
     axes[0, 0].set_ylabel("mean score, %")

@@ -15,10 +15,10 @@ import pandas as pd
 
 from peftlib.datasets import DATASETS
 from peftlib.runs import Run
+from peftlib.scoring import student_half
 from peftlib.study import OTHER_RATES, SEEDS, finals
 
 NAME = "decoders"  # of the committed rows
-LEVEL = 0.95  # that an interval holds
 
 COMPARED = ("frozen", "full", "lora", "deflect")
 DECODERS = ("linear", "unet")  # UPerNet takes ten times a linear decoder's run on a CPU: ask for it
@@ -121,9 +121,6 @@ def intervals(gains: pd.DataFrame, by: Sequence[str] = ("dataset", "epochs", "me
     Returns:
         the columns of ``by``, mean, low, high, runs.
     """
-    from scipy.stats import t
-
     groups = gains.groupby(list(by), sort=False)["gain"].agg(mean="mean", std="std", runs="size").reset_index()
-    half = t.ppf((1 + LEVEL) / 2, groups["runs"] - 1) * groups["std"] / np.sqrt(groups["runs"])
-    half = half.fillna(np.inf)
+    half = student_half(groups["std"], groups["runs"]).fillna(np.inf)
     return groups.assign(low=groups["mean"] - half, high=groups["mean"] + half).drop(columns="std")

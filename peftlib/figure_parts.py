@@ -31,6 +31,11 @@ def say(text: str) -> Figure:
     return figure
 
 
+def bar(std: float) -> float | None:
+    """Half the length of an error bar; none where there is no deviation, as of one seed."""
+    return None if np.isnan(std) else std
+
+
 def caption(figure: Figure, text: str) -> None:
     figure.supxlabel(text[:1].upper() + text[1:] + ".", fontsize=9, color=INK, x=0.01, ha="left")
 
@@ -64,7 +69,7 @@ def against_share(ax: Axes, table: pd.DataFrame) -> None:
     x = [zero if share == 0 else np.log10(share) for share in shares]
     for place, row in zip(spread(x, 0.012 * (high - zero)), table.itertuples(), strict=True):
         style = {"color": colour(row.method), "markeredgecolor": INK, "markersize": 9, "elinewidth": 2}
-        ax.errorbar(place, row.mean, None if np.isnan(row.std) else row.std, fmt="o", label=label(row.method), **style)
+        ax.errorbar(place, row.mean, bar(row.std), fmt="o", label=label(row.method), **style)
     ticks = np.arange(low, int(high) + 1)
     ax.set_xticks([zero, *ticks], ["0", *(f"{10.0**tick:g}" for tick in ticks)])
     ax.set_xticks([tick + np.log10(k) for tick in ticks[:-1] for k in range(2, 10)], minor=True)

@@ -3,11 +3,12 @@
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from peftlib.figure_parts import INK, against_share, caption, colour, method_axis, name_points
+from peftlib.figure_parts import INK, against_share, bar, caption, colour, method_axis, name_points
 from peftlib.regions_study import mean_of
-from peftlib.tables import METRICS, label
+from peftlib.tables import METRICS, label, number
 
 BARS = "± one standard deviation"
 
@@ -21,13 +22,11 @@ def drop_figure(table: pd.DataFrame) -> Figure:
     here, there, lost = (mean_of(table, column) for column in ("seen", "unseen", "drop"))
     order = list(here.sort_values("mean", ascending=False)["method"])
     figure, (score, drop) = plt.subplots(1, 2, figsize=(10, 0.38 * len(order) + 1.6), sharey=True)
-    for seen, unseen, loss in zip(here.itertuples(), there.itertuples(), lost.itertuples(), strict=True):
-        place, tint = order.index(seen.method), colour(seen.method)
-        style = {"color": tint, "markeredgecolor": tint, "markersize": 8, "markeredgewidth": 1.5, "elinewidth": 1.5}
-        for row, up, face in ((seen, -0.14, tint), (unseen, 0.14, "white")):
-            score.errorbar(row.mean, place + up, xerr=_bar(row.std), fmt="o", markerfacecolor=face, **style)
-        drop.errorbar(loss.mean, place, xerr=_bar(loss.std), fmt="o", **style)
-        runs = table.loc[table["method"] == seen.method, "drop"]
+    _filled_and_hollow(score, here, there, order)
+    for loss in lost.itertuples():
+        place = order.index(loss.method)
+        drop.errorbar(loss.mean, place, xerr=bar(loss.std), fmt="o", **_style(loss.method))
+        runs = table.loc[table["method"] == loss.method, "drop"]
         drop.plot(runs, np.full(len(runs), place), "|", color="black", markersize=10, zorder=4)
     method_axis(score, order)
     drop.axvline(0, color=INK, linewidth=0.8, zorder=0)
@@ -52,7 +51,7 @@ def moved_figure(table: pd.DataFrame) -> Figure:
     share.set_ylabel("distance on RGB, 1 - CKA")
     for x, y in zip(distance.itertuples(), lost.itertuples(), strict=True):
         style = {"color": colour(x.method), "markeredgecolor": INK, "markersize": 9, "elinewidth": 2}
-        drop.errorbar(x.mean, y.mean, _bar(y.std), fmt="o", label=label(x.method), **style)
+        drop.errorbar(x.mean, y.mean, bar(y.std), fmt="o", label=label(x.method), **style)
     drop.axhline(0, color=INK, linewidth=0.8, zorder=0)
     drop.margins(x=0.18, y=0.15)
     drop.set_xlabel("distance on RGB, 1 - CKA")
@@ -71,11 +70,7 @@ def probe_figure(table: pd.DataFrame) -> Figure:
     after, blank, before = (mean_of(table, f"probe_{name}") for name in ("after", "rgb", "before"))
     order = list(blank.sort_values("mean", ascending=False)["method"])
     figure, ax = plt.subplots(figsize=(8, 0.38 * len(order) + 1.6))
-    for all_bands, rgb in zip(after.itertuples(), blank.itertuples(), strict=True):
-        place, tint = order.index(rgb.method), colour(rgb.method)
-        style = {"color": tint, "markeredgecolor": tint, "markersize": 8, "markeredgewidth": 1.5, "elinewidth": 1.5}
-        for row, up, face in ((all_bands, -0.14, tint), (rgb, 0.14, "white")):
-            ax.errorbar(row.mean, place + up, xerr=_bar(row.std), fmt="o", markerfacecolor=face, **style)
+    _filled_and_hollow(ax, after, blank, order)
     method_axis(ax, order)
     ax.axvline(before["mean"].mean(), color=INK, linewidth=1.2, linestyle="--", zorder=0)
     ax.text(
@@ -100,16 +95,22 @@ def score_table(table: pd.DataFrame) -> pd.DataFrame:
     for column, name in names.items():
         if table[column].notna().any():
             digits, means = (2 if column.startswith("cka") else 1), mean_of(table, column).set_index("method")
-            wide[name] = [_text(row.mean, row.std, digits) for row in means.itertuples()]
+            wide[name] = [number(row.mean, row.std, digits) for row in means.itertuples()]
     return pd.DataFrame(wide).rename(index=label).rename_axis(index=None)
 
 
-def _text(mean: float, std: float, digits: int) -> str:
-    return f"{mean:.{digits}f}" if np.isnan(std) else f"{mean:.{digits}f} ± {std:.{digits}f}"
+def _filled_and_hollow(ax: Axes, filled: pd.DataFrame, hollow: pd.DataFrame, order: list[str]) -> None:
+    """Two means of each method, one above the other. Both tables: of ``regions_study.mean_of``."""
+    for table, up in ((filled, -0.14), (hollow, 0.14)):
+        for row in table.itertuples():
+            face = colour(row.method) if table is filled else "white"
+            place = order.index(row.method) + up
+            ax.errorbar(row.mean, place, xerr=bar(row.std), fmt="o", markerfacecolor=face, **_style(row.method))
 
 
-def _bar(std: float) -> float | None:
-    return None if np.isnan(std) else std
+def _style(method: str) -> dict:
+    tint = colour(method)
+    return {"color": tint, "markeredgecolor": tint, "markersize": 8, "markeredgewidth": 1.5, "elinewidth": 1.5}
 
 
 def _seeds(means: pd.DataFrame) -> str:

@@ -6,7 +6,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from peftlib.figure_parts import INK, against_share, caption, colour, method_axis, name_points, panels, say
+from peftlib.figure_parts import INK, against_share, bar, caption, colour, method_axis, name_points, panels, say
 from peftlib.scoring import (
     ALL_BANDS,
     LEVEL,
@@ -259,12 +259,8 @@ def _dots(ax: Axes, table: pd.DataFrame, order: list[str], hollow: bool = False)
     for row in table.itertuples():
         face = "white" if hollow else colour(row.method)
         style = {"color": colour(row.method), "markerfacecolor": face, "markersize": 8, "markeredgewidth": 1.5}
-        ax.errorbar(row.mean, order.index(row.method), xerr=_bar(row.std), fmt="o", elinewidth=1.5, **style)
+        ax.errorbar(row.mean, order.index(row.method), xerr=bar(row.std), fmt="o", elinewidth=1.5, **style)
     method_axis(ax, order)
-
-
-def _bar(std: float) -> float | None:
-    return None if np.isnan(std) else std
 
 
 def _deviations(part: pd.DataFrame) -> pd.DataFrame:

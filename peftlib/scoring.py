@@ -176,6 +176,13 @@ def _interval(values: pd.DataFrame) -> pd.DataFrame:
     return table if n else table.iloc[:0]
 
 
+def student_half(std, runs):
+    """Half of Student's 95% interval of a mean, from the deviation over so many runs; NaN for one run alone."""
+    from scipy.stats import t
+
+    return t.ppf((1 + LEVEL / 100) / 2, runs - 1) * std / np.sqrt(runs)
+
+
 def choice(scores: pd.DataFrame) -> pd.DataFrame:
     """The widest average of each method that has it, the highest first: ``summary`` with the columns near and pick.
 

@@ -30,6 +30,7 @@ from peftlib.study import chosen, settings
 from peftlib.tasks import Segmentation
 from peftlib.training import fit
 from peftlib.transfer import transfer
+from peftlib.trial import task_of
 from peftlib.weights import atomic_path
 
 SOURCE, HYPERSPECTRAL = "sentinel2", "hyperspectral"
@@ -137,8 +138,7 @@ def trained(run: Run, folder: Path) -> Segmentation:
     lightning.seed_everything(run.start, verbose=False)  # and adapter and head, whatever the weights
     model = adapt(vit, run.method, train.bands, train.sensor, run.image_size, inplace=True)
     model.fit_normalization(data.train_dataloader())
-    recipe = {name: getattr(run, name) for name in ("lr", "head_lr", "weight_decay", "schedule", "warmup", "augment")}
-    task = Segmentation(model, train.classes, decoder=run.decoder, ignore_index=train.ignore_index, **recipe)
+    task = task_of(run, model, train)
     fit(task, data, folder, run.epochs, run.seed, run.patience, precision=run.precision, accelerator="cpu")
     return task
 

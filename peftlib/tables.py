@@ -137,9 +137,9 @@ def label(method: str) -> str:
     return LABELS.get(method, method)
 
 
-def number(mean: float, std: float = math.nan) -> str:
+def number(mean: float, std: float = math.nan, digits: int = 1) -> str:
     """``61.2 ± 1.3``; of one seed ``61.2``."""
-    return f"{mean:.1f}" if math.isnan(std) else f"{mean:.1f} ± {std:.1f}"
+    return f"{mean:.{digits}f}" if math.isnan(std) else f"{mean:.{digits}f} ± {std:.{digits}f}"
 
 
 def notes(rows: pd.DataFrame, published: pd.DataFrame | None = None) -> list[str]:

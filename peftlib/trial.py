@@ -106,12 +106,11 @@ def _trained(run: Run, work: Path, place: Place) -> dict:
     vit = _backbone(run.backbone, run.weights, run.res, run.image_size, _origin(run))
     lightning.seed_everything(run.start, verbose=False)
     nodata = "zero" if train.nodata == "nan" else "error"
-    known = set(train[0]["meta"])
-    if run.metadata and not known & set(run.metadata):
+    if run.metadata and not (known := set(train[0]["meta"])) & set(run.metadata):
         raise ValueError(f"metadata={run.metadata}, and images of {run.dataset} come with {sorted(known)}")
     model = adapt(vit, run.method, train.bands, train.sensor, run.image_size, nodata=nodata, metadata=run.metadata)
     model.fit_normalization(data.train_dataloader())
-    task = _task(run, model, train)
+    task = task_of(run, model, train)
     watch, headline = Stopwatch(), HEADLINES.get(run.dataset, task.monitor)
     metrics = fit(
         task,
@@ -150,7 +149,8 @@ def _trained(run: Run, work: Path, place: Place) -> dict:
     }
 
 
-def _task(run: Run, model: AdaptedViT, data) -> Classification | Segmentation:
+def task_of(run: Run, model: AdaptedViT, data) -> Classification | Segmentation:
+    """The task of a run on a data set, by the data's kind, with the run's recipe."""
     recipe = {name: getattr(run, name) for name in ("lr", "head_lr", "weight_decay", "schedule", "warmup", "augment")}
     if data.task == "segmentation":
         ignore = data.ignore_index

@@ -87,7 +87,8 @@ class Method:
 
     def options(self) -> dict:
         """The config as plain values for JSON; ``from_options`` is its inverse."""
-        return {name: value for name, value in asdict(self).items() if name in facts_of(self)}
+        kept = facts_of(self)
+        return {name: value for name, value in asdict(self).items() if name in kept}
 
     @classmethod
     def from_options(cls, options: dict) -> Self:
