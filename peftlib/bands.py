@@ -6,8 +6,9 @@ position is the classic silent error.
 
 import ast
 import difflib
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -53,6 +54,7 @@ SENSORS: dict[str, dict[str, float]] = {
 }
 _RGB = {"sentinel2": ("B04", "B03", "B02"), "landsat8": ("B4", "B3", "B2"), "hls": ("B04", "B03", "B02")}
 _RGB_RANGE = {"red": (620, 690), "green": (510, 600), "blue": (440, 530)}  # nm, for sensor="custom"
+DAY = ("cos", "sin")  # channels of a time series that hold the day of the year, see ``peftlib.series``
 THERMAL_FROM = 4000.0  # nm; longer waves are emitted by the ground, not reflected
 
 # The indices EMB reads by default, by their names in spyndex (its BI is the bare soil index, often written BSI).
@@ -66,7 +68,7 @@ class BandSet:
     Attributes:
         sensor: one of ``SENSORS``, or ``"custom"``.
         names: band names, one a channel.
-        wavelengths: centre wavelengths in nm, one a channel.
+        wavelengths: centre wavelengths in nm, one a channel; NaN for the day of a date.
         rgb: positions of red, green and blue.
     """
 
@@ -85,6 +87,22 @@ class BandSet:
         """Positions of thermal bands (kelvin)."""
         return tuple(i for i, nm in enumerate(self.wavelengths) if nm >= THERMAL_FROM)
 
+    @property
+    def dates(self) -> int:
+        """How many dates a time series has (``peftlib.series``); 0 for a single image."""
+        return len({name.rpartition("@")[2] for name in self.names if "@" in name})
+
+    @property
+    def of_one_date(self) -> "BandSet":
+        """The bands of each date of a time series, by their own names; of a single image all bands."""
+        if not self.dates:
+            return self
+        size = len(self.beyond_rgb) // self.dates
+        first = slice(3, 3 + size)
+        names = tuple(name.rpartition("@")[0] for name in self.names[first])
+        rgb = tuple(names.index(self.names[i]) for i in self.rgb)
+        return replace(self, names=names, wavelengths=self.wavelengths[first], rgb=rgb)
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -93,11 +111,13 @@ def band_set(bands: Sequence[str] | Mapping[str, float], sensor: str = "sentinel
     """Resolve band names of a sensor.
 
     Args:
-        bands: names in channel order; for ``sensor="custom"`` a mapping name -> centre wavelength in nm.
+        bands: names in channel order; for ``sensor="custom"`` a mapping name -> centre wavelength in nm. Those of a
+            time series come from ``peftlib.series.series_bands``.
         sensor: one of ``SENSORS`` or ``"custom"``.
 
     Raises:
-        ValueError: unknown sensor or band, repeated band, red, green or blue missing.
+        ValueError: unknown sensor or band, repeated band, red, green or blue missing, or a time series whose dates have
+            not all the same bands.
     """
     if sensor == "custom":
         return _custom_band_set(bands)
@@ -106,6 +126,8 @@ def band_set(bands: Sequence[str] | Mapping[str, float], sensor: str = "sentinel
     if isinstance(bands, str | Mapping):
         raise ValueError(f"bands must be a sequence of names such as {_RGB[sensor]}, got {bands!r}")
     names = tuple(bands)
+    if any("@" in str(name) for name in names):
+        return _series_band_set(names, sensor)
     table = SENSORS[sensor]
     unknown = [name for name in names if name not in table]
     if unknown:
@@ -143,6 +165,25 @@ def _custom_band_set(bands: Sequence[str] | Mapping[str, float]) -> BandSet:
     return BandSet("custom", names, wavelengths, tuple(rgb))
 
 
+def _series_band_set(names: tuple[str, ...], sensor: str) -> BandSet:
+    """Names of ``peftlib.series.series_bands`` -> their band set."""
+    dates = [name.rpartition("@")[::2] for name in names[3:]]
+    order = list(dict.fromkeys(date for _, date in dates))
+    each = [[name for name, of in dates if of == date] for date in order]
+    ordered = dates == [(name, date) for date, own in zip(order, each, strict=True) for name in own]
+    alike = order == [str(i + 1) for i in range(len(order))] and all(own == each[0] for own in each)
+    if names[:3] != _RGB[sensor] or not ordered or not alike:
+        raise ValueError(
+            f"bands {names} are no time series: it has {_RGB[sensor]}, then for each date the same bands in the same "
+            "order, 'B08@1', 'B08@2', ...; peftlib.series.series_bands makes the names"
+        )
+    optical = [name for name in each[0] if name not in DAY]
+    one = band_set(optical, sensor)
+    table = dict(zip(one.names, one.wavelengths, strict=True)) | dict.fromkeys(DAY, math.nan)
+    wavelengths = [table[name.rpartition("@")[0] or name] for name in names]
+    return BandSet(sensor, names, tuple(wavelengths), (0, 1, 2))
+
+
 def _refuse_repeated(names: Sequence[str]) -> None:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -157,7 +198,10 @@ def default_statistics(bands: BandSet) -> tuple[Tensor, Tensor]:
     """
     mean, std = [], []
     for name, nm in zip(bands.names, bands.wavelengths, strict=True):
-        if nm >= THERMAL_FROM:
+        name = name.partition("@")[0]
+        if name in DAY:
+            row = (nm, 0.5, 0.35)
+        elif nm >= THERMAL_FROM:
             row = (nm, 290.0, 15.0)
         elif bands.sensor in ("sentinel2", "hls"):
             row = _SENTINEL2[name]

@@ -22,6 +22,10 @@ class PixelSetEncoder(nn.Module):
         s   = [ standardised bands beyond RGB (or the spectrum on a grid of wavelengths), spectral indices ]
         x_A = g( mean and standard deviation over the patch of f(s) )
 
+    Of a time series (``peftlib.series``) s is that of one date, its day included. As a ``"set"``, f reads each date of
+    a pixel, and a patch pools over pixels and dates: their order means nothing, and a date without data is one less. As
+    a ``"sequence"``, f reads all dates of a pixel side by side.
+
     f is a small MLP on every pixel, g a small MLP on the pooled code whose last layer starts at zero, so x_A starts at
     zero and the adapted model starts as the pretrained one. Shuffling the pixels inside a cell leaves x_A unchanged: it
     can carry radiometry, never geometry.
@@ -35,6 +39,7 @@ class PixelSetEncoder(nn.Module):
         cells: split each patch into cells x cells pixel sets. 1 is the pure set of the paper; more trade its bias
             for geometry inside the patch.
         knots: the spectrum comes on a grid of so many wavelengths (``peftlib.wavelengths``); 0: as bands beyond RGB.
+        series: how the dates of a time series are read, ``"set"`` or ``"sequence"``; of no effect on one image.
     """
 
     def __init__(
@@ -46,9 +51,13 @@ class PixelSetEncoder(nn.Module):
         width: int = 32,
         cells: int = 1,
         knots: int = 0,
+        series: str = "set",
     ):
         super().__init__()
-        channels = (knots or len(bands.beyond_rgb)) + len(indices)
+        self.dates, self.sequence = bands.dates, series == "sequence"
+        channels = (knots or len(bands.beyond_rgb) // max(self.dates, 1)) + len(indices)
+        if self.sequence:
+            channels *= max(self.dates, 1)
         if channels == 0:
             raise ValueError(f"the pixel-set encoder reads bands beyond RGB, and bands {bands.names} have none")
         fits = [c for c in range(1, min(patch_size) + 1) if all(p % c == 0 for p in patch_size)]
@@ -56,7 +65,7 @@ class PixelSetEncoder(nn.Module):
             raise ValueError(f"cells={cells!r} does not divide the patch {patch_size}; choose from {fits}")
         self.cells = cells
         self.cell_size = tuple(p // cells for p in patch_size)
-        self.indices = SpectralIndices(indices, bands)
+        self.indices = SpectralIndices(indices, bands.of_one_date)
         self.pixel_mlp = nn.Sequential(nn.Linear(channels, width), nn.GELU(), nn.Linear(width, width))
         code = 2 * width * cells**2
         self.patch_mlp = nn.Sequential(
@@ -73,28 +82,47 @@ class PixelSetEncoder(nn.Module):
         else:
             codes = [self.code(part) for part in parts]
         x_A = self.patch_mlp(torch.cat(codes).to(self.patch_mlp[-1].weight.dtype))
-        valid = channels.valid
-        return x_A if valid is None else x_A * self._patches(self._cells(valid).amax(-2)).amax(-1, keepdim=True)
+        valid = self.valid(channels)
+        return x_A if valid is None else x_A * self._patches(valid.amax(-2)).amax(-1, keepdim=True)
 
     def code(self, channels: Channels) -> Tensor:
         """Mean and standard deviation of f(s) over the pixels of each cell: (B, n, 2 width cells²)."""
-        spectrum = torch.cat([channels.beyond, self.indices(channels.reflectance)], dim=1)
-        hidden = self.pixel_mlp[:2](self._cells(spectrum))
-        valid = channels.valid
-        moments = mapped_moments(hidden, self.pixel_mlp[2], None if valid is None else self._cells(valid))
+        hidden = self.pixel_mlp[:2](self.members(channels))
+        moments = mapped_moments(hidden, self.pixel_mlp[2], self.valid(channels))
         return self._patches(torch.cat(moments, dim=-1))
 
-    @staticmethod
-    def _images_at_once(x: Tensor) -> int:
+    def members(self, channels: Channels) -> Tensor:
+        """s of what each cell is a set of, its pixels or their dates: (B, rows, columns, members, c)."""
+        beyond, reflectance = channels.beyond, channels.reflectance
+        if self.dates:  # each date an image of its own
+            beyond, reflectance = (x.unflatten(1, (self.dates, -1)).flatten(0, 1) for x in (beyond, reflectance[:, 3:]))
+        spectrum = torch.cat([beyond, self.indices(reflectance)], dim=1)
+        if self.dates and self.sequence:
+            spectrum = spectrum.unflatten(0, (-1, self.dates)).flatten(1, 2)
+        return self._cells(spectrum)
+
+    def valid(self, channels: Channels) -> Tensor | None:
+        """1 or 0 for each of ``members``, (B, rows, columns, members, 1); None when all have data."""
+        valid = channels.valid
+        if valid is None:
+            return None
+        if self.dates:
+            valid = valid.amax(1, keepdim=True) if self.sequence else valid.flatten(0, 1)[:, None]
+        return self._cells(valid)
+
+    def _images_at_once(self, x: Tensor) -> int:
         """What is made of each pixel is made again in the backward pass, not kept; on a CPU it also stays in cache."""
         at_once = x.device.type != "cpu" or torch.compiler.is_compiling()
-        return max(1, len(x) if at_once else 40_000 // math.prod(x.shape[2:]))
+        return max(1, len(x) if at_once else 40_000 // (math.prod(x.shape[2:]) * max(self.dates, 1)))
 
     def _cells(self, x: Tensor) -> Tensor:
-        """(B, c, H, W) -> (B, rows of cells, columns of cells, pixels of a cell, c)."""
+        """(B, c, H, W) -> (B, rows of cells, columns of cells, pixels of a cell, c). Dates, (B T, ...), are pixels."""
         height, width = self.cell_size
         x = x.unflatten(3, (-1, width)).unflatten(2, (-1, height))
-        return x.permute(0, 2, 4, 3, 5, 1).flatten(3, 4)
+        x = x.permute(0, 2, 4, 3, 5, 1).flatten(3, 4)
+        if self.dates and not self.sequence:
+            x = x.unflatten(0, (-1, self.dates)).movedim(1, 3).flatten(3, 4)
+        return x
 
     def _patches(self, x: Tensor) -> Tensor:
         """(B, rows of cells, columns of cells, c) -> (B, n, c·cells²): the codes of a patch's cells side by side."""

@@ -22,7 +22,8 @@ from tqdm import tqdm
 from peftlib.paths import runs_dir
 from peftlib.results import read_row, tidy, write_row
 from peftlib.runs import Run
-from peftlib.trial import Place, perform
+from peftlib.training import BEST
+from peftlib.trial import Place, perform, tidy_work
 
 HERE = Place()
 POLL = 0.05  # seconds between looks at what workers have finished
@@ -84,6 +85,9 @@ def execute(
         before = set(known["key"])
         planned = {key: run for key, run in planned.items() if key not in before}
     missing = {key: run for key, run in planned.items() if not _finished(folder / f"{key}.json", retry_failed)}
+    for work in (folder / "work").glob("*"):  # a kill right after a row was written leaves the work
+        if work.name in planned.keys() - missing.keys() and {path.name for path in work.glob("*")} != {BEST}:
+            tidy_work(work, place.keep)
     bar = tqdm(total=len(planned), initial=len(planned) - len(missing), unit="run", disable=not progress, smoothing=0)
     attempt, waiting = uuid.uuid4().hex, {}
 

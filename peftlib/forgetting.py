@@ -89,7 +89,7 @@ def patch_classes(mask: Tensor, grid: tuple[int, int], classes: int) -> Tensor:
 def blanked(images: Tensor, model: AdaptedViT) -> Tensor:
     """Images whose bands beyond RGB are at the mean that the model knows of them: they tell nothing."""
     images = images.clone()
-    images[:, model.reflectance.beyond] = model.reflectance.mean.to(images)
+    images[:, model.reflectance.beyond] = model.reflectance.each_date(model.reflectance.mean).to(images)
     return images
 
 

@@ -42,7 +42,7 @@ class Channels:
     def beyond(self) -> Tensor:
         """(B, C - 3, H, W) the other bands, standardised; without data, their mean. Resampled: (B, K, H, W)."""
         others = self.how.others(self.x)
-        beyond = (others - self.how.mean) / self.how.std
+        beyond = (others - self.how.each_date(self.how.mean)) / self.how.each_date(self.how.std)
         return beyond if self.how.nodata == "error" else torch.where(torch.isfinite(others), beyond, 0.0)
 
     @property
@@ -52,10 +52,13 @@ class Channels:
 
     @property
     def valid(self) -> Tensor | None:
-        """(B, 1, H, W) 1 where every band has data, or None when all pixels do."""
+        """(B, 1, H, W) 1 where every band has data, of a time series (B, T, H, W); None when all pixels do."""
         if self.how.nodata == "error":
             return None
-        return torch.isfinite(self.x).all(dim=1, keepdim=True).to(self.x.dtype)
+        known = torch.isfinite(self.x)
+        if self.how.dates:
+            return known[:, 3:].unflatten(1, (self.how.dates, -1)).all(dim=2).to(self.x.dtype)
+        return known.all(dim=1, keepdim=True).to(self.x.dtype)
 
     def split(self, images: int) -> list["Channels"]:
         """The batch in parts of so many images."""
@@ -132,7 +135,7 @@ class ReflectanceInput(nn.Module):
 
     RGB is divided by ``rgb_white`` and clipped to [0, 1] (pretraining saw bright 8-bit pictures, reflectance is dark),
     then takes the backbone's own mean and deviation. Other bands are standardised with buffers that travel with the
-    adapter: sensor defaults until ``fit``.
+    adapter: sensor defaults until ``fit``. All dates of a time series share those of a band.
 
     Args:
         bands: the image's bands.
@@ -162,12 +165,13 @@ class ReflectanceInput(nn.Module):
         if not rgb_white > 0:
             raise ValueError(f"rgb_white={rgb_white!r}; it is a reflectance and must be positive")
         self.bands, self.image_size = bands, tuple(image_size)
-        self.beyond = list(bands.beyond_rgb)
+        self.beyond, self.dates = list(bands.beyond_rgb), bands.dates
         self.rgb = [bands.rgb[i] for i in rgb_order]
         self.rgb_white, self.nodata = float(rgb_white), nodata
         self.register_buffer("resample", resample, persistent=False)
         for name, values in zip(("mean", "std"), default_statistics(bands), strict=True):
-            read = values[self.beyond] if resample is None else resample @ values
+            one_date = self.beyond[: len(self.beyond) // max(self.dates, 1)]
+            read = values[one_date] if resample is None else resample @ values
             self.register_buffer(name, read.view(-1, 1, 1))
         self.register_buffer("rgb_mean", torch.tensor(list(rgb_mean)).view(3, 1, 1), persistent=False)
         self.register_buffer("rgb_std", torch.tensor(list(rgb_std)).view(3, 1, 1), persistent=False)
@@ -184,6 +188,10 @@ class ReflectanceInput(nn.Module):
             return x[:, self.beyond]
         with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):  # differences matter
             return torch.einsum("kc,bchw->bkhw", self.resample.to(x.dtype), x)
+
+    def each_date(self, values: Tensor) -> Tensor:
+        """What is known of each band, (K, 1, 1), as often as a time series has dates."""
+        return values.repeat(max(self.dates, 1), 1, 1)
 
     def stretch(self, x: Tensor) -> Tensor:
         """The RGB part as the backbone knows it: (B, C, H, W) reflectance -> (B, 3, H, W)."""
@@ -215,7 +223,8 @@ class ReflectanceInput(nn.Module):
         for batch in batches:
             x = batch["image"] if isinstance(batch, dict) else batch[0] if isinstance(batch, tuple | list) else batch
             check_reflectance(x, self.bands, tuple(x.shape[2:]), self.nodata)
-            values = self.others(x.to(self.mean.device)).double().cpu().transpose(0, 1).flatten(1)
+            values = self.others(x.to(self.mean.device)).double().cpu()
+            values = values.unflatten(1, (-1, len(self.mean))).movedim(2, 0).flatten(1)  # dates are more pixels
             finite = torch.isfinite(values)
             values = torch.where(finite, values, torch.zeros_like(values))
             # Chan's update: exact for any number of batches, and without the cancellation of E[x²] - E[x]².

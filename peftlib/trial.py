@@ -21,6 +21,7 @@ import torch
 from peftlib.adapt import AdaptedViT, adapt, count_parameters
 from peftlib.adapters import adapter_bytes
 from peftlib.backbones import load_backbone
+from peftlib.calendar_test import calendar_scores
 from peftlib.datasets import EarthData
 from peftlib.forgetting import moved
 from peftlib.metamer_test import pair_scores
@@ -87,7 +88,7 @@ def perform(run: Run, key: str, folder: str | Path, place: Place = Place(), atte
             if not elsewhere:  # another process that was given the same run has finished it
                 write_row(path, row | {"wall_s": round(time.time() - clock, 2)} | _surroundings())
             row = read_row(path)
-        _tidy(work, place.keep and row["status"] == "done")
+        tidy_work(work, place.keep and row["status"] == "done")
     return row
 
 
@@ -131,6 +132,8 @@ def _trained(run: Run, work: Path, place: Place) -> dict:
         metrics["test"] |= pair_scores(task, images().test_dataloader())  # all of them, here
         if unseen is not None:
             metrics["unseen"] |= pair_scores(task, images().unseen_dataloader())
+    if run.stage == "final" and run.dataset == "phenology":
+        metrics["test"] |= calendar_scores(task, images().test_dataloader(), train.view)
     if run.moved and run.stage == "final":
         metrics["rgb"] = moved(task.model, vit, train, test)
     counts = count_parameters(model)
@@ -254,12 +257,13 @@ def _short(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}{place}".split())[:500]
 
 
-def _tidy(work: Path, keep: bool) -> None:
+def tidy_work(work: Path, keep: bool) -> None:
     """Remove the work of a run that ended; of one that failed too, since what it left may be the reason."""
     best = work / BEST
     if keep and best.is_file():
         for path in work.iterdir():
             if path != best:
-                path.unlink()
+                path.unlink(missing_ok=True)
     elif work.is_dir():
+        best.unlink(missing_ok=True)  # first of all: alone, were this cut short, it would pass for kept
         shutil.rmtree(work, ignore_errors=True)

@@ -256,6 +256,16 @@ def test_the_work_of_finished_runs_is_removed(whole):
     assert {path.name for path in folder.iterdir()} == {"work", *(f"{run.key}.json" for run in runs)}
 
 
+def test_what_a_kill_after_the_row_left_is_removed_and_what_was_kept_stays(whole, tmp_path):
+    runs, _, _ = whole
+    place = Place(accelerator="cpu", threads=1, keep=True)
+    do(runs, tmp_path, place=place)
+    cut, kept = (tmp_path / "work" / run.key for run in runs[:2])
+    (cut / "last.ckpt").write_bytes(b"half")
+    do(runs, tmp_path)
+    assert not cut.exists() and [path.name for path in kept.iterdir()] == ["best.ckpt"]
+
+
 def test_threads_are_as_asked_for(tmp_path):
     before = torch.get_num_threads()
     try:

@@ -7,6 +7,7 @@ import torch
 from helpers import SAVANNA, SENTINEL2, adapted, images, randomise
 
 import peftlib as pl
+from peftlib.series import series_bands
 
 # (method, field) -> (config to start from, other value of the field). A field without a case fails the first test.
 CASES = {
@@ -59,7 +60,9 @@ CASES = {
     ("deflect", "cells"): (pl.Deflect(), 2),
     ("deflect", "indices"): (pl.Deflect(), ("NDVI",)),
     ("deflect", "spectral"): (pl.Deflect(), "wavelengths"),
+    ("deflect", "series"): (pl.Deflect(), "sequence"),
 }
+BANDS = {("deflect", "series"): series_bands(SENTINEL2, 2)}  # others: one date
 
 
 def trained_tokens(method, vit) -> torch.Tensor:
@@ -91,9 +94,8 @@ def test_every_field_has_a_case():
 def test_every_field_changes_the_model(case, any_vit):
     start, value = CASES[case]
     other = replace(start, **{case[1]: value})
-    shapes = [
-        {n: p.shape for n, p in adapted(m, vit=any_vit).named_parameters() if p.requires_grad} for m in (start, other)
-    ]
+    models = [adapted(m, BANDS.get(case, SENTINEL2), any_vit) for m in (start, other)]
+    shapes = [{n: p.shape for n, p in model.named_parameters() if p.requires_grad} for model in models]
     if shapes[0] == shapes[1]:
         assert not torch.allclose(trained_tokens(start, any_vit), trained_tokens(other, any_vit), atol=1e-4)
 

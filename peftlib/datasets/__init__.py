@@ -3,8 +3,8 @@
 A sample is a dict: ``image`` (C, H, W) float32 reflectance, ``label`` or ``mask`` where there is one, ``bands`` (names
 in channel order), ``sensor``, and ``meta`` with ``gsd`` in metres and the source. Crops of one keep image and mask.
 
-``DATASETS`` names the labelled ones. ``spectral_scenes`` is made on the fly; each other one says where its files come
-from, and reads them from a folder under ``PEFTLIB_DATA``:
+``DATASETS`` names the labelled ones. ``spectral_scenes`` and ``phenology`` are made on the fly; each other one says
+where its files come from, and reads them from a folder under ``PEFTLIB_DATA``:
 
     from peftlib.datasets import load
     burnt = load("burn_scars", split="train", bands=("B04", "B03", "B02", "B8A"))
@@ -21,6 +21,7 @@ from peftlib.datasets.l8biome import L8Biome
 from peftlib.datasets.mados import Mados
 from peftlib.datasets.marida import Marida
 from peftlib.datasets.module import EarthData
+from peftlib.datasets.phenology import Phenology
 from peftlib.datasets.savanna import CLASSES, ChipCrops, savanna_chip, savanna_classes
 from peftlib.datasets.sen1floods11 import Sen1Floods11
 from peftlib.datasets.so2sat import So2Sat
@@ -30,6 +31,7 @@ DATASETS: dict[str, type[EarthDataset]] = {
     cls.name: cls
     for cls in (
         SpectralScenes,
+        Phenology,
         So2Sat,
         BrickKiln,
         ForestNet,
@@ -49,6 +51,7 @@ __all__ = [
     "ChipCrops",
     "EarthData",
     "EarthDataset",
+    "Phenology",
     "SpectralScenes",
     "collate",
     "from_folder",

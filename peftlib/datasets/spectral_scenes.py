@@ -19,9 +19,9 @@ from peftlib.datasets.metamers import PAIRS, metamers, pools
 CLASSES = (*(member for pair in PAIRS.values() for member in pair), "water", "built")
 _WATER, _BUILT = CLASSES.index("water"), CLASSES.index("built")
 _DARK = list(PAIRS).index("dark")
-_SAMPLES = 2  # a pixel is the mean of 2 x 2 samples: borders are mixed
-_SHARES = {"train": (0.0, 0.6), "val": (0.6, 0.8), "test": (0.8, 1.0)}  # of the spectra: none is in two splits
-_VAPOUR = {"B09": 0.35, "B10": 0.005, "B9": 0.005}  # what water vapour lets through; elsewhere windows are clear
+SAMPLES = 2  # a pixel is the mean of 2 x 2 samples: borders are mixed
+SHARES = {"train": (0.0, 0.6), "val": (0.6, 0.8), "test": (0.8, 1.0)}  # of the spectra: none is in two splits
+VAPOUR = {"B09": 0.35, "B10": 0.005, "B9": 0.005}  # what water vapour lets through; elsewhere windows are clear
 
 
 class SpectralScenes(EarthDataset):
@@ -70,7 +70,7 @@ class SpectralScenes(EarthDataset):
     ):
         centres, matrix = spectra.response(sensor)
         for field, value, choices in (
-            ("split", split, tuple(_SHARES)),
+            ("split", split, tuple(SHARES)),
             ("task", task, ("segmentation", "classification")),
             *(("continents", place, tuple(spectra.CONTINENTS)) for place in continents),
         ):
@@ -89,9 +89,9 @@ class SpectralScenes(EarthDataset):
         self.band_set = band_set(self.bands, self.sensor)
 
         self._centres = np.array(list(centres.values()), dtype=np.float32)
-        self._vapour = np.array([_VAPOUR.get(name, 1.0) for name in centres], dtype=np.float32)
+        self._vapour = np.array([VAPOUR.get(name, 1.0) for name in centres], dtype=np.float32)
         self._located = located
-        low, high = _SHARES[split]
+        low, high = SHARES[split]
 
         def seen(rows: np.ndarray) -> np.ndarray:
             """This split's share of spectra (n, ..., 180) as the sensor has them, (n, ..., bands)."""
@@ -117,9 +117,9 @@ class SpectralScenes(EarthDataset):
 
     def scene(self, index: int, turned: bool = False) -> dict:
         """One scene with all bands, before the checks that every data set's samples pass."""
-        draw = np.random.default_rng([self.seed, list(_SHARES).index(self.split), index])
-        coins = np.random.default_rng([self.seed, list(_SHARES).index(self.split), index, 1])
-        side = self.size * _SAMPLES
+        draw = np.random.default_rng([self.seed, list(SHARES).index(self.split), index])
+        coins = np.random.default_rng([self.seed, list(SHARES).index(self.split), index, 1])
+        side = self.size * SAMPLES
         place, meta = self._whereabouts(index)
         number, covers, label = self._plan(draw, side)
         ends, classes = self._spectra(draw, coins, self._covers[place], covers, turned)
@@ -130,10 +130,10 @@ class SpectralScenes(EarthDataset):
             ..., None
         ]  # between two spectra of a cover
         samples = ends[number, 0] * (1 - within) + ends[number, 1] * within
-        image = samples.reshape(self.size, _SAMPLES, self.size, _SAMPLES, -1).mean((1, 3))
-        image = self._observe(draw, image)
+        image = samples.reshape(self.size, SAMPLES, self.size, SAMPLES, -1).mean((1, 3))
+        image = observed(draw, image, self._centres, self._vapour)
         truth = (
-            {"label": label} if label is not None else {"mask": torch.from_numpy(_majority(classes[number], self.size))}
+            {"label": label} if label is not None else {"mask": torch.from_numpy(majority(classes[number], self.size))}
         )
         meta |= {"source": f"spectral_scenes {self.split} {index}, seed {self.seed}"}
         return {"image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), "meta": meta} | truth
@@ -142,7 +142,7 @@ class SpectralScenes(EarthDataset):
         """The continent of a scene, and its place and day; nothing where scenes are not located."""
         if not self._located:
             return "", {}
-        draw = np.random.default_rng([self.seed, list(_SHARES).index(self.split), index, 2])
+        draw = np.random.default_rng([self.seed, list(SHARES).index(self.split), index, 2])
         place = list(self._covers)[draw.integers(len(self._covers))]
         south, north, west, east = spectra.CONTINENTS[place]
         location = round(draw.uniform(south, north), 3), round(draw.uniform(west, east), 3)
@@ -151,7 +151,7 @@ class SpectralScenes(EarthDataset):
 
     def _plan(self, draw: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray, int | None]:
         """Parcel numbers (side, side), their covers (a pair, or water or built), the parcel that gives the label."""
-        number = landscape.parcels(draw, side, _SAMPLES)
+        number = landscape.parcels(draw, side, SAMPLES)
         kinds = len(PAIRS)
         covers = draw.choice([*range(kinds), _BUILT], number.max() + 1, p=[*[0.92 / kinds] * kinds, 0.08])
         label = None
@@ -163,9 +163,9 @@ class SpectralScenes(EarthDataset):
             number = np.where((covers == -1)[number], 0, number + 1)  # one parcel, one coin
             covers, label = np.concatenate([[main], np.where(covers == -1, main, covers)]), 0
         extra = [
-            (0.35, _WATER, lambda: landscape.line(draw, side, draw.uniform(3, 8) * _SAMPLES, 6 * _SAMPLES)),
-            (0.35, _BUILT, lambda: landscape.line(draw, side, draw.uniform(1, 3) * _SAMPLES, 0)),
-            (0.3, _DARK, lambda: landscape.blob(draw, side, draw.uniform(8, 16) * _SAMPLES)),
+            (0.35, _WATER, lambda: landscape.line(draw, side, draw.uniform(3, 8) * SAMPLES, 6 * SAMPLES)),
+            (0.35, _BUILT, lambda: landscape.line(draw, side, draw.uniform(1, 3) * SAMPLES, 0)),
+            (0.3, _DARK, lambda: landscape.blob(draw, side, draw.uniform(8, 16) * SAMPLES)),
         ]
         for chance, cover, shape in extra:
             if draw.random() < chance and self.task == "segmentation":
@@ -190,17 +190,21 @@ class SpectralScenes(EarthDataset):
                 ends[i] = pool[draw.integers(len(pool), size=2), member]
         return ends, classes
 
-    def _observe(self, draw: np.random.Generator, image: np.ndarray) -> np.ndarray:
-        """Slopes, haze, water vapour and noise: (H, W, bands) reflectance of the ground -> of the sensor."""
-        light = 1 + 0.08 * landscape.waves(draw, self.size, 0.7)[..., None]
-        haze = draw.uniform(0, 0.03) * (550 / self._centres) ** 1.5
-        image = image * light * self._vapour * (1 - haze) + haze * self._vapour
-        noise = draw.standard_normal(image.shape, dtype=np.float32)
-        return np.clip(image + noise * (0.002 + 0.01 * image) * np.sqrt(self._vapour), 0, None).astype(np.float32)
+
+def observed(draw: np.random.Generator, image: np.ndarray, centres: np.ndarray, vapour: np.ndarray) -> np.ndarray:
+    """Slopes, haze, water vapour and noise: (H, W, bands) reflectance of the ground -> of the sensor.
+
+    centres, vapour: (bands,) wavelengths in nm, and what water vapour lets through.
+    """
+    light = 1 + 0.08 * landscape.waves(draw, len(image), 0.7)[..., None]
+    haze = draw.uniform(0, 0.03) * (550 / centres) ** 1.5
+    image = image * light * vapour * (1 - haze) + haze * vapour
+    noise = draw.standard_normal(image.shape, dtype=np.float32)
+    return np.clip(image + noise * (0.002 + 0.01 * image) * np.sqrt(vapour), 0, None).astype(np.float32)
 
 
-def _majority(classes: np.ndarray, size: int) -> np.ndarray:
+def majority(classes: np.ndarray, size: int) -> np.ndarray:
     """Classes of samples (2 size, 2 size) -> the most frequent one of each pixel's four, (size, size)."""
-    four = classes.reshape(size, _SAMPLES, size, _SAMPLES).transpose(1, 3, 0, 2).reshape(-1, size, size)
+    four = classes.reshape(size, SAMPLES, size, SAMPLES).transpose(1, 3, 0, 2).reshape(-1, size, size)
     votes = (four[:, None] == four[None]).sum(1)
     return np.take_along_axis(four, votes.argmax(0)[None], 0)[0]

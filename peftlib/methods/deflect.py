@@ -35,6 +35,8 @@ class Deflect(Method):
         spectral: what the encoder's first layer reads: ``"bands"``, those beyond RGB, by position; or
             ``"wavelengths"``, the whole spectrum on a fixed grid (``peftlib.wavelengths``), so that one adapter serves
             sensors with different bands (``peftlib.transfer``). Bands that water vapour hides are then left out.
+        series: how the encoder reads the dates of a time series (``peftlib.series``): ``"set"``, whose order means
+            nothing and in which dates without data are left out, or ``"sequence"``, all dates of a pixel at once.
     """
 
     name: ClassVar[str] = "deflect"
@@ -47,6 +49,7 @@ class Deflect(Method):
     cells: int = 1
     indices: str | tuple[str, ...] = "auto"
     spectral: str = field(default=BANDS, metadata=LATER)
+    series: str = field(default="set", metadata=LATER)
 
     def __post_init__(self):
         for name, least in (("rank", 1), ("low_rank_principal", 0), ("width", 1), ("cells", 1)):
@@ -54,6 +57,7 @@ class Deflect(Method):
         choose(self, "constrain", (True, False))
         choose(self, "reference_grad", (True, False))
         choose(self, "spectral", (BANDS, WAVELENGTHS))
+        choose(self, "series", ("set", "sequence"))
         if isinstance(self.indices, str) and self.indices != "auto":
             raise ValueError(f"Deflect(indices={self.indices!r}); choose 'auto' or a tuple of spyndex names")
 
@@ -67,12 +71,14 @@ class Deflect(Method):
     def inject(self, vit: VisionTransformer, bands: BandSet) -> nn.Module:
         if not isinstance(vit.norm_pre, nn.Identity | nn.LayerNorm):
             raise ValueError(f"DEFLECT splits a LayerNorm, and norm_pre is {type(vit.norm_pre).__name__}")
+        if bands.dates and self.spectral == WAVELENGTHS:
+            raise ValueError("spectral='wavelengths' reads one date; a time series takes spectral='bands'")
         vit.requires_grad_(False)
         weight = vit.patch_embed.proj.weight
-        indices = available_indices(bands) if self.indices == "auto" else tuple(self.indices)
+        indices = available_indices(bands.of_one_date) if self.indices == "auto" else tuple(self.indices)
         knots = len(KNOTS) if self.spectral == WAVELENGTHS else 0
         encoder = PixelSetEncoder(
-            bands, indices, vit.embed_dim, vit.patch_embed.patch_size, self.width, self.cells, knots
+            bands, indices, vit.embed_dim, vit.patch_embed.patch_size, self.width, self.cells, knots, self.series
         )
         for i in choose_layers(self.layers, len(vit.blocks)):
             vit.blocks[i] = UntangledBlock(
