@@ -42,22 +42,23 @@ _SEEN = ["RGB", *["one date"] * 2, *["dates without order"] * 3, *["dates and da
 SEES = dict(zip(APPROACHES, _SEEN, strict=True))
 
 
-def setting(name: str, length: int = 192, epochs: int = EPOCHS) -> Run:
+def setting(name: str, length: int = 192, epochs: int = EPOCHS, **changes) -> Run:
     """The run of an approach, its learning rate still to be chosen.
 
     Args:
         name: one of ``APPROACHES``.
         length: scenes that train, and that test.
         epochs: over scenes.
+        changes: of further fields of the run.
     """
     if name not in APPROACHES:
         raise ValueError(f"approach {name!r}; choose from {', '.join(APPROACHES)}")
     method, view, fields = APPROACHES[name]
     (quick,) = SETTINGS["quick"]
     many = len(DAYS) if view == "each" else 1
-    data = {"length": length, "size": 56, "view": view}
+    data = {"length": length, "size": quick.data["size"], "view": view}
     small = {"epochs": max(1, epochs // many), "val_images": many * quick.val_images}
-    return replace(quick, dataset="phenology", method=method, data=data, **small, **fields)
+    return replace(quick, dataset="phenology", method=method, data=data, **(small | fields | changes))
 
 
 def searches(names: Sequence[str] = tuple(APPROACHES), **changes) -> list[Run]:

@@ -35,7 +35,7 @@ FLOORS = (
     {"scoring", "sensor_study", "series_study", "regions_study"},
     {"tables", "decoder_study"},
     {"figure_parts"},
-    {"result_plots", "cost_plots", "decoder_plots", "beyond_plots", "region_plots"},
+    {"result_plots", "cost_plots", "decoder_plots", "beyond_plots", "series_plots", "region_plots"},
     {"runner", "doctor"},
     {"__main__", "__init__"},
 )
