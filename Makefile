@@ -4,6 +4,7 @@ PYTHON ?= python3
 PROFILE ?= quick
 VENV := .venv
 TERRATORCH := .venv-terratorch
+LATEST := .venv-latest
 PY := $(VENV)/bin/python
 UV_VERSION := 0.13.9
 NOTEBOOKS := $(sort $(wildcard notebooks/[0-9]*.ipynb))
@@ -12,7 +13,7 @@ DRAWN := notebooks/05_figures.ipynb
 STRIPPED := notebooks/04_full_experiments.ipynb
 
 .DEFAULT_GOAL := help
-.PHONY: help env figures figures-all test test-terratorch bench lab doctor lock clean
+.PHONY: help env figures figures-all test test-slow test-latest test-terratorch bench lab doctor lock clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -45,7 +46,18 @@ test: env  ## ruff, pytest, nbval
 	@made=$$(mktemp -d) && trap 'rm -rf "$$made"' EXIT && \
 	  OMP_NUM_THREADS=1 TQDM_DISABLE=1 PEFTLIB_FIGURES=$$made/figures PEFTLIB_RUNS=$$made/runs \
 	  $(PY) -m pytest -n logical --maxprocesses 4 --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout=300 \
-	  --nbval-sanitize-with tests/nbval_sanitize.cfg tests $(filter-out $(STRIPPED),$(NOTEBOOKS))
+	  --nbval-sanitize-with tests/nbval_sanitize.cfg -m "not slow" tests $(filter-out $(STRIPPED),$(NOTEBOOKS))
+
+test-slow: env  ## what takes minutes or a browser: kills, whole notebooks, JupyterLab
+	@OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(PY) -m pytest -n logical --maxprocesses 4 --dist loadfile -m slow tests
+
+test-latest: env  ## make test's tests with the newest versions of everything: what is newer, and whether they pass
+	@$(PYTHON) -m venv --clear $(LATEST)
+	@$(VENV)/bin/uv pip install --quiet --python $(LATEST)/bin/python --upgrade -e ".[geo,peft,notebooks,grid,test]"
+	@echo "newer than requirements.lock:" && { diff <($(VENV)/bin/uv pip freeze --quiet --python $(PY)) \
+	  <($(VENV)/bin/uv pip freeze --quiet --python $(LATEST)/bin/python) | grep '^[<>]' || echo nothing; }
+	@OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(LATEST)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile \
+	  -m "not slow" tests
 
 $(TERRATORCH)/.ready: requirements-terratorch.txt pyproject.toml
 	@echo "setting up $(TERRATORCH) from requirements-terratorch.txt (about 6 GB) ..."
@@ -73,5 +85,5 @@ lock: env  ## pin again after a change of pyproject.toml
 	@$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --extra geo --extra peft \
 	  --custom-compile-command "make lock" pyproject.toml requirements-terratorch.in -o requirements-terratorch.txt
 
-clean:  ## remove .venv, .venv-terratorch and runs/ (figures and weights stay)
-	@rm -rf $(VENV) $(TERRATORCH) runs
+clean:  ## remove .venv, .venv-terratorch, .venv-latest and runs/ (figures and weights stay)
+	@rm -rf $(VENV) $(TERRATORCH) $(LATEST) runs

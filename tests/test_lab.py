@@ -1,0 +1,130 @@
+"""Notebooks in JupyterLab itself, in headless Chromium: cells run, and sliders move pictures. Slow, and needs Chromium."""
+
+import io
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
+)
+QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
+# Names of notebooks to run beside that with the sliders, such as "03_norm_constraint_analysis 05_figures".
+MORE = os.environ.get("PEFTLIB_LAB", "").split()
+SLIDERS = "02_uatt_visualization"
+WIDGET = "window.jupyterapp.shell.currentWidget"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM, reason="no Chromium (Debian: apt install chromium)"),
+]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """The address of a server on a copy of the notebooks: what the browser saves is not ours."""
+    folder, token = tmp_path_factory.mktemp("lab"), secrets.token_hex(8)
+    shutil.copytree(ROOT / "notebooks", folder / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", f"--port={port}"]
+    command += [f"--notebook-dir={folder}", f"--IdentityProvider.token={token}", "--LabApp.expose_app_in_browser=True"]
+    places = {"PEFTLIB_FIGURES": str(folder / "figures"), "PEFTLIB_RUNS": str(folder / "runs")}
+    with open(folder / "log", "wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | places)
+    try:
+        address = f"http://127.0.0.1:{port}"
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(f"{address}/api", timeout=5)
+                break
+            except (urllib.error.URLError, OSError):
+                assert server.poll() is None, (folder / "log").read_text()
+                time.sleep(0.5)
+        yield f"{address}/lab/tree/notebooks/{{}}.ipynb?token={token}&reset"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with pytest.importorskip("playwright.sync_api").sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+        yield chromium
+        chromium.close()
+
+
+def run_all(browser, address: str):
+    """A page on which every cell of a notebook has run, and what the cells gave."""
+    page = browser.new_page(viewport={"width": 1500, "height": 1100})
+    page.set_default_timeout(600_000)
+    page.goto(address)
+    page.wait_for_selector(".jp-NotebookPanel .jp-Cell")
+    page.wait_for_function(
+        "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", polling=500
+    )
+    page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    cells = f"{WIDGET}.content.model.sharedModel.toJSON().cells"
+    code = f"{cells}.filter(c => c.cell_type === 'code')"
+    page.wait_for_function(
+        f"{WIDGET}.sessionContext.session.kernel.status === 'idle' && ({code}.every(c => c.execution_count)"
+        f" || {code}.some(c => c.outputs.some(o => o.output_type === 'error')))",
+        polling=500,
+    )
+    return page, page.evaluate(cells)
+
+
+def check_ran(cells: list[dict]) -> None:
+    code = [cell for cell in cells if cell["cell_type"] == "code" and "".join(cell["source"]).strip()]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    errors = [output for cell in code for output in cell["outputs"] if output["output_type"] == "error"]
+    assert not errors, errors[0]
+
+
+def picture(locator) -> np.ndarray:
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(locator.screenshot())).convert("L"), dtype=float)
+
+
+def test_sliders_move_the_picture(lab, browser, tmp_path):
+    page, cells = run_all(browser, lab.format(SLIDERS))
+    check_ran(cells)
+    page.wait_for_selector(".widget-image", state="attached")
+    shown = page.locator(".widget-image").first
+    shown.scroll_into_view_if_needed()
+    for place in range(4):
+        before, source = picture(shown), shown.get_attribute("src")
+        track = page.locator(".widget-slider .noUi-target").nth(place)
+        track.scroll_into_view_if_needed()
+        box = track.bounding_box()
+        page.mouse.click(box["x"] + 0.3 * box["width"], box["y"] + box["height"] / 2)
+        page.wait_for_function("([image, old]) => image.src !== old", arg=[shown.element_handle(), source])
+        page.wait_for_timeout(300)
+        after = picture(shown)
+        after = after[: before.shape[0], : before.shape[1]]
+        assert (np.abs(after - before[: after.shape[0], : after.shape[1]]) > 30).mean() > 0.005, place
+    if folder := os.environ.get("PEFTLIB_LAB_SHOTS"):
+        shown.scroll_into_view_if_needed()
+        page.screenshot(path=f"{folder}/{SLIDERS}.png")
+    page.close()
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_a_notebook_runs_from_top_to_bottom(lab, browser, name):
+    page, cells = run_all(browser, lab.format(name))
+    check_ran(cells)
+    page.close()
