@@ -39,13 +39,13 @@ def series_bands(bands: Sequence[str], dates: int, sensor: str = "sentinel2", da
     return band_set(names, sensor).names
 
 
-def stack(images: Tensor, days: Sequence[float], bands: BandSet) -> Tensor:
+def stack(images: Tensor, days: Sequence[float], bands: Sequence[str], sensor: str = "sentinel2") -> Tensor:
     """The dates of a place -> one image with the channels of ``series_bands``.
 
     Args:
         images: (T, C, H, W) reflectance; NaN where a date has no data.
         days: of the year, one a date.
-        bands: of each date.
+        bands, sensor: of each date, as for ``adapt``.
 
     Returns:
         (3 + T (C + 2), H, W).
@@ -53,15 +53,16 @@ def stack(images: Tensor, days: Sequence[float], bands: BandSet) -> Tensor:
     Raises:
         ValueError: another number of days than of images, or of bands than of channels.
     """
-    if images.ndim != 4 or len(images) != len(days) or images.shape[1] != len(bands):
+    one = band_set(bands, sensor)
+    if images.ndim != 4 or len(images) != len(days) or images.shape[1] != len(one):
         raise ValueError(
-            f"images {tuple(images.shape)} with {len(days)} days and bands {bands.names}; need (T, C, H, W), "
+            f"images {tuple(images.shape)} with {len(days)} days and bands {one.names}; need (T, C, H, W), "
             "T days and C bands"
         )
     angles = 2 * math.pi * torch.as_tensor(days, dtype=images.dtype) / YEAR
     day = torch.stack([(1 + angles.cos()) / 2, (1 + angles.sin()) / 2], dim=1)  # (T, 2), in [0, 1] as reflectance is
     day = day[..., None, None].expand(-1, -1, *images.shape[2:])
-    colours = images[best_date(images, bands), list(bands.rgb)]
+    colours = images[best_date(images, one), list(one.rgb)]
     return torch.cat([colours, torch.cat([images, day], dim=1).flatten(0, 1)])
 
 

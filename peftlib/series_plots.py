@@ -12,6 +12,13 @@ from peftlib.scoring import student_half
 from peftlib.series_study import APPROACHES, KNOWABLE, SEES, scores
 
 FALSE_COLOURS = ("B08", "B11", "B05")
+COMPARED = (  # pairs of approaches whose difference is asked for
+    ("DEFLECT, set of dates", "LoRA, dates as bands"),
+    ("DEFLECT, set of dates", "DEFLECT, sequence of dates"),
+    ("DEFLECT, set of dates", "DEFLECT, mean over dates with days"),
+    ("DEFLECT, mean over dates with days", "LoRA, mean over dates with days"),
+    ("DEFLECT, set of dates", "DEFLECT, set without days"),
+)
 
 
 def scene_figure(scene: int = 0) -> Figure:

@@ -1,7 +1,7 @@
 """The study of time series: ways to give an RGB-pretrained ViT four dates of fields that no single date tells apart.
 
 rows = study(execute)
-table(rows)
+scores(rows)
 """
 
 import json
@@ -91,6 +91,12 @@ def study(
     searched = execute(searches(names, **changes))
     best = chosen(searched, names, **changes)
     return pd.concat([searched, execute(finals(best.values(), seeds))], ignore_index=True)
+
+
+def again(names: Sequence[str], seeds: Sequence[int], rows: pd.DataFrame, **changes) -> list[Run]:
+    """Final runs with other lengths or epochs, at the rates that searches in ``rows`` chose."""
+    rates = {name: run.lr for name, run in chosen(rows, names).items()}
+    return finals([with_rate(setting(name, **changes), rates[name]) for name in names], seeds)
 
 
 def scores(rows: pd.DataFrame, metric: str = "fields") -> pd.DataFrame:

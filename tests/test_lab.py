@@ -1,4 +1,4 @@
-"""Notebooks in JupyterLab itself, in headless Chromium: cells run, and sliders move pictures. Slow, and needs Chromium."""
+"""Notebooks in JupyterLab itself, in headless Chromium: cells run, and sliders move pictures."""
 
 import io
 import os

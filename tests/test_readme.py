@@ -17,11 +17,24 @@ from peftlib.study import ABLATION
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+BANDS = ("B02", "B03", "B04", "B08", "B11", "B12")  # of the first example
+
+
+def example(word: str) -> str:
+    """The one example that has a word in it."""
+    (code,) = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if word in code]
+    return code
+
+
+def test_every_example_runs_in_a_test():
+    found = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    words = ("save_adapter", "pl.transfer", "series_bands", "import peft\n", "EarthData", "execute(")
+    assert sorted(found) == sorted(example(word) for word in words)
 
 
 @pytest.mark.weights
 def test_example_runs_as_written(tmp_path, monkeypatch):
-    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    code = example("save_adapter")
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     batches = [(torch.rand(2, 6, 126, 126) * 0.4, torch.tensor([0, 2])) for _ in range(2)]
@@ -34,10 +47,8 @@ def test_example_runs_as_written(tmp_path, monkeypatch):
 
 @pytest.mark.weights
 def test_the_transfer_example_reads_the_other_sensor():
-    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1]
-    bands = ("B02", "B03", "B04", "B08", "B11", "B12")
-    scope = {"pl": pl, "vit": pl.load_backbone("dinov2_small"), "bands": bands}
-    exec(code, scope)
+    scope = {"pl": pl, "vit": pl.load_backbone("dinov2_small"), "bands": BANDS}
+    exec(example("pl.transfer"), scope)
     image = torch.rand(2, 6, 126, 126) * 0.4
     with torch.no_grad():
         assert scope["landsat"](image).shape == scope["model"](image).shape
@@ -45,11 +56,20 @@ def test_the_transfer_example_reads_the_other_sensor():
 
 
 @pytest.mark.weights
+def test_the_example_of_a_time_series_reads_what_clouds_leave():
+    images = torch.rand(3, 6, 126, 126) * 0.4
+    images[1, :, :60] = torch.nan
+    vit = pl.load_backbone("dinov2_small")
+    scope = {"pl": pl, "vit": vit, "bands": BANDS, "images": images, "days": (98, 161, 230)}
+    exec(example("series_bands"), scope)
+    assert scope["tokens"].shape[0] == 1 and torch.isfinite(scope["tokens"]).all()
+
+
+@pytest.mark.weights
 def test_the_next_example_continues_the_first(tmp_path, monkeypatch, capsys):
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     image = torch.rand(2, 6, 126, 126) * 0.4
-    scope = {"bands": ("B02", "B03", "B04", "B08", "B11", "B12"), "pl": pl}
-    exec(blocks[2], scope)
+    scope = {"bands": BANDS, "pl": pl}
+    exec(example("import peft\n"), scope)
     assert "HFPeft(LoraConfig(use_dora=True))" in capsys.readouterr().out
     with torch.no_grad():
         plain = scope["plain"].forward_features(scope["model"].normalize(image))
@@ -58,7 +78,7 @@ def test_the_next_example_continues_the_first(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.weights
 def test_the_training_example_trains(tmp_path, monkeypatch, capsys):
-    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[3]
+    code = example("EarthData")
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     exec(code, {"pl": pl})
@@ -68,7 +88,7 @@ def test_the_training_example_trains(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.weights
 def test_the_experiment_example_does_its_runs_once(tmp_path, monkeypatch, capsys):
-    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[4]
+    code = example("execute(")
     monkeypatch.setenv("PEFTLIB_RUNS", str(tmp_path))
     exec(code, {"pl": pl})
     lines = capsys.readouterr().out.splitlines()[1:]

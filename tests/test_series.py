@@ -24,7 +24,7 @@ def dates(count: int = 3, seed: int = 0, bands=BANDS, size: int = 32) -> torch.T
 
 
 def series(images: torch.Tensor, days=(100, 160, 220, 280)) -> torch.Tensor:
-    return stack(images, days[: len(images)], ONE)[None]
+    return stack(images, days[: len(images)], BANDS)[None]
 
 
 def model_for(method=SET, count: int = 3, **options):
@@ -50,7 +50,7 @@ def test_a_stack_holds_what_was_given():
     images = dates()
     images[0, 0] += 0.3  # hazy: much blue
     images[2, 0] += 0.2
-    x = stack(images, (91.3125, 182.625, 365.25), ONE)
+    x = stack(images, (91.3125, 182.625, 365.25), BANDS)
     assert x.shape == (3 + 3 * 7, 32, 32)
     torch.testing.assert_close(x[:3], images[1, [2, 1, 0]])  # red, green, blue of the clearest date
     of_dates = x[3:].unflatten(0, (3, 7))
@@ -92,7 +92,7 @@ def test_impossible_series_are_refused():
     with pytest.raises(ValueError, match="unknown sentinel2 bands"):
         series_bands((*BANDS, "B99"), 2)
     with pytest.raises(ValueError, match="with 3 days"):
-        stack(dates(2), (1, 2, 3), ONE)
+        stack(dates(2), (1, 2, 3), BANDS)
     with pytest.raises(ValueError, match="reads one date"):
         adapted(pl.Deflect(spectral="wavelengths"), series_bands(BANDS, 2))
     with pytest.raises(ValueError, match="series='list'"):
@@ -150,7 +150,7 @@ def test_pixels_without_data_on_one_date_are_left_out_there_alone():
         x_A = model.auxiliary(model.reflectance(series(images)))
         less = model_for(count=2, nodata="zero")
         less.load_state_dict(model.state_dict())
-        others = less.auxiliary(less.reflectance(stack(images[[0, 2]], (100, 220), ONE)[None]))
+        others = less.auxiliary(less.reflectance(stack(images[[0, 2]], (100, 220), BANDS)[None]))
         everywhere = torch.full_like(images, torch.nan)
         nothing = model.auxiliary(model.reflectance(series(everywhere)))
     torch.testing.assert_close(x_A[:, 0], others[:, 0], rtol=1e-5, atol=1e-5)
