@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,15 @@ DISK = 64 << 10  # bytes of a small disk
 
 # Clean processes, with the imports behind them: a fork of this one, with its threads, might hang.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["peftlib.experiments", "peftlib.plots", "peftlib.predict", "peftlib.runner"])
+processes.set_forkserver_preload(["test_faults"])
+
+
+def start_processes() -> None:
+    """Start the process that is forked, where it finds the tests' modules (Python 3.11 passes it no search path)."""
+    with pytest.MonkeyPatch.context() as patch:
+        search = [str(Path(__file__).parent), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, search)))
+        forkserver.ensure_running()
 
 
 def in_child(function: Callable, *arguments) -> int:
