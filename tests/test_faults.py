@@ -13,7 +13,19 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from faults import KILLS, files, gone, in_child, killed_at_every_step, metrics, processes, read_only, small_disk, start_processes, wait_for
+from faults import (
+    KILLS,
+    files,
+    gone,
+    in_child,
+    killed_at_every_step,
+    metrics,
+    processes,
+    read_only,
+    small_disk,
+    start_processes,
+    wait_for,
+)
 from helpers import SAVANNA, adapted, randomise, tiny_vit
 from matplotlib.figure import Figure
 from server import serve
@@ -73,8 +85,12 @@ def outputs(tmp_path, monkeypatch):
 
 
 def adapter(seed: int):
-    torch.manual_seed(seed)
-    return randomise(adapted(pl.LoRA(), SAVANNA))
+    model = randomise(adapted(pl.LoRA(), SAVANNA))
+    with torch.no_grad():
+        for tensor in model.parameters():
+            if tensor.requires_grad:
+                tensor.add_(seed)
+    return model
 
 
 def picture(seed: int, side: int = 30) -> Figure:
@@ -557,4 +573,3 @@ def test_reference_numbers_are_replaced_whole(tmp_path, monkeypatch):
         patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         check_reference("a", {"x": 2.0}, "quick", 0.1, update=True)
     assert files(tmp_path) == before and before
-
