@@ -1,8 +1,8 @@
 """fit: train a task to the end, through kills and early stopping, and say how good it is."""
 
 import json
-import pickle
 import os
+import pickle
 import random
 import shutil
 import signal

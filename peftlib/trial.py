@@ -104,7 +104,7 @@ def _claim(work: Path, place: Place):
     while place.devices == 1:
         work.mkdir(parents=True, exist_ok=True)
         try:
-            file = open(work / "claim", "w")
+            file = (work / "claim").open("w")
         except FileNotFoundError:  # who had the run before removes the folder just now
             continue
         try:
