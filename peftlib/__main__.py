@@ -39,7 +39,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     act = {"run": _run, "doctor": _doctor, "weights": _weights}
     act |= {"metamers": _metamers, "sensors": _sensors, "bench": _bench}
-    return act[options.command](options)
+    try:
+        return act[options.command](options)
+    except OSError as error:  # what is not there, cannot be fetched or cannot be written; the message names it
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -49,7 +53,7 @@ def _run(options: argparse.Namespace) -> int:
     try:
         pairs = [_name_and_value(text) for text in options.set]
         made = run_notebooks(options.notebooks, options.profile, dict(pairs), options.if_changed)
-    except (ValueError, FileNotFoundError, NotebookFailed) as error:
+    except (ValueError, NotebookFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     figures = sorted({path for result in made for path in result.figures})
@@ -80,7 +84,7 @@ def _weights(_: argparse.Namespace) -> int:
 
     try:
         dinov2_small_state()
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print("weights: dinov2_small ready")

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from peftlib.paths import figures_dir
+from peftlib.weights import atomic_path
 
 _PALETTE = sns.color_palette("colorblind")
 METHOD_COLOURS = {
@@ -59,16 +60,17 @@ def use_style() -> None:
 
 
 def save_figure(figure: Figure, name: str, profile: str) -> list[Path]:
-    """Write ``figures/<profile>/<name>.png`` and ``.pdf``; the same picture gives the same bytes."""
+    """Write ``figures/<profile>/<name>.png`` and ``.pdf``; the same picture gives the same bytes.
+
+    Written by rename: an interrupted call leaves the former file whole.
+    """
     folder = figures_dir(profile)
-    folder.mkdir(parents=True, exist_ok=True)
     metadata = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
     paths = []
     for suffix, facts in metadata.items():
         path = folder / f"{name}.{suffix}"
-        temporary = folder / f".{name}.{suffix}"
-        figure.savefig(temporary, format=suffix, metadata=facts, bbox_inches="tight")
-        temporary.replace(path)
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format=suffix, metadata=facts, bbox_inches="tight")
         paths.append(path)
     return paths
 

@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,7 +143,8 @@ class Mapper:
         """The class map of one GeoTIFF.
 
         Raises:
-            OSError, ValueError: an image that cannot be read, or that the model refuses; the map is not written then.
+            OSError, ValueError: an image that cannot be read, or that the model refuses, or a full disk; the map is not
+                written then.
         """
         rasterio = _rasterio()
         with warnings.catch_warnings(), evaluating(self.task):
@@ -153,17 +155,18 @@ class Mapper:
                 where = {"crs": image.crs, "transform": image.transform}
                 if image.gcps[0]:
                     where = {"gcps": image.gcps[0], "crs": image.gcps[1]}
-                with (
-                    atomic_path(Path(target)) as temporary,
-                    rasterio.open(
+                with atomic_path(Path(target)) as temporary:
+                    sums = {}
+                    with rasterio.open(
                         temporary, "w", driver="GTiff", width=image.width, height=image.height, count=1,
                         dtype="uint8", nodata=NO_CLASS, compress="deflate", BIGTIFF="IF_SAFER", **where,
-                    ) as file,
-                ):  # fmt: skip
-                    file.update_tags(classes=", ".join(self.task.classes))
-                    for top, classes in self.strips(image):
-                        window = rasterio.windows.Window(0, top, *classes.shape[::-1])
-                        file.write(classes, 1, window=window)
+                    ) as file:  # fmt: skip
+                        file.update_tags(classes=", ".join(self.task.classes))
+                        for top, classes in self.strips(image):
+                            window = rasterio.windows.Window(0, top, *classes.shape[::-1])
+                            file.write(classes, 1, window=window)
+                            sums[top] = window, zlib.crc32(classes)
+                    _check_map(temporary, sums.values())
 
     def strips(self, image) -> Iterator[tuple[int, np.ndarray]]:
         """Rows of the map from the top down, each once: the first row's number, and classes (rows, W)."""
@@ -207,6 +210,14 @@ class Mapper:
             logits = self.task(resize_image(batch.to(self.task.device), self.task.model.image_size))
             found.append(resize_image(logits.float().softmax(1), self.tile).cpu())
         return torch.cat(found)
+
+
+def _check_map(path: Path, sums: Iterable) -> None:
+    """Raise OSError unless the file holds what was written: GDAL closes a file on a full disk without an error."""
+    rasterio = _rasterio()
+    with rasterio.open(path) as file:
+        if any(zlib.crc32(file.read(1, window=window)) != expected for window, expected in sums):
+            raise OSError("the map cannot be read back as it was written; is the disk full?")
 
 
 @contextmanager

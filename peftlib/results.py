@@ -160,8 +160,8 @@ def check_reference(
     measured = pd.Series(values, name="measured", dtype=float).rename_axis("quantity")
     head = f"# {json.dumps(settings)}\n" if settings is not None else ""
     if update and profile == "quick":
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(head + measured.rename("reference").round(4).to_csv())
+        with atomic_path(path) as temporary:
+            temporary.write_text(head + measured.rename("reference").round(4).to_csv())
     if profile != "quick" or not path.is_file() or not path.read_text().startswith(head):
         print(f"not compared: {REFERENCE}/{name}.csv has no numbers for these parameters")
         return pd.DataFrame(columns=["quantity", "reference", "measured"])

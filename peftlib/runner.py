@@ -147,6 +147,7 @@ def run_notebooks(
     Raises:
         ValueError, FileNotFoundError: before anything runs, when a name or a parameter is wrong.
         NotebookFailed: a cell raised.
+        OSError: the copy cannot be written; names it or its folder.
     """
     paths = [find_notebook(name) for name in notebooks]
     profile = (settings or {}).get("profile", profile)  # --set profile=real is --profile real
@@ -204,6 +205,10 @@ def _run(notebook: Path, profile: str, parameters: Mapping[str, object]) -> Made
         ) from error
     except (RuntimeError, TimeoutError, NoSuchKernel) as error:  # it died, a cell took too long, or it is not here
         raise NotebookFailed(f"{notebook.name}: {type(error).__name__}: {error}") from error
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # a full disk's error says nothing of where
+            error.filename = str(target)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

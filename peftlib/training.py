@@ -1,11 +1,15 @@
 """fit: train a task to the end, through kills and early stopping, and say how good it is."""
 
 import json
+import os
 import pickle
 import random
 import shutil
+import signal
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import lightning
@@ -23,6 +27,29 @@ from peftlib.weights import atomic_path, check_zip
 LAST, BEST, RESULTS = "last.ckpt", "best.ckpt", "results.json"
 
 
+@contextmanager
+def ended_by_sigterm():
+    """Let SIGTERM end the process at once. Lightning alone would note it for the next batch, and forget it at the last.
+
+    A handler of the caller's own stays. Lightning calls what it finds after its own, which tells other ranks.
+    """
+
+    def end(number, _frame) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    main = threading.current_thread() is threading.main_thread()
+    ours = main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@ended_by_sigterm()
 def fit(
     task: Task,
     data: EarthData | lightning.LightningDataModule,
@@ -205,7 +232,10 @@ class SafeFiles(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options=None) -> None:
         with atomic_path(Path(path)) as temporary:
-            torch.save(checkpoint, temporary)
+            try:
+                torch.save(checkpoint, temporary)
+            except RuntimeError as error:  # what PyTorch makes of a full disk
+                raise OSError(f"could not write {path}; is the disk full? ({error})") from error
 
     def load_checkpoint(self, path: str | Path, *_, **__) -> dict:
         return _read(path)

@@ -1,5 +1,6 @@
 """One run done: adapted, trained, scored, measured, and its row written."""
 
+import fcntl
 import importlib.metadata
 import os
 import platform
@@ -11,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -69,10 +71,10 @@ def perform(run: Run, key: str, folder: str | Path, place: Place = Place(), atte
     """
     folder = Path(folder)
     path, work = folder / f"{key}.json", folder / "work" / key
-    with _ALONE:
-        row = read_row(path)
+    with _ALONE, _claim(work, place):
+        row, unwritable = read_row(path), False
         if row is None or row["status"] != "done":
-            clock = time.time()
+            clock = time.perf_counter()
             row = {"key": key, "run": run.facts()}
             try:
                 if run.key != key:
@@ -84,12 +86,35 @@ def perform(run: Run, key: str, folder: str | Path, place: Place = Place(), atte
                 raise KeyboardInterrupt from None
             except Exception as error:
                 row |= {"status": "failed", "error": _short(error)}
+                unwritable = isinstance(error, OSError)
             elsewhere = row["status"] == "failed" and (read_row(path) or row)["status"] == "done"
             if not elsewhere:  # another process that was given the same run has finished it
-                write_row(path, row | {"wall_s": round(time.time() - clock, 2)} | _surroundings())
+                write_row(path, row | {"wall_s": round(time.perf_counter() - clock, 2)} | _surroundings())
             row = read_row(path)
-        tidy_work(work, place.keep and row["status"] == "done")
+        if not (unwritable and row["status"] == "failed"):  # after a full disk it goes on from its last epoch
+            tidy_work(work, place.keep and row["status"] == "done")
     return row
+
+
+def _claim(work: Path, place: Place):
+    """Keep other processes, such as a second grid, from doing this run meanwhile: they would share its checkpoints.
+
+    The claim ends with the process, however that ends. Processes of several devices do share a run.
+    """
+    while place.devices == 1:
+        work.mkdir(parents=True, exist_ok=True)
+        try:
+            file = (work / "claim").open("w")
+        except FileNotFoundError:  # who had the run before removes the folder just now
+            continue
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks
+            return file
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()
+    return nullcontext()
 
 
 def _trained(run: Run, work: Path, place: Place) -> dict:

@@ -42,7 +42,11 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
 
 @contextmanager
 def atomic_path(path: Path):
-    """A temporary path beside ``path`` that takes its place only if the block ends well: no half file is ever seen."""
+    """A temporary path beside ``path`` that takes its place only if the block ends well: no half file is ever seen.
+
+    Raises:
+        OSError: it cannot be written; names ``path`` or its folder.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
@@ -56,6 +60,12 @@ def atomic_path(path: Path):
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes private files; this one is an ordinary one
         os.replace(temporary, path)
+    except SafetensorError as error:
+        raise OSError(f"could not write {path} ({error})") from error
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # a full disk's error says nothing of where
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

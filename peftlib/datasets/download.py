@@ -1,5 +1,6 @@
 """Fetching published files: with progress, going on where a former try stopped, checked by hash, unpacked safely."""
 
+import errno
 import hashlib
 import http.client
 import lzma
@@ -21,6 +22,7 @@ LOST = (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, TimeoutE
 # What zipfile and tarfile raise on damage: a flipped bit may also ask for a later version, or a password.
 DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError)
 DAMAGED += (RuntimeError,)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def fetch(url: str, path: str | Path, checksum: str, size: int | None = None) -> Path:
@@ -52,6 +54,8 @@ def fetch(url: str, path: str | Path, checksum: str, size: int | None = None) ->
         _receive(url, part, have)
     except LOST as error:
         raise OSError(f"could not fetch {url} ({error}). Put that file at {path}, or try again: it goes on") from error
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}; make room and try again: it goes on", str(part)) from error
     _check(part, checksum)
     os.replace(part, path)
     return path
@@ -108,6 +112,7 @@ def unpack(archive: str | Path, folder: str | Path, inner: str | None = None, mo
         most_bytes: an archive that unpacks to more is refused.
 
     Raises:
+        OSError: a disk that is full or read-only.
         ValueError: damaged, too large, or with paths that lead out of the folder.
     """
     archive, folder = Path(archive), Path(folder)
@@ -131,6 +136,8 @@ def unpack(archive: str | Path, folder: str | Path, inner: str | None = None, mo
             raise ValueError(f"{archive} has no folder {inner!r}, but {sorted(p.name for p in partial.iterdir())[:5]}")
         os.replace(partial / inner if inner is not None else partial, folder)
     except DAMAGED as error:
+        if getattr(error, "errno", None) in NO_ROOM:
+            raise OSError(error.errno, f"{error.strerror}; no fault of {archive}", str(folder)) from error
         raise ValueError(f"{archive} cannot be unpacked; truncated or damaged? ({error})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
