@@ -1,7 +1,8 @@
 """The scores of the studies, through torchmetrics.
 
 A class that neither occurs nor is predicted has no score and counts in no mean; torchmetrics alone would take it, in
-some of its means, for a 0.
+some of its means, for a 0. Where nothing counts at all (every pixel is ignored, no label is positive) a score is NaN,
+and so is the loss of no pixel.
 """
 
 import warnings
@@ -39,6 +40,21 @@ class MeanLoss(Metric):
         return self.total / self.count
 
 
+class _OfSomething:
+    """A score of torchmetrics that is NaN, not 0, where nothing counts."""
+
+    def compute(self) -> Tensor:
+        return torch.where(self.tp.sum() + self.fn.sum() > 0, super().compute(), NAN)
+
+
+class Accuracy(_OfSomething, MulticlassAccuracy):
+    """Share of what counts that is right."""
+
+
+class MacroF1(_OfSomething, MulticlassF1Score):
+    """Mean over classes of F1."""
+
+
 class BalancedAccuracy(MulticlassConfusionMatrix):
     """Mean recall of the classes that occur, as scikit-learn has it."""
 
@@ -71,6 +87,14 @@ class MultilabelMacroF1(MultilabelF1Score):
         return super().compute().nanmean()
 
 
+class MultilabelMicroF1(MultilabelF1Score):
+    """F1 of all labels together."""
+
+    def __init__(self, classes: int):
+        super().__init__(classes, average="micro")
+        self.zero_division = NAN
+
+
 class MultilabelMAP(MultilabelAveragePrecision):
     """Mean over the classes that occur of average precision."""
 
@@ -84,6 +108,16 @@ class MultilabelMAP(MultilabelAveragePrecision):
         return each[dim_zero_cat(self.target).sum(0) > 0].mean()
 
 
+class MultilabelMicroMAP(MultilabelAveragePrecision):
+    """Average precision of all labels together."""
+
+    def __init__(self, classes: int):
+        super().__init__(classes, average="micro")
+
+    def compute(self) -> Tensor:
+        return torch.where(dim_zero_cat(self.target).sum() > 0, super().compute(), NAN)
+
+
 def label_metrics(classes: Sequence[str], ignore_index: int | None = None) -> MetricCollection:
     """For one class an item: ``accuracy`` (micro), ``balanced_accuracy``, ``macro_f1``.
 
@@ -94,9 +128,9 @@ def label_metrics(classes: Sequence[str], ignore_index: int | None = None) -> Me
     n, options = len(classes), {"ignore_index": ignore_index, "validate_args": False}
     return MetricCollection(
         {
-            "accuracy": MulticlassAccuracy(n, average="micro", **options),
+            "accuracy": Accuracy(n, average="micro", **options),
             "balanced_accuracy": BalancedAccuracy(n, **options),
-            "macro_f1": MulticlassF1Score(n, average="macro", **options),
+            "macro_f1": MacroF1(n, average="macro", **options),
         }
     )
 
@@ -114,8 +148,8 @@ def multilabel_metrics(classes: Sequence[str]) -> MetricCollection:
     return MetricCollection(
         {
             "map": MultilabelMAP(n),
-            "micro_map": MultilabelAveragePrecision(n, average="micro"),
+            "micro_map": MultilabelMicroMAP(n),
             "macro_f1": MultilabelMacroF1(n),
-            "micro_f1": MultilabelF1Score(n, average="micro"),
+            "micro_f1": MultilabelMicroF1(n),
         }
     )

@@ -19,6 +19,7 @@ USUAL = (-0.2, 1.6)
 POSSIBLE = (-1.0, 10.0)
 KELVIN = (100.0, 400.0)
 UNUSUAL_SHARE = 0.05  # more than this share of values outside USUAL is not reflectance
+FARTHEST = 4e3  # deviations from the mean; farther is what a band that was nearly constant in ``fit`` makes of others
 
 
 class Channels:
@@ -40,9 +41,13 @@ class Channels:
 
     @property
     def beyond(self) -> Tensor:
-        """(B, C - 3, H, W) the other bands, standardised; without data, their mean. Resampled: (B, K, H, W)."""
+        """(B, C - 3, H, W) the other bands, standardised; without data, their mean. Resampled: (B, K, H, W).
+
+        No value is farther than ``FARTHEST`` from the mean: float16 ends at 65504.
+        """
         others = self.how.others(self.x)
         beyond = (others - self.how.each_date(self.how.mean)) / self.how.each_date(self.how.std)
+        beyond = beyond.clamp(-FARTHEST, FARTHEST)
         return beyond if self.how.nodata == "error" else torch.where(torch.isfinite(others), beyond, 0.0)
 
     @property
@@ -143,7 +148,7 @@ class ReflectanceInput(nn.Module):
         rgb_mean, rgb_std: the backbone's normalisation of RGB in [0, 1].
         rgb_white: reflectance that the stretch maps to 1.
         nodata: ``"error"`` or ``"zero"``: non-finite RGB values become the backbone's mean colour, and a pixel with any
-            non-finite band is absent from the pixel set.
+            non-finite band is absent from the pixel set. What lies under it (NaN, inf, -inf) never matters.
         rgb_order: positions in (red, green, blue) of the backbone's channels; ``rgb_mean`` is in that order.
         resample: (K, C) what turns all bands into the K values that are standardised in place of those beyond RGB.
     """
@@ -211,6 +216,8 @@ class ReflectanceInput(nn.Module):
     @torch.no_grad()
     def fit(self, batches: Iterable) -> None:
         """Set mean and deviation of the bands beyond RGB from data, ignoring no-data pixels.
+
+        A constant band keeps the deviation 1, so that it reads as zero.
 
         Args:
             batches: (B, C, H, W) tensors, or dicts or tuples whose ``"image"`` or first item is one.

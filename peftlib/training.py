@@ -56,7 +56,8 @@ def fit(
             ``EarthData``.
         patience: epochs without a better ``monitor`` after which training ends; None goes through all epochs.
         monitor: metric of validation that tells which epoch is best; None is the task's own. ``"loss"`` is best low.
-        precision: ``"32-true"`` or ``"bf16-mixed"``.
+        precision: ``"32-true"``, ``"bf16-mixed"``, or another of Lightning's but ``"16-true"``: in float16 AdamW's own
+            numbers underflow.
         accumulate: batches whose gradients make one step.
         accelerator, devices, strategy: as for Lightning's ``Trainer``, such as ``devices=4, strategy="ddp"``.
         progress: show progress bars.
@@ -67,10 +68,13 @@ def fit(
         have not.
 
     Raises:
-        ValueError: a folder with a run of other settings, damaged checkpoints, or a metric that is not there.
+        ValueError: a folder with a run of other settings, damaged checkpoints, a metric that is not there, or one that
+            is NaN in every epoch, as where validation holds nothing to score.
     """
     if epochs < 1 or accumulate < 1 or (patience is not None and patience < 1):
         raise ValueError(f"fit({epochs=}, {accumulate=}, {patience=}); each must be at least 1, patience may be None")
+    if precision == "16-true":
+        raise ValueError(f"{precision=}: AdamW's numbers underflow in float16; choose '32-true' or 'bf16-mixed'")
     folder, monitor = Path(folder).absolute(), monitor or task.monitor
     facts = task.facts() | (data.facts() if isinstance(data, EarthData) else {})
     facts |= {"epochs": epochs, "seed": seed, "patience": patience, "monitor": monitor, "precision": precision}
@@ -104,7 +108,10 @@ def fit(
         trainer.fit(task, datamodule=data, ckpt_path=goes_on_from)
         keeper.read(folder / LAST)  # where the strategy trained in processes of its own, this one saw nothing
     if keeper.best_epoch < 0:
-        raise ValueError(f"{monitor} was not a number in any epoch; did the training diverge (lr, precision)?")
+        raise ValueError(
+            f"{monitor} was not a number in any epoch; did the training diverge (lr, precision), or is there nothing "
+            "to score in validation (every pixel ignored, no positive label)?"
+        )
     restore(task, folder / BEST)
     metrics = {"val": trainer.validate(task, datamodule=data, verbose=False)[0]}
     if getattr(data, "test", data) is not None:
