@@ -7,6 +7,7 @@ and so is the loss of no pixel.
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torchmetrics.classification import (
     MulticlassConfusionMatrix,
     MulticlassF1Score,
     MulticlassJaccardIndex,
+    MulticlassStatScores,
     MultilabelAveragePrecision,
     MultilabelF1Score,
 )
@@ -26,6 +28,9 @@ NAN = float("nan")
 
 class MeanLoss(Metric):
     """Mean of a loss over all that counts. (torchmetrics' MeanMetric drops NaN or, told to keep it, the weights.)"""
+
+    total: Tensor
+    count: Tensor
 
     def __init__(self):
         super().__init__()
@@ -40,8 +45,11 @@ class MeanLoss(Metric):
         return self.total / self.count
 
 
-class _OfSomething:
+class _OfSomething(MulticlassStatScores):
     """A score of torchmetrics that is NaN, not 0, where nothing counts."""
+
+    tp: Tensor
+    fn: Tensor
 
     def compute(self) -> Tensor:
         return torch.where(self.tp.sum() + self.fn.sum() > 0, super().compute(), NAN)
@@ -71,7 +79,7 @@ class IoU(MulticlassJaccardIndex):
         )
         self.classes = tuple(classes)
 
-    def compute(self) -> dict[str, Tensor]:
+    def compute(self) -> dict[str, Tensor]:  # type: ignore[override]  # a MetricCollection takes both
         each = super().compute()
         return {"miou": each.nanmean()} | {f"iou_{name}": iou for name, iou in zip(self.classes, each, strict=True)}
 
@@ -101,7 +109,7 @@ class MultilabelMAP(MultilabelAveragePrecision):
     def __init__(self, classes: int):
         super().__init__(classes, average="none")
 
-    def compute(self) -> Tensor:
+    def compute(self) -> Tensor:  # type: ignore[override]  # that is of curves
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "No positive samples")
             each = super().compute()
@@ -114,7 +122,7 @@ class MultilabelMicroMAP(MultilabelAveragePrecision):
     def __init__(self, classes: int):
         super().__init__(classes, average="micro")
 
-    def compute(self) -> Tensor:
+    def compute(self) -> Tensor:  # type: ignore[override]  # that is of curves
         return torch.where(dim_zero_cat(self.target).sum() > 0, super().compute(), NAN)
 
 
@@ -125,7 +133,8 @@ def label_metrics(classes: Sequence[str], ignore_index: int | None = None) -> Me
         classes: their names.
         ignore_index: items of this label do not count.
     """
-    n, options = len(classes), {"ignore_index": ignore_index, "validate_args": False}
+    n = len(classes)
+    options: dict[str, Any] = {"ignore_index": ignore_index, "validate_args": False}
     return MetricCollection(
         {
             "accuracy": Accuracy(n, average="micro", **options),

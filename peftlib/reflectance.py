@@ -108,11 +108,11 @@ def check_reflectance(x: Tensor, bands: BandSet, image_size: tuple[int, int], no
     optical = values[:, rows] if whole else values[:, rows][finite[:, rows]]
     if optical.numel() == 0:
         return
-    low, high = (float(v) for v in optical.aminmax())
+    least, most = (float(v) for v in optical.aminmax())
     unusual = float(((optical < USUAL[0]) | (optical > USUAL[1])).float().mean())
-    if low < POSSIBLE[0] or high > POSSIBLE[1] or unusual > UNUSUAL_SHARE:
+    if least < POSSIBLE[0] or most > POSSIBLE[1] or unusual > UNUSUAL_SHARE:
         raise ValueError(
-            f"image lies in [{low:.4g}, {high:.4g}], {unusual:.0%} of it outside {list(USUAL)}: expected reflectance "
+            f"image lies in [{least:.4g}, {most:.4g}], {unusual:.0%} of it outside {list(USUAL)}: expected reflectance "
             f"in [0, 1]. Digital numbers? Divide by the product's scale (10000 for Sentinel-2, 255 for 8-bit), and "
             f"turn fill values into NaN"
         )
@@ -169,7 +169,7 @@ class ReflectanceInput(nn.Module):
             raise ValueError(f"nodata={nodata!r}; choose from {NODATA}")
         if not rgb_white > 0:
             raise ValueError(f"rgb_white={rgb_white!r}; it is a reflectance and must be positive")
-        self.bands, self.image_size = bands, tuple(image_size)
+        self.bands, self.image_size = bands, (image_size[0], image_size[1])
         self.beyond, self.dates = list(bands.beyond_rgb), bands.dates
         self.rgb = [bands.rgb[i] for i in rgb_order]
         self.rgb_white, self.nodata = float(rgb_white), nodata

@@ -113,11 +113,11 @@ def fit(
             "to score in validation (every pixel ignored, no positive label)?"
         )
     restore(task, folder / BEST)
-    metrics = {"val": trainer.validate(task, datamodule=data, verbose=False)[0]}
+    metrics = {"val": dict(trainer.validate(task, datamodule=data, verbose=False)[0])}
     if getattr(data, "test", data) is not None:
-        metrics["test"] = trainer.test(task, datamodule=data, verbose=False)[0]
-    if getattr(data, "unseen", None) is not None:
-        metrics["unseen"] = trainer.test(task, data.unseen_dataloader(), verbose=False)[0]
+        metrics["test"] = dict(trainer.test(task, datamodule=data, verbose=False)[0])
+    if isinstance(data, EarthData) and data.unseen is not None:
+        metrics["unseen"] = dict(trainer.test(task, data.unseen_dataloader(), verbose=False)[0])
     if trainer.is_global_zero:
         results = {"metrics": metrics, "epochs": keeper.epoch + 1, "best_epoch": keeper.best_epoch, "facts": facts}
         with atomic_path(folder / RESULTS) as temporary:
@@ -255,7 +255,7 @@ def restore(task: Task, path: str | Path) -> Task:
 
 def refuse_other_run(there: Mapping, here: Mapping, folder: Path) -> None:
     """Raise ValueError unless both runs have the same settings."""
-    other = {key: f"{there.get(key)!r} there, {here.get(key)!r} here" for key in there.keys() | here.keys()}
-    other = [f"{key}: {text}" for key, text in sorted(other.items()) if there.get(key) != here.get(key)]
+    both = {key: f"{there.get(key)!r} there, {here.get(key)!r} here" for key in there.keys() | here.keys()}
+    other = [f"{key}: {text}" for key, text in sorted(both.items()) if there.get(key) != here.get(key)]
     if other:
         raise ValueError(f"{folder} holds a run with other settings ({'; '.join(other)}); choose another folder")

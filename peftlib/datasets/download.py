@@ -19,8 +19,8 @@ CHUNK = 1 << 20
 LOST = (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, TimeoutError, ConnectionError)
 
 # What zipfile and tarfile raise on damage: a flipped bit may also ask for a later version, or a password.
-DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError)
-DAMAGED += (RuntimeError,)
+DAMAGED: tuple[type[Exception], ...] = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError)
+DAMAGED += (EOFError, OSError, NotImplementedError, RuntimeError)
 
 
 def fetch(url: str, path: str | Path, checksum: str, size: int | None = None) -> Path:
