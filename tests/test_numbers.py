@@ -168,6 +168,12 @@ def test_squares_of_large_pixels_do_not_overflow_in_float16():
         torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-2)
 
 
+def test_pixels_without_any_deviation_have_finite_gradients():
+    hidden, layer = torch.zeros(2, 16, 4, requires_grad=True), torch.nn.Linear(4, 6)
+    torch.cat(mapped_moments(hidden, layer)).sum().backward()
+    assert hidden.grad.isfinite().all() and layer.weight.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_the_scale_of_a_token_has_its_gradient_in_every_precision(dtype):
     """Of a constant token it is 0; of a token of small deviation the cube in it passes what float16 holds."""
