@@ -118,7 +118,7 @@ def trace(model: AdaptedViT, x: Tensor) -> list[BlockTrace]:
     z, z_A = model.embed(x)
     traces = []
     for layer, block in enumerate(model.vit.blocks):
-        if not isinstance(block, UntangledBlock):
+        if not isinstance(block, UntangledBlock) or z_A is None:
             z = model.through(block, z, z_A)
             continue
         adapted, pretrained = block.qkv(z, z_A)
@@ -197,7 +197,8 @@ class DeflectionRecorder(lightning.Callback):
     """
 
     def __init__(self, x: Tensor, pretrained: AdaptedViT, every: int = 10):
-        self.x, self.every, self.tables = x, every, []
+        self.x, self.every = x, every
+        self.tables: list[pd.DataFrame] = []
         self.pretrained_out = block_outputs(pretrained.eval(), x)
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:

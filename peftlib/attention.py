@@ -28,7 +28,8 @@ def constrain_norm(D: Tensor, D_ref: Tensor, reference_grad: bool = True, eps: f
 
         D' = D * ||D_ref|| / max(||D||, eps)
 
-    A token keeps its D where that is shorter than eps (zero stays zero), or a length is not finite.
+    A token keeps its D where that is shorter than eps (zero stays zero), or a length is not finite. One that the
+    pretrained block does not move stays where it is. Gradients are finite at both zeros.
 
     D, D_ref: (B, N, d) displacements of the adapted and of the pretrained block -> (B, N, d).
     """
@@ -79,7 +80,8 @@ class _InverseDeviation(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, g: Tensor) -> tuple[Tensor, None]:
         z, mean, inverse = ctx.saved_tensors
-        return (z - mean) * (-g * inverse**3 / z.shape[-1]), None
+        steep = inverse.to(torch.promote_types(inverse.dtype, torch.float32)) ** 3  # float16 ends at 65504
+        return ((z - mean) * (-g * steep / z.shape[-1])).to(z.dtype), None
 
 
 class LowRank(nn.Module):

@@ -47,7 +47,8 @@ class BackboneSpec:
     @property
     def rgb_order(self) -> tuple[int, int, int]:
         """Positions in (red, green, blue) of the model's channels."""
-        return tuple("RGB".index(channel) for channel in self.channels)
+        first, second, third = ("RGB".index(channel) for channel in self.channels)
+        return first, second, third
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class _Source:
     build: Callable[..., VisionTransformer]
     default: Callable[[], dict[str, Tensor]] | None  # None: only a file that the user downloads
     default_name: str
-    hub: Callable[[], dict[str, Tensor]] | None = None
+    hub: Callable[[], dict[str, Tensor]] | None = None  # not None where ``default`` is not
     read: Callable[[str | Path], dict[str, Tensor]] = load_state  # a file that the user names
 
 
@@ -179,12 +180,14 @@ def _timm_source(name: str) -> _Source:
         hint = f" (near: {', '.join(near)})" if near else ""
         raise ValueError(f"unknown backbone {name!r}; choose from {', '.join(BACKBONES)} or any timm ViT{hint}")
     config = timm.get_pretrained_cfg(name)
+    assert config is not None  # timm lists the model
+    mean, std = ((red, green, blue) for red, green, blue in (config.mean, config.std))
 
     def hub() -> dict[str, Tensor]:
         return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
 
     return _Source(
-        BackboneSpec(name, licence=config.license or "see timm", mean=tuple(config.mean), std=tuple(config.std)),
+        BackboneSpec(name, licence=config.license or "see timm", mean=mean, std=std),
         lambda: timm.create_model(name, num_classes=0),
         hub,
         f"timm {name} (hub)",
@@ -206,6 +209,7 @@ def _weights(source: _Source, weights: str | Path) -> tuple[dict[str, Tensor] | 
             "or weights='random'"
         )
     fetch, origin = (source.default, source.default_name) if weights == "default" else (source.hub, f"{name} (hub)")
+    assert fetch is not None
     try:
         return fetch(), origin
     except ValueError:
@@ -263,11 +267,12 @@ def resize_(vit: VisionTransformer, image_size: int | tuple[int, int]) -> None:
         raise ValueError(f"Scale-MAE's position embedding is for square images, got {size}")
     old_grid = embed.grid_size
     if getattr(vit, "dynamic_img_size", False):  # one size from here on: tokens come as (B, N, d)
-        vit.dynamic_img_size, embed.flatten, embed.strict_img_size = False, True, True
+        vit.dynamic_img_size = False  # type: ignore[misc]  # final for TorchScript alone
+        embed.flatten, embed.strict_img_size = True, True
     embed.set_input_size(img_size=size)
     if vit.pos_embed is None or tuple(embed.grid_size) == tuple(old_grid):
         return
-    positions, grid = _pretrained_positions(vit, old_grid)
+    positions, grid = _pretrained_positions(vit, vit.pos_embed.detach(), old_grid)
     resampled = resample_abs_pos_embed(
         positions, new_size=list(embed.grid_size), old_size=list(grid), antialias=spec_of(vit).antialias,
         num_prefix_tokens=0 if vit.no_embed_class else vit.num_prefix_tokens,
@@ -276,9 +281,8 @@ def resize_(vit: VisionTransformer, image_size: int | tuple[int, int]) -> None:
     vit.pretrained_positions = (positions, grid, resampled.clone())
 
 
-def _pretrained_positions(vit: VisionTransformer, grid: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+def _pretrained_positions(vit: VisionTransformer, now: Tensor, grid: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
     """The position embedding before any resampling, unless it was trained or replaced since."""
-    now = vit.pos_embed.detach()
     positions, old_grid, resampled = getattr(vit, "pretrained_positions", (now, grid, now))
     if now.is_meta or resampled.is_meta or not torch.equal(now.cpu(), resampled.cpu()):
         return now.clone(), grid

@@ -100,8 +100,8 @@ class BandSet:
         size = len(self.beyond_rgb) // self.dates
         first = slice(3, 3 + size)
         names = tuple(name.rpartition("@")[0] for name in self.names[first])
-        rgb = tuple(names.index(self.names[i]) for i in self.rgb)
-        return replace(self, names=names, wavelengths=self.wavelengths[first], rgb=rgb)
+        red, green, blue = (names.index(self.names[i]) for i in self.rgb)
+        return replace(self, names=names, wavelengths=self.wavelengths[first], rgb=(red, green, blue))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -132,8 +132,8 @@ def band_set(bands: Sequence[str] | Mapping[str, float], sensor: str = "sentinel
     unknown = [name for name in names if name not in table]
     if unknown:
         padded = str(unknown[0]).upper().replace("B", "B0", 1)  # B8 is B08, not B8A
-        hint = [padded] if padded in table else difflib.get_close_matches(str(unknown[0]), table, n=1, cutoff=0.4)
-        hint = f" (did you mean {hint[0]}?)" if hint else ""
+        near = [padded] if padded in table else difflib.get_close_matches(str(unknown[0]), table, n=1, cutoff=0.4)
+        hint = f" (did you mean {near[0]}?)" if near else ""
         raise ValueError(f"unknown {sensor} bands {unknown}{hint}; choose from {', '.join(table)}")
     _refuse_repeated(names)
     missing = [name for name in _RGB[sensor] if name not in names]
@@ -142,8 +142,8 @@ def band_set(bands: Sequence[str] | Mapping[str, float], sensor: str = "sentinel
             f"bands {names} lack {missing}: an RGB-pretrained model needs red, green and blue "
             f"({', '.join(_RGB[sensor])} of {sensor})"
         )
-    rgb = tuple(names.index(name) for name in _RGB[sensor])
-    return BandSet(sensor, names, tuple(table[name] for name in names), rgb)
+    red, green, blue = (names.index(name) for name in _RGB[sensor])
+    return BandSet(sensor, names, tuple(table[name] for name in names), (red, green, blue))
 
 
 def _custom_band_set(bands: Sequence[str] | Mapping[str, float]) -> BandSet:
@@ -162,7 +162,8 @@ def _custom_band_set(bands: Sequence[str] | Mapping[str, float]) -> BandSet:
         if not inside:
             raise ValueError(f"no {colour} band ({low}..{high} nm) among {dict(bands)}: RGB is needed")
         rgb.append(min(inside, key=lambda i: abs(wavelengths[i] - (low + high) / 2)))
-    return BandSet("custom", names, wavelengths, tuple(rgb))
+    red, green, blue = rgb
+    return BandSet("custom", names, wavelengths, (red, green, blue))
 
 
 def _series_band_set(names: tuple[str, ...], sensor: str) -> BandSet:

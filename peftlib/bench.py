@@ -76,8 +76,8 @@ class Contestant:
         """MiB of weights and optimiser, and of what a step allocates, at its highest."""
         states = [value for state in self.optimizer.state.values() for value in state.values()]
         kept = [*self.model.parameters(), *self.model.buffers(), *self.head.parameters(), *states]
-        kept = sum(tensor.nbytes for tensor in kept if torch.is_tensor(tensor))
-        return (kept + highest_allocation(self.step, self.device)) / 2**20
+        size = sum(tensor.nbytes for tensor in kept if torch.is_tensor(tensor))
+        return (size + highest_allocation(self.step, self.device)) / 2**20
 
 
 def bench(
@@ -131,7 +131,7 @@ def bench(
         x = images.to(place)
         rgb = x[:, :3].contiguous()
         made = {name: (adapt(vit, METHODS[name](), BANDS, "sentinel2", image_size), x) for name in methods}
-        made[PEER] = _peer(vit, METHODS["lora"]()), rgb
+        made[PEER] = _peer(vit, LoRA()), rgb
         made[PLAIN] = _plain(vit), rgb
         racers = {
             name: Contestant(model, batch, vit.embed_dim, precision, compiled) for name, (model, batch) in made.items()

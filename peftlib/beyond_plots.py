@@ -136,9 +136,10 @@ def spectra_figure(pair: tuple[str, str] = ("healthy canopy", "stressed canopy")
         ax.set_xticks(ticks, [str(nm) for nm in ticks])
         ax.minorticks_off()
     for ax in figure.axes:
-        if ax.get_subplotspec().is_last_row():
+        place = ax.get_subplotspec()
+        if place is not None and place.is_last_row():
             ax.set_xlabel("wavelength, nm (log)")
-        if ax.get_subplotspec().is_first_col():
+        if place is not None and place.is_first_col():
             ax.set_ylabel("reflectance")
     figure.axes[0].legend()
     caption(figure, "Circles: mean reflectance of a cover in one scene. Lines: what the 16 knots read of these bands")

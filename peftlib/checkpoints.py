@@ -65,7 +65,8 @@ def fuse_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: one or two of the three.
     """
-    fused, parts = {}, {}
+    fused: dict[str, Tensor] = {}
+    parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in state.items():
         if match := _SPLIT.fullmatch(name):
             parts.setdefault(f"{match[1]}qkv.{match[3]}", {})[match[2]] = tensor

@@ -130,7 +130,7 @@ def options(rows: pd.DataFrame) -> pd.DataFrame:
         a row a method; for each option step time and memory as shares of those without it, at the same size and batch.
     """
     plain = plain_rows(rows).set_index(["name", "image_size", "batch_size"])
-    shares = {}
+    shares: dict[str, pd.Series] = {}
     kinds = {
         "bfloat16": rows["precision"] == "bfloat16",
         "compiled": rows["compiled"],

@@ -1,7 +1,6 @@
 """What each method tunes of a backbone, and what that costs on disk and in arithmetic."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from peftlib.adapt import AdaptedViT, adapt, count_parameters, without_weights
 from peftlib.adapters import adapter_bytes
 from peftlib.methods import METHODS, Method
+from peftlib.methods.base import changed
 
 if TYPE_CHECKING:
     import pandas
@@ -92,9 +92,9 @@ def growth(vit: VisionTransformer, bands: Sequence[str], sensor: str = "sentinel
         tries += [("image side, pixels", pixels, method, bands, pixels) for pixels in (side // 2, side, 2 * side)]
         tries += [("bands", count, method, bands[:count], side) for count in range(4, len(bands) + 1, 4)]
     for method in (lora, deflect):
-        tries += [("rank", rank, replace(method, rank=rank), bands, side) for rank in (2, 8, 32, 64)]
+        tries += [("rank", rank, changed(method, rank=rank), bands, side) for rank in (2, 8, 32, 64)]
         for blocks in sorted({0, depth // 3, 2 * depth // 3, depth}):
-            last = replace(method, layers=tuple(range(depth - blocks, depth)))
+            last = changed(method, layers=tuple(range(depth - blocks, depth)))
             tries.append(("adapted blocks, last ones", blocks, last, bands, side))
     rows = []
     for knob, value, method, read, pixels in tries:

@@ -1,5 +1,7 @@
 """Heads that turn tokens into class maps: linear, and UNet and UPerNet on the tokens of four blocks."""
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -102,7 +104,7 @@ class PyramidDecoder(nn.Module):
         """The decoder for maps of so many channels, and how many channels it gives."""
         raise NotImplementedError
 
-    def stages(self, maps: list[Tensor]) -> list[Tensor | None]:
+    def stages(self, maps: list[Tensor]) -> Sequence[Tensor | None]:
         """The maps as the decoder expects the stages of its encoder, from full resolution down."""
         raise NotImplementedError
 

@@ -202,7 +202,7 @@ def inflate_patch_embed(
             extra = rgb[:, [rgb_order.index(colour) for colour in colours[how]]]
         scale = 1.0 if how in ("zero", "random") else 3 / (3 + new_bands)
         new.weight.copy_(torch.cat([rgb, extra], dim=1) * scale)
-        if old.bias is not None:
+        if new.bias is not None:
             new.bias.copy_(old.bias)
     patch_embed.proj = new
 

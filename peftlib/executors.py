@@ -50,9 +50,9 @@ def workers_of(kind: str, workers: int = 0, **options) -> Iterator[Executor | No
     else:
         import submitit
 
-        executor = submitit.AutoExecutor(Path(runs_dir()) / "slurm")
-        executor.update_parameters(**({"timeout_min": 24 * 60} | options))
-        yield executor
+        slurm = submitit.AutoExecutor(Path(runs_dir()) / "slurm")
+        slurm.update_parameters(**({"timeout_min": 24 * 60} | options))
+        yield slurm  # type: ignore[misc]  # it does what is used of an Executor
 
 
 def default_workers() -> int:

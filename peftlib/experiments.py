@@ -139,8 +139,9 @@ def _result(future, key: str, run: Run, folder: Path) -> dict:
     except BrokenExecutor:
         raise
     except Exception as error:  # the worker itself; errors of the run come as rows
-        if _finished(folder / f"{key}.json", retry_failed=True):  # it had done its run
-            return read_row(folder / f"{key}.json")
+        there = read_row(folder / f"{key}.json")
+        if there is not None and there["status"] == "done":  # it had done its run
+            return there
         row = {"key": key, "run": run.facts(), "status": "failed", "error": f"worker lost: {error!r}"[:500]}
         write_row(folder / f"{key}.json", row | {"wall_s": None, "versions": {}, "commit": ""})
         return row
@@ -178,5 +179,6 @@ def _begin_worker(threads: int) -> None:
 
 def _end_with_parent() -> None:
     """A worker whose parent was killed would else finish its run beside the next grid's, and wait for ever."""
-    multiprocessing.parent_process().join()
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
     os._exit(1)

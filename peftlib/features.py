@@ -21,7 +21,8 @@ class FeatureData(EarthData):
 
     def __init__(self, data: EarthData):
         super().__init__(data.train, data.val, data.test, data.batch_size, seed=data.seed, unseen=data.unseen)
-        self._images, self._made = data, {}
+        self._images = data
+        self._made: dict[int, list[dict]] = {}
 
     def _loader(self, data: Dataset, sampler) -> DataLoader:
         if id(data) not in self._made:
@@ -31,7 +32,9 @@ class FeatureData(EarthData):
     @torch.no_grad()
     def _read(self, images: DataLoader) -> list[dict]:
         trainer, samples = self.trainer, []
-        task: Task = trainer.lightning_module
+        assert trainer is not None  # only a trainer asks for batches
+        task = trainer.lightning_module
+        assert isinstance(task, Task)
         for batch in images:
             batch = trainer.strategy.batch_to_device(batch)  # which makes it ready too, as in training
             with trainer.precision_plugin.forward_context():

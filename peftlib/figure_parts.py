@@ -1,6 +1,7 @@
 """Parts of the figures of results: frames, captions, points over the share that methods tune, names beside points."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -68,7 +69,7 @@ def against_share(ax: Axes, table: pd.DataFrame) -> None:
     zero = low - 0.6
     x = [zero if share == 0 else np.log10(share) for share in shares]
     for place, row in zip(spread(x, 0.012 * (high - zero)), table.itertuples(), strict=True):
-        style = {"color": colour(row.method), "markeredgecolor": INK, "markersize": 9, "elinewidth": 2}
+        style: dict[str, Any] = {"color": colour(row.method), "markeredgecolor": INK, "markersize": 9, "elinewidth": 2}
         ax.errorbar(place, row.mean, bar(row.std), fmt="o", label=label(row.method), **style)
     ticks = np.arange(low, int(high) + 1)
     ax.set_xticks([zero, *ticks], ["0", *(f"{10.0**tick:g}" for tick in ticks)])
@@ -99,18 +100,20 @@ def name_points(figure: Figure, bold: frozenset[str] = frozenset()) -> None:
     figure.set_layout_engine("none")  # places are found in the layout that was just drawn
     for ax in figure.axes:
         bars = sorted((bar for bar in ax.containers if bar.get_label()), key=lambda bar: -bar[0].get_ydata()[0])
-        marks, names, lines = [box for bar in bars for box in _boxes(ax, bar)], [], []
-        points = ax.transData.transform([bar[0].get_xydata()[0] for bar in bars]) if bars else []
+        marks = [box for bar in bars for box in _boxes(ax, bar)]
+        names: list[Bbox] = []
+        lines: list[Bbox] = []
+        points = ax.transData.transform([bar[0].get_xydata()[0] for bar in bars]) if bars else np.empty((0, 2))
         for i, bar in enumerate(bars):
             weight = "bold" if bar.get_label() in bold else "normal"
             text = ax.annotate(
-                bar.get_label(), bar[0].get_xydata()[0], (0, 0), textcoords="offset points", va="center",
+                str(bar.get_label()), bar[0].get_xydata()[0], (0, 0), textcoords="offset points", va="center",
                 fontsize=NAME_SIZE, weight=weight, color="black", annotation_clip=False,
             )  # fmt: skip
             others = (np.delete(points, i, axis=0) - points[i]) / _pixels(ax)
             x, y = _place(ax, points[i], text.get_window_extent().size, _leaning(others), marks, names, lines)
             text.set_position((x, y))
-            text.set_ha("left" if x > 0 else "right")
+            text.set_horizontalalignment("left" if x > 0 else "right")
             names.append(text.get_window_extent().padded(1.5))
             if _is_far(x, y):
                 lines += _trail(points[i], np.multiply((x, y), _pixels(ax)))
@@ -141,8 +144,8 @@ def _place(ax: Axes, point, size, lean, marks: list[Bbox], names: list[Bbox], li
         point, size: (x, y) of the point, (width, height) of the name, in pixels.
         marks, names, lines: what is covered already; a name never lies on it where there is any free place.
     """
-    ways = itertools.product((1, -1), (BESIDE, 3 * BESIDE, 6 * BESIDE, 10 * BESIDE), range(-FAR, FAR + 1, 3))
-    ways = [(side * across, up) for side, across, up in ways]
+    steps = itertools.product((1, -1), (BESIDE, 3 * BESIDE, 6 * BESIDE, 10 * BESIDE), range(-FAR, FAR + 1, 3))
+    ways = [(side * across, up) for side, across, up in steps]
     length = {(x, y): abs(y) + abs(x) + 12 * (x * lean[0] < 0) + 6 * (y * lean[1] < 0) for x, y in ways}
     best, least = (lean[0] * BESIDE, 0), float("inf")
     for x, y in sorted(ways, key=lambda way: (length[way], way)):

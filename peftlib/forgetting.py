@@ -45,8 +45,8 @@ def moved(model: AdaptedViT, vit: VisionTransformer, train: Dataset, test: Datas
         tokens to the class that covers most of a patch; ``probe_after``, ``probe_rgb``: of that same probe, not fitted
         again, on the adapted model's tokens.
     """
-    same = {"rgb_white": model.reflectance.rgb_white, "nodata": model.reflectance.nodata}
-    before = adapt(vit, Frozen(), train.bands, train.sensor, model.image_size, **same)
+    white, nodata = model.reflectance.rgb_white, model.reflectance.nodata
+    before = adapt(vit, Frozen(), train.bands, train.sensor, model.image_size, white, nodata)
     before = before.to(model.reflectance.mean.device).eval()
     images, truth = seen(test, model)
     tokens = {"before": patch_tokens(before, images), "after": patch_tokens(model, images)}
@@ -55,6 +55,7 @@ def moved(model: AdaptedViT, vit: VisionTransformer, train: Dataset, test: Datas
     found["cka_rgb"] = linear_cka(tokens["before"], tokens["rgb"])
     if truth is not None:
         images, fitted = seen(train, model)
+        assert fitted is not None  # the same data set as ``test``
         probe = fit_probe(patch_tokens(before, images), fitted)
         found |= {f"probe_{name}": probe_score(probe, features, truth) for name, features in tokens.items()}
     return found

@@ -1,9 +1,11 @@
 """What every task shares: batches made ready, optimiser and schedule, evaluation, checkpoints of what is tuned."""
 
 import math
+from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
@@ -74,8 +76,8 @@ class Task(lightning.LightningModule):
         """
         raise NotImplementedError
 
-    def decide(self, features: Tensor | list[Tensor]) -> Tensor:
-        """The head: features -> logits."""
+    def decide(self, features: Any) -> Tensor:
+        """The head: what ``features`` gives -> logits."""
         raise NotImplementedError
 
     def truth(self, batch: dict) -> Tensor:
@@ -131,7 +133,7 @@ class Task(lightning.LightningModule):
         return [float(loss) for loss in self._losses]
 
     def on_train_epoch_end(self) -> None:
-        self._losses = self.losses
+        self._losses = [*self.losses]
 
     def on_validation_epoch_start(self) -> None:
         self._reset("val")
@@ -167,7 +169,7 @@ class Task(lightning.LightningModule):
         self.mean_loss[stage].reset()
         self.metrics[stage].reset()
 
-    def configure_optimizers(self) -> torch.optim.Optimizer | dict:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         tuned = [p for p in self.model.parameters() if p.requires_grad]
         head = [p for name, p in self.named_parameters() if not name.startswith("model.")]
         groups = [{"params": tuned, "lr": self.lr}, {"params": head, "lr": self.head_lr}]

@@ -71,7 +71,7 @@ class MetadataEmbedding(nn.Module):
                 f"metadata {self.names} takes (B, {needed}) numbers of peftlib.metadata.describe, "
                 f"got {tuple(described.shape)}"
             )
-        total: Tensor | float = 0.0
+        total = described.new_zeros(())
         for name, numbers in zip(self.names, described.split([SIZES[name] for name in self.names], dim=1), strict=True):
             known = numbers.isfinite().all(dim=1, keepdim=True)
             part = self.parts[name]

@@ -63,7 +63,7 @@ def pixel_forest(
     """
     from sklearn.ensemble import RandomForestClassifier
 
-    rows = [train.bands.index(band) for band in bands]
+    rows = [train.band_set.names.index(band) for band in bands]
     spectra, truth = _pixels(train)
     forest = RandomForestClassifier(100, min_samples_leaf=2, n_jobs=-1, random_state=seed)
     forest.fit(spectra[:, rows], truth.flatten().numpy())
@@ -105,7 +105,7 @@ def references(scenes: int, size: int, seeds: Sequence[int] = (0, 1, 2), labelle
         known = torch.stack([torch.as_tensor(s["mask" if task == "segmentation" else "label"]) for s in test])
         rows += [(task, length, "colour ceiling", 0, "accuracy", colour_ceiling(known))]
         rows += [(task, length, "colour ceiling", 0, "pairs", 0.5)]
-        for name, bands in (("forest, RGB", ("B04", "B03", "B02")), ("forest", test.bands)):
+        for name, bands in (("forest, RGB", ("B04", "B03", "B02")), ("forest", test.band_set.names)):
             for seed in seeds:
                 scores, truth = pixel_forest(train, test, bands, seed)
                 metrics = {"accuracy": float((scores.argmax(1) == truth).float().mean())}

@@ -1,11 +1,13 @@
 """The scores of the studies, through torchmetrics.
 
 A class that neither occurs nor is predicted has no score and counts in no mean; torchmetrics alone would take it, in
-some of its means, for a 0.
+some of its means, for a 0. Where nothing counts at all (every pixel is ignored, no label is positive) a score is NaN,
+and so is the loss of no pixel.
 """
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from torchmetrics.classification import (
     MulticlassConfusionMatrix,
     MulticlassF1Score,
     MulticlassJaccardIndex,
+    MulticlassStatScores,
     MultilabelAveragePrecision,
     MultilabelF1Score,
 )
@@ -25,6 +28,9 @@ NAN = float("nan")
 
 class MeanLoss(Metric):
     """Mean of a loss over all that counts. (torchmetrics' MeanMetric drops NaN or, told to keep it, the weights.)"""
+
+    total: Tensor
+    count: Tensor
 
     def __init__(self):
         super().__init__()
@@ -37,6 +43,24 @@ class MeanLoss(Metric):
 
     def compute(self) -> Tensor:
         return self.total / self.count
+
+
+class _OfSomething(MulticlassStatScores):
+    """A score of torchmetrics that is NaN, not 0, where nothing counts."""
+
+    tp: Tensor
+    fn: Tensor
+
+    def compute(self) -> Tensor:
+        return torch.where(self.tp.sum() + self.fn.sum() > 0, super().compute(), NAN)
+
+
+class Accuracy(_OfSomething, MulticlassAccuracy):
+    """Share of what counts that is right."""
+
+
+class MacroF1(_OfSomething, MulticlassF1Score):
+    """Mean over classes of F1."""
 
 
 class BalancedAccuracy(MulticlassConfusionMatrix):
@@ -55,7 +79,7 @@ class IoU(MulticlassJaccardIndex):
         )
         self.classes = tuple(classes)
 
-    def compute(self) -> dict[str, Tensor]:
+    def compute(self) -> dict[str, Tensor]:  # type: ignore[override]  # a MetricCollection takes both
         each = super().compute()
         return {"miou": each.nanmean()} | {f"iou_{name}": iou for name, iou in zip(self.classes, each, strict=True)}
 
@@ -71,17 +95,35 @@ class MultilabelMacroF1(MultilabelF1Score):
         return super().compute().nanmean()
 
 
+class MultilabelMicroF1(MultilabelF1Score):
+    """F1 of all labels together."""
+
+    def __init__(self, classes: int):
+        super().__init__(classes, average="micro")
+        self.zero_division = NAN
+
+
 class MultilabelMAP(MultilabelAveragePrecision):
     """Mean over the classes that occur of average precision."""
 
     def __init__(self, classes: int):
         super().__init__(classes, average="none")
 
-    def compute(self) -> Tensor:
+    def compute(self) -> Tensor:  # type: ignore[override]  # that is of curves
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "No positive samples")
             each = super().compute()
         return each[dim_zero_cat(self.target).sum(0) > 0].mean()
+
+
+class MultilabelMicroMAP(MultilabelAveragePrecision):
+    """Average precision of all labels together."""
+
+    def __init__(self, classes: int):
+        super().__init__(classes, average="micro")
+
+    def compute(self) -> Tensor:  # type: ignore[override]  # that is of curves
+        return torch.where(dim_zero_cat(self.target).sum() > 0, super().compute(), NAN)
 
 
 def label_metrics(classes: Sequence[str], ignore_index: int | None = None) -> MetricCollection:
@@ -91,12 +133,13 @@ def label_metrics(classes: Sequence[str], ignore_index: int | None = None) -> Me
         classes: their names.
         ignore_index: items of this label do not count.
     """
-    n, options = len(classes), {"ignore_index": ignore_index, "validate_args": False}
+    n = len(classes)
+    options: dict[str, Any] = {"ignore_index": ignore_index, "validate_args": False}
     return MetricCollection(
         {
-            "accuracy": MulticlassAccuracy(n, average="micro", **options),
+            "accuracy": Accuracy(n, average="micro", **options),
             "balanced_accuracy": BalancedAccuracy(n, **options),
-            "macro_f1": MulticlassF1Score(n, average="macro", **options),
+            "macro_f1": MacroF1(n, average="macro", **options),
         }
     )
 
@@ -114,8 +157,8 @@ def multilabel_metrics(classes: Sequence[str]) -> MetricCollection:
     return MetricCollection(
         {
             "map": MultilabelMAP(n),
-            "micro_map": MultilabelAveragePrecision(n, average="micro"),
+            "micro_map": MultilabelMicroMAP(n),
             "macro_f1": MultilabelMacroF1(n),
-            "micro_f1": MultilabelF1Score(n, average="micro"),
+            "micro_f1": MultilabelMicroF1(n),
         }
     )

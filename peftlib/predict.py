@@ -137,7 +137,7 @@ class Mapper:
         self.task, self.count, self.batch_size = task, len(bands), batch_size
         self.numbers = [list(bands).index(name) + 1 for name in names]
         self.scale = np.array([scales[name] for name in names], dtype=np.float32)[:, None, None]
-        self.offset, self.fill, self.tile, self.overlap = offset, fill, size, overlap
+        self.offset, self.fill, self.tile, self.overlap = offset, fill, (size[0], size[1]), overlap
 
     def write(self, source: str | Path, target: str | Path) -> None:
         """The class map of one GeoTIFF.

@@ -19,6 +19,7 @@ USUAL = (-0.2, 1.6)
 POSSIBLE = (-1.0, 10.0)
 KELVIN = (100.0, 400.0)
 UNUSUAL_SHARE = 0.05  # more than this share of values outside USUAL is not reflectance
+FARTHEST = 4e3  # deviations from the mean; farther is what a band that was nearly constant in ``fit`` makes of others
 
 
 class Channels:
@@ -40,9 +41,13 @@ class Channels:
 
     @property
     def beyond(self) -> Tensor:
-        """(B, C - 3, H, W) the other bands, standardised; without data, their mean. Resampled: (B, K, H, W)."""
+        """(B, C - 3, H, W) the other bands, standardised; without data, their mean. Resampled: (B, K, H, W).
+
+        No value is farther than ``FARTHEST`` from the mean: float16 ends at 65504.
+        """
         others = self.how.others(self.x)
         beyond = (others - self.how.each_date(self.how.mean)) / self.how.each_date(self.how.std)
+        beyond = beyond.clamp(-FARTHEST, FARTHEST)
         return beyond if self.how.nodata == "error" else torch.where(torch.isfinite(others), beyond, 0.0)
 
     @property
@@ -103,11 +108,11 @@ def check_reflectance(x: Tensor, bands: BandSet, image_size: tuple[int, int], no
     optical = values[:, rows] if whole else values[:, rows][finite[:, rows]]
     if optical.numel() == 0:
         return
-    low, high = (float(v) for v in optical.aminmax())
+    least, most = (float(v) for v in optical.aminmax())
     unusual = float(((optical < USUAL[0]) | (optical > USUAL[1])).float().mean())
-    if low < POSSIBLE[0] or high > POSSIBLE[1] or unusual > UNUSUAL_SHARE:
+    if least < POSSIBLE[0] or most > POSSIBLE[1] or unusual > UNUSUAL_SHARE:
         raise ValueError(
-            f"image lies in [{low:.4g}, {high:.4g}], {unusual:.0%} of it outside {list(USUAL)}: expected reflectance "
+            f"image lies in [{least:.4g}, {most:.4g}], {unusual:.0%} of it outside {list(USUAL)}: expected reflectance "
             f"in [0, 1]. Digital numbers? Divide by the product's scale (10000 for Sentinel-2, 255 for 8-bit), and "
             f"turn fill values into NaN"
         )
@@ -143,7 +148,7 @@ class ReflectanceInput(nn.Module):
         rgb_mean, rgb_std: the backbone's normalisation of RGB in [0, 1].
         rgb_white: reflectance that the stretch maps to 1.
         nodata: ``"error"`` or ``"zero"``: non-finite RGB values become the backbone's mean colour, and a pixel with any
-            non-finite band is absent from the pixel set.
+            non-finite band is absent from the pixel set. What lies under it (NaN, inf, -inf) never matters.
         rgb_order: positions in (red, green, blue) of the backbone's channels; ``rgb_mean`` is in that order.
         resample: (K, C) what turns all bands into the K values that are standardised in place of those beyond RGB.
     """
@@ -164,7 +169,7 @@ class ReflectanceInput(nn.Module):
             raise ValueError(f"nodata={nodata!r}; choose from {NODATA}")
         if not rgb_white > 0:
             raise ValueError(f"rgb_white={rgb_white!r}; it is a reflectance and must be positive")
-        self.bands, self.image_size = bands, tuple(image_size)
+        self.bands, self.image_size = bands, (image_size[0], image_size[1])
         self.beyond, self.dates = list(bands.beyond_rgb), bands.dates
         self.rgb = [bands.rgb[i] for i in rgb_order]
         self.rgb_white, self.nodata = float(rgb_white), nodata
@@ -211,6 +216,8 @@ class ReflectanceInput(nn.Module):
     @torch.no_grad()
     def fit(self, batches: Iterable) -> None:
         """Set mean and deviation of the bands beyond RGB from data, ignoring no-data pixels.
+
+        A constant band keeps the deviation 1, so that it reads as zero.
 
         Args:
             batches: (B, C, H, W) tensors, or dicts or tuples whose ``"image"`` or first item is one.

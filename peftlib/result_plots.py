@@ -1,5 +1,7 @@
 """The paper's figures, each from scores (``peftlib.scoring.scores``). Where rows are missing, a figure says so."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
@@ -45,7 +47,7 @@ def choice_figure(scores: pd.DataFrame) -> Figure:
     ax.set_ylabel(f"{_title(scores, column)}: {_measure(scores, column)}")
     against_share(ax, table)
     caption(figure, f"{_seeds(table)}. Shares that nearly coincide are drawn side by side")
-    name_points(figure, {label(best["method"]), label(pick["method"])})
+    name_points(figure, frozenset({label(best["method"]), label(pick["method"])}))
     return figure
 
 
@@ -183,7 +185,7 @@ def ablation_figure(scores: pd.DataFrame) -> Figure:
     figure, frames = panels(_average_first(steps), across=4, size=(3, 3.6))
     for column, ax in frames.items():
         mine = table[table["column"] == column].set_index("step").reindex(list(ABLATION))
-        style = {"color": colour("deflect"), "marker": "o", "markersize": 8, "markeredgecolor": INK}
+        style: dict[str, Any] = {"color": colour("deflect"), "marker": "o", "markersize": 8, "markeredgecolor": INK}
         ax.errorbar(range(3), mine["mean"], mine["std"].fillna(0), label="DEFLECT's parts", **style)
         for name, method, kind, dash in marks:
             line = (others["method"] == method) & (others["kind"] == kind) & (others["column"] == column)
@@ -258,7 +260,12 @@ def _dots(ax: Axes, table: pd.DataFrame, order: list[str], hollow: bool = False)
     """Mean and deviation of each method, on its line."""
     for row in table.itertuples():
         face = "white" if hollow else colour(row.method)
-        style = {"color": colour(row.method), "markerfacecolor": face, "markersize": 8, "markeredgewidth": 1.5}
+        style: dict[str, Any] = {
+            "color": colour(row.method),
+            "markerfacecolor": face,
+            "markersize": 8,
+            "markeredgewidth": 1.5,
+        }
         ax.errorbar(row.mean, order.index(row.method), xerr=bar(row.std), fmt="o", elinewidth=1.5, **style)
     method_axis(ax, order)
 
@@ -284,7 +291,7 @@ def _sweep(ax: Axes, table: pd.DataFrame, option: str) -> None:
         aside = 0.96 if method == "deflect" else 1.04  # so that bars do not cover each other
         x = mine["rank"] * aside if option == "rank" else [names.index(value) for value in mine[option]]
         line = "-" if option == "rank" else ""
-        style = {"color": colour(method), "marker": "o", "markeredgecolor": INK, "linestyle": line}
+        style: dict[str, Any] = {"color": colour(method), "marker": "o", "markeredgecolor": INK, "linestyle": line}
         ax.errorbar(x, mine["mean"], mine["std"].fillna(0), label=label(method), **style)
     if option == "rank":
         ax.set_xscale("log")

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from peftlib.paths import figures_dir, root, runs_dir
 
@@ -94,12 +95,13 @@ def _known(kind: str) -> bool:
     return base in _TYPES and (not member or (base in ("list", "tuple") and member.split(",")[0] in _TYPES))
 
 
-def _is(value: object, kind: str) -> bool:
+def _is(value: Any, kind: str) -> bool:
     """Whether a literal is of a declared type; an int is a float too, a bool is no int."""
     base, _, member = kind.removesuffix("]").partition("[")
     if type(value) is int and base == "float":
         return True
-    return type(value) is _TYPES[base] and (not member or all(_is(item, member.split(",")[0]) for item in value))
+    alike = type(value) is _TYPES[base]
+    return alike and (not member or all(_is(item, member.split(",")[0]) for item in value))
 
 
 def read_parameters(notebook: Path, profile: str, settings: Mapping[str, str]) -> dict[str, object]:
@@ -127,6 +129,7 @@ def convert(name: str, kind: str, text: str) -> object:
     """Text -> a value of a declared type; ``1e-4`` is a float, ``3`` one too, ``3.5`` no int."""
     if kind == "str":
         return text
+    value: Any
     try:
         value = {"true": True, "false": False}.get(text.lower()) if kind == "bool" else ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from torch.utils.data import Dataset
 
@@ -57,7 +58,7 @@ class Run:
 
     dataset: str
     method: Method
-    data: Mapping[str, object] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
     bands: tuple[str, ...] | None = None
     folds: int = 0
     tile: int = 0
@@ -181,8 +182,8 @@ class Run:
             own = [
                 _opened(self.dataset, name, _frozen(self.data), data_dir(), self.bands) for name in ("train", "test")
             ]
-            pooled = [item for one in own for item in files_of(one)]
-            if shared := sum(item in pooled for item in files_of(part)):
+            pooled = [item for one in own if one is not None for item in files_of(one)]
+            if part is not None and (shared := sum(item in pooled for item in files_of(part))):
                 raise ValueError(f"Run(unseen={dict(self.unseen)}): {shared} of its images are in the folds")
         return Tiles(part, self.tile) if self.tile else part
 

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from peftlib.methods import METHODS, Method, method_from
-from peftlib.methods.base import IGNORE
 from peftlib.study import inputs, rgb_only
 
 ALL_BANDS, RGB, START, VARIANT = "all bands", "RGB", "start", "variant"
@@ -66,7 +65,7 @@ def _kind(config: Method, seed: int, init: int) -> str:
     if config.name in METHODS:
         all_bands, rgb = config in inputs(config.name), config in [rgb_only(one) for one in inputs(config.name)]
     else:  # a tuner of HF peft: the study has no default of it
-        all_bands, rgb = config.new_bands != IGNORE, config.new_bands == IGNORE
+        all_bands, rgb = config.inflated, not config.inflated
     if seed != init:
         return START if all_bands else VARIANT
     return ALL_BANDS if all_bands else RGB if rgb else VARIANT
@@ -124,7 +123,7 @@ def summary(scores: pd.DataFrame, by: Sequence[str] = ("method",)) -> pd.DataFra
     """
     by, cells, found = list(by), ["dataset"] if "backbone" in by else ["dataset", "backbone"], []
     wide = scores.pivot_table("percent", [*by, "seed"], cells, sort=False)  # a line a group and seed, a column a cell
-    part_of = wide.columns.get_level_values("dataset") if len(scores) else []
+    part_of = wide.columns.get_level_values("dataset") if len(scores) else pd.Index([])
     groups = dict(list(wide.groupby(level=by, sort=False)))
     tuned = scores.groupby([*by, "dataset"])["tuned_percent"].mean()
     for column, names in columns(scores).items():

@@ -153,6 +153,7 @@ def readings(task: Segmentation, run: Run, sensor: str) -> dict[str, dict[str, f
     own = sensor == sensor_of(run)
     there = replace(run, data={**run.data, "sensor": sensor}, bands=run.bands if own else None, stage="final")
     train, val, scenes = there.parts()
+    assert scenes is not None  # of the stage final
     data = EarthData(train, val, scenes, run.batch_size)
     loader = list(data.test_dataloader())
     if own:

@@ -41,7 +41,7 @@ def scene_figure(scene: int = 0) -> Figure:
             kind, day = name.split(", day ")
             shown = ("B04", "B03", "B02") if kind == "RGB" else FALSE_COLOURS
             image = images[list(days).index(int(day))]
-            show_image(ax, composite(image, data.bands, shown), f"{kind}, day {day}")
+            show_image(ax, composite(image, data.band_set.names, shown), f"{kind}, day {day}")
     class_key(figure, CLASSES, ncols=8)
     return figure
 
@@ -90,7 +90,7 @@ def series_figure(rows: pd.DataFrame) -> Figure:
 
 def series_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Approaches down; what can be known, fields and mIoU in percent (mean ± standard deviation over seeds), rate."""
-    columns = {"knowable, %": [], "fields, %": [], "mIoU, %": [], "tuned": [], "learning rate": []}
+    columns: dict[str, list] = {"knowable, %": [], "fields, %": [], "mIoU, %": [], "tuned": [], "learning rate": []}
     fields, miou = (scores(rows, metric).groupby("approach") for metric in ("fields", "scene_miou"))
     order = [name for name in APPROACHES if name in fields.groups]
     for name in order:

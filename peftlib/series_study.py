@@ -22,9 +22,10 @@ WITHOUT_DAYS = series_bands(tuple(SENSORS["sentinel2"]), len(DAYS), day=False)
 # Epochs over scenes; over single dates, four to a scene, a fourth of them: all are trained on as many images.
 EPOCHS = 12
 _LORA, _DEFLECT = inputs("lora")[0], Deflect()
+_LORA_RGB = rgb_only(_LORA) or _LORA
 # Name -> method, view of the data, and further fields of the run; from those that see least to those that see most.
 APPROACHES: dict[str, tuple[Method, str, dict]] = {
-    "LoRA, RGB of the best date": (rgb_only(_LORA), "best", {}),
+    "LoRA, RGB of the best date": (_LORA_RGB, "best", {}),
     "LoRA, the best date": (_LORA, "best", {}),
     "DEFLECT, the best date": (_DEFLECT, "best", {}),
     "LoRA, mean over dates": (_LORA, "each", {}),

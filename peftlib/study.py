@@ -22,7 +22,7 @@ from peftlib.methods import (
     PatchEmbedding,
     method_from,
 )
-from peftlib.methods.base import IGNORE, InputMethod
+from peftlib.methods.base import IGNORE, InputMethod, changed
 from peftlib.results import recipe
 from peftlib.runs import Run
 
@@ -77,8 +77,8 @@ def inputs(name: str) -> tuple[Method, ...]:
         return (Deflect(),)
     config = VPT(tokens=PROMPTS) if name == "vpt" else METHODS[name]()
     if name == "frozen":
-        return tuple(replace(config, new_bands=start) for start in ("mean", "nearest"))
-    return tuple(replace(config, new_bands=start, train_patch_embed=True) for start in ("zero", "mean"))
+        return tuple(changed(config, new_bands=start) for start in ("mean", "nearest"))
+    return tuple(changed(config, new_bands=start, train_patch_embed=True) for start in ("zero", "mean"))
 
 
 def rgb_only(method: Method) -> Method | None:
@@ -165,14 +165,14 @@ def ablation_runs(deflect: Run, seeds: Sequence[int] = SEEDS) -> list[Run]:
 
 def rank_runs(deflect: Run, lora: Run, seeds: Sequence[int] = SEEDS) -> list[Run]:
     """DEFLECT and LoRA with other ranks, the rest as chosen (LoRA with alpha as large as its rank)."""
-    ranks = [replace(deflect, method=replace(deflect.method, rank=rank)) for rank in RANKS]
-    ranks += [replace(lora, method=replace(lora.method, rank=rank, alpha=float(rank))) for rank in RANKS]
+    ranks = [replace(deflect, method=changed(deflect.method, rank=rank)) for rank in RANKS]
+    ranks += [replace(lora, method=changed(lora.method, rank=rank, alpha=float(rank))) for rank in RANKS]
     return finals(ranks, seeds)
 
 
 def layer_runs(deflect: Run, seeds: Sequence[int] = SEEDS) -> list[Run]:
     """DEFLECT in some blocks only."""
-    return grid(deflect, method=[replace(deflect.method, layers=layers) for layers in LAYERS.values()], seed=seeds)
+    return grid(deflect, method=[changed(deflect.method, layers=layers) for layers in LAYERS.values()], seed=seeds)
 
 
 def start_runs(best: Iterable[Run], starts: Sequence[int] = SEEDS) -> list[Run]:

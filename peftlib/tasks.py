@@ -65,6 +65,8 @@ class Classification(Task):
 class Segmentation(Task):
     """One class a pixel.
 
+    A batch whose every pixel is ignored has loss 0 and gradient 0.
+
     Logs ``loss``, ``accuracy``, ``balanced_accuracy``, ``macro_f1``, ``miou`` and ``iou_<class>``. See
     ``peftlib.metrics``.
 

@@ -83,7 +83,8 @@ def fit(
             ``EarthData``.
         patience: epochs without a better ``monitor`` after which training ends; None goes through all epochs.
         monitor: metric of validation that tells which epoch is best; None is the task's own. ``"loss"`` is best low.
-        precision: ``"32-true"`` or ``"bf16-mixed"``.
+        precision: ``"32-true"``, ``"bf16-mixed"``, or another of Lightning's but ``"16-true"``: in float16 AdamW's own
+            numbers underflow.
         accumulate: batches whose gradients make one step.
         accelerator, devices, strategy: as for Lightning's ``Trainer``, such as ``devices=4, strategy="ddp"``.
         progress: show progress bars.
@@ -94,10 +95,13 @@ def fit(
         have not.
 
     Raises:
-        ValueError: a folder with a run of other settings, damaged checkpoints, or a metric that is not there.
+        ValueError: a folder with a run of other settings, damaged checkpoints, a metric that is not there, or one that
+            is NaN in every epoch, as where validation holds nothing to score.
     """
     if epochs < 1 or accumulate < 1 or (patience is not None and patience < 1):
         raise ValueError(f"fit({epochs=}, {accumulate=}, {patience=}); each must be at least 1, patience may be None")
+    if precision == "16-true":
+        raise ValueError(f"{precision=}: AdamW's numbers underflow in float16; choose '32-true' or 'bf16-mixed'")
     folder, monitor = Path(folder).absolute(), monitor or task.monitor
     facts = task.facts() | (data.facts() if isinstance(data, EarthData) else {})
     facts |= {"epochs": epochs, "seed": seed, "patience": patience, "monitor": monitor, "precision": precision}
@@ -131,13 +135,16 @@ def fit(
         trainer.fit(task, datamodule=data, ckpt_path=goes_on_from)
         keeper.read(folder / LAST)  # where the strategy trained in processes of its own, this one saw nothing
     if keeper.best_epoch < 0:
-        raise ValueError(f"{monitor} was not a number in any epoch; did the training diverge (lr, precision)?")
+        raise ValueError(
+            f"{monitor} was not a number in any epoch; did the training diverge (lr, precision), or is there nothing "
+            "to score in validation (every pixel ignored, no positive label)?"
+        )
     restore(task, folder / BEST)
-    metrics = {"val": trainer.validate(task, datamodule=data, verbose=False)[0]}
+    metrics = {"val": dict(trainer.validate(task, datamodule=data, verbose=False)[0])}
     if getattr(data, "test", data) is not None:
-        metrics["test"] = trainer.test(task, datamodule=data, verbose=False)[0]
-    if getattr(data, "unseen", None) is not None:
-        metrics["unseen"] = trainer.test(task, data.unseen_dataloader(), verbose=False)[0]
+        metrics["test"] = dict(trainer.test(task, datamodule=data, verbose=False)[0])
+    if isinstance(data, EarthData) and data.unseen is not None:
+        metrics["unseen"] = dict(trainer.test(task, data.unseen_dataloader(), verbose=False)[0])
     if trainer.is_global_zero:
         results = {"metrics": metrics, "epochs": keeper.epoch + 1, "best_epoch": keeper.best_epoch, "facts": facts}
         with atomic_path(folder / RESULTS) as temporary:
@@ -278,7 +285,7 @@ def restore(task: Task, path: str | Path) -> Task:
 
 def refuse_other_run(there: Mapping, here: Mapping, folder: Path) -> None:
     """Raise ValueError unless both runs have the same settings."""
-    other = {key: f"{there.get(key)!r} there, {here.get(key)!r} here" for key in there.keys() | here.keys()}
-    other = [f"{key}: {text}" for key, text in sorted(other.items()) if there.get(key) != here.get(key)]
+    both = {key: f"{there.get(key)!r} there, {here.get(key)!r} here" for key in there.keys() | here.keys()}
+    other = [f"{key}: {text}" for key, text in sorted(both.items()) if there.get(key) != here.get(key)]
     if other:
         raise ValueError(f"{folder} holds a run with other settings ({'; '.join(other)}); choose another folder")

@@ -35,7 +35,7 @@ def transfer(model: AdaptedViT, bands: Sequence[str] | Mapping[str, float], sens
     new = copy.deepcopy(model)
     new.bands = band_set(bands, sensor)
     new.reflectance = new.reading(new.bands, model.reflectance.rgb_white, model.reflectance.nodata)
-    if new.auxiliary is not None:
+    if new.auxiliary is not None and model.auxiliary is not None:
         new.reflectance.load_state_dict(model.reflectance.state_dict())
         new.auxiliary.indices = SpectralIndices(model.auxiliary.indices.names, new.bands)
     return new.train(model.training)

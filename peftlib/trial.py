@@ -90,7 +90,7 @@ def perform(run: Run, key: str, folder: str | Path, place: Place = Place(), atte
             elsewhere = row["status"] == "failed" and (read_row(path) or row)["status"] == "done"
             if not elsewhere:  # another process that was given the same run has finished it
                 write_row(path, row | {"wall_s": round(time.perf_counter() - clock, 2)} | _surroundings())
-            row = read_row(path)
+            row = read_row(path) or row
         if not (unwritable and row["status"] == "failed"):  # after a full disk it goes on from its last epoch
             tidy_work(work, place.keep and row["status"] == "done")
     return row

@@ -36,7 +36,7 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
         tensor = state[name].detach()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         if not tensor.is_meta:
-            digest.update(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy())
+            digest.update(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

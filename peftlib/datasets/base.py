@@ -47,16 +47,19 @@ class EarthDataset(Dataset):
     name: ClassVar[str]
     folder: ClassVar[str]  # under PEFTLIB_DATA
     other_folders: ClassVar[tuple[str, ...]] = ()  # names that it may have instead
-    task: ClassVar[str]
-    classes: ClassVar[tuple[str, ...]]
-    sensor: ClassVar[str]
-    all_bands: ClassVar[tuple[str, ...]]  # in the order of the files
-    gsd: ClassVar[float]  # metres
+    task: str
+    classes: tuple[str, ...]
+    sensor: str
+    all_bands: tuple[str, ...]  # in the order of the files
+    gsd: float  # metres
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
     ignore_index: ClassVar[int] = -1
     nodata: str = "error"
     source: ClassVar[str]  # where people get it
     licence: ClassVar[str]
+    split: str
+    bands: tuple[str, ...] | Mapping[str, float]  # as ``pl.adapt`` takes them
+    items: Sequence
 
     def __init__(
         self,

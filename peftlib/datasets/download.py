@@ -20,8 +20,8 @@ CHUNK = 1 << 20
 LOST = (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, TimeoutError, ConnectionError)
 
 # What zipfile and tarfile raise on damage: a flipped bit may also ask for a later version, or a password.
-DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError)
-DAMAGED += (RuntimeError,)
+DAMAGED: tuple[type[Exception], ...] = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError)
+DAMAGED += (EOFError, OSError, NotImplementedError, RuntimeError)
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,8 +15,11 @@ class FolderDataset(EarthDataset):
     """Made by ``from_folder``."""
 
     name = "folder"
+    scale: float
+    fill: float | None
+    unknown: int
 
-    def read(self, item: tuple[Path, object]) -> dict:
+    def read(self, item: tuple[Path, Any]) -> dict:
         path, truth = item
         values, meta = read_tif(path)
         image = values.float()
@@ -65,7 +69,8 @@ def from_folder(
     if (labels is None) == (masks is None):
         raise ValueError(f"from_folder needs labels= (a CSV) or masks= (a folder), got labels={labels}, masks={masks}")
     data = FolderDataset.__new__(FolderDataset)
-    data.root, data.split, data.gsd = Path(folder), split, gsd
+    data.root, data.gsd = Path(folder), gsd
+    data.split = split  # type: ignore[assignment]  # here a part need not be named
     data.classes, data.sensor, data.bands = (
         tuple(classes),
         sensor,
@@ -78,7 +83,10 @@ def from_folder(
     data.task = "segmentation" if labels is None else "classification"
     if not data.root.is_dir():
         raise FileNotFoundError(f"no folder {data.root}")
-    data.items = _masked(data.root, Path(masks), split) if labels is None else _labelled(data, Path(labels))
+    if labels is not None:
+        data.items = _labelled(data, Path(labels))
+    elif masks is not None:
+        data.items = _masked(data.root, Path(masks), split)
     if not data.items:
         raise FileNotFoundError(
             f"no .tif with a label or a mask in {data.root}" + (f" for split {split!r}" if split else "")

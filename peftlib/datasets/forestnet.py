@@ -44,7 +44,7 @@ class ForestNet(GeoBench):
         "06 - SWIR1": "B6",
         "07 - SWIR2": "B7",
     }
-    all_bands = tuple(channels.values())
+    all_bands = tuple(band for band in channels.values() if band is not None)
     scale = 1 / 255
     gsd = 15.0
     licence = "CC-BY-4.0"

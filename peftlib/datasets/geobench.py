@@ -45,6 +45,8 @@ INERT = ("geobench", "ccb", "affine", "rasterio")  # ccb: GEO-Bench's former nam
 class Inert:
     """What an object of a foreign class becomes: it keeps its arguments, and nothing of the class runs."""
 
+    args: tuple
+
     def __new__(cls, *args, **_):
         self = super().__new__(cls)
         self.args = args
@@ -140,7 +142,7 @@ class GeoBench(EarthDataset):
     def place(self, item: Path, band: dict | None, size: tuple[int, int]) -> dict:
         """``location`` of the centre, where the attributes of a band have one in degrees."""
         transform = (band or {}).get("transform")
-        if not isinstance(transform, Inert) or band["crs"] != "EPSG:4326":
+        if band is None or not isinstance(transform, Inert) or band["crs"] != "EPSG:4326":
             return {}
         a, b, c, d, e, f = transform.args[:6]
         row, column = size[0] / 2, size[1] / 2

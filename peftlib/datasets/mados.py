@@ -54,7 +54,7 @@ class Mados(EarthDataset):
         """The archive, 4.0 GB, beside the folder that it becomes."""
         obtain(URL, self.root.parent / "MADOS.zip", self.root, CHECKSUM, SIZE, inner="MADOS")
 
-    def find(self) -> list[tuple[str, str]]:
+    def find(self) -> list[tuple[str, ...]]:
         return [tuple(name.rsplit("_", 1)) for name in read_list(self, f"splits/{self.split}_X.txt")]
 
     def read(self, item: tuple[str, str]) -> dict:

@@ -1,6 +1,7 @@
 """Three data sets as one Lightning data module."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import lightning
 import torch
@@ -49,8 +50,8 @@ class EarthData(lightning.LightningDataModule):
         for name, least in (("batch_size", 1), ("workers", 0), ("seed", 0), ("prefetch", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"EarthData({name}={getattr(self, name)!r}); it must be at least {least}")
-        sets = {"train": train, "val": val, "test": test, "unseen": unseen}
-        sets = {name: data for name, data in sets.items() if data is not None}
+        named = {"train": train, "val": val, "test": test, "unseen": unseen}
+        sets = {name: data for name, data in named.items() if data is not None}
         empty = [name for name, data in sets.items() if len(data) == 0]
         if empty:
             raise ValueError(f"no images in {empty}")
@@ -88,7 +89,9 @@ class EarthData(lightning.LightningDataModule):
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     def _loader(self, data: Dataset, sampler) -> DataLoader:
-        parallel = {"prefetch_factor": self.prefetch, "persistent_workers": True} if self.workers else {}
+        parallel: dict[str, Any] = (
+            {"prefetch_factor": self.prefetch, "persistent_workers": True} if self.workers else {}
+        )
         return EpochLoader(
             data,
             self.batch_size,
@@ -107,7 +110,7 @@ class EpochLoader(DataLoader):
     Lightning makes the iterator of a run that goes on before it has said which epoch that is.
     """
 
-    def __iter__(self) -> Iterator[dict]:
+    def __iter__(self) -> Iterator[dict]:  # type: ignore[override]  # torch names a class of its own
         yield from super().__iter__()
 
 

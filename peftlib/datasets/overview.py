@@ -1,13 +1,18 @@
 """What data there are on this machine, and how to get the rest."""
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from peftlib.bands import index_function
 from peftlib.datasets import DATASETS
 from peftlib.datasets.base import EarthDataset
 
+if TYPE_CHECKING:
+    import pandas
 
-def overview() -> "pandas.DataFrame":  # noqa: F821 (imported where it is used)
+
+def overview() -> "pandas.DataFrame":
     """One row a data set: facts, the number of images of each split that is there, else where to get it."""
     import pandas
 
@@ -32,7 +37,7 @@ def overview() -> "pandas.DataFrame":  # noqa: F821 (imported where it is used)
     return pandas.DataFrame.from_dict(rows, orient="index").rename_axis("data set")
 
 
-def statistics(data: EarthDataset, images: int = 300) -> "pandas.Series":  # noqa: F821
+def statistics(data: EarthDataset, images: int = 300) -> "pandas.Series":
     """Of pixels of evenly spaced images: each band's mean and standard deviation, and deciles of NDVI and NDWI."""
     import pandas
 

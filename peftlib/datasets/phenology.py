@@ -110,7 +110,7 @@ class Phenology(EarthDataset):
         images, days, mask = self.scene(scene)
         meta = {"source": f"phenology {self.split} {scene}, seed {self.seed}"}
         if self.view == "series":
-            return {"image": stack(images, days, self._one_date), "mask": mask, "meta": meta}
+            return {"image": stack(images, days.tolist(), self._one_date), "mask": mask, "meta": meta}
         if number is None:
             number = best_date(images, band_set(self._one_date))
         meta["date"] = (date(2024, 1, 1) + timedelta(days=int(days[number]) - 1)).isoformat()

@@ -92,7 +92,7 @@ class Tiles(View):
             known = sample["mask"] != data.ignore_index
             corners = [(y, x) for y in range(0, height - side + 1, side) for x in range(0, width - side + 1, side)]
             counts = {(y, x): int(known[y : y + side, x : x + side].sum()) for y, x in corners}
-            best = sorted((c for c in corners if counts[c]), key=counts.get, reverse=True)
+            best = sorted((c for c in corners if counts[c]), key=counts.__getitem__, reverse=True)
             self.places += [(number, y, x) for y, x in (sorted(best[:per_image]) if per_image else sorted(best))]
 
     def __len__(self) -> int:

@@ -5,7 +5,7 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from peftlib.methods import SLR, BitFit, Houlsby, LoRA, Method, NormTuning
-from peftlib.methods.base import IGNORE
+from peftlib.methods.base import IGNORE, InputMethod
 
 # The others need an RGB patch embedding (DEFLECT, full), know the layout of tokens (VPT, Earth-Adapter), or are what
 # the framework does itself (frozen, full fine-tuning).
@@ -29,7 +29,7 @@ def adapt_blocks(vit: nn.Module, method: Method) -> nn.Module:
     Raises:
         ValueError: a method that needs more than blocks, or a model with other blocks; nothing is changed then.
     """
-    if not isinstance(method, tuple(BLOCK_METHODS.values())):
+    if not isinstance(method, InputMethod) or not isinstance(method, tuple(BLOCK_METHODS.values())):
         choices = ", ".join(f"{c.__name__}()" for c in BLOCK_METHODS.values())
         raise ValueError(f"method={method!r} does more than change blocks; choose one of {choices}")
     if method.new_bands != IGNORE:

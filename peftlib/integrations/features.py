@@ -95,4 +95,5 @@ def _undoing(bands: int, means, stds, scale: float) -> tuple[Tensor, Tensor]:
         raise ValueError(f"{len(means)} means and {len(stds)} stds for {bands} bands; give one a band")
     if not scale > 0 or not all(std > 0 for std in stds):
         raise ValueError(f"scale={scale!r} and stds={stds!r} must be positive")
-    return tuple(scale * torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (means, stds))
+    mean, std = (scale * torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (means, stds))
+    return mean, std

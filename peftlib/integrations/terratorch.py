@@ -95,7 +95,7 @@ def build(
     config = METHODS[method].from_options(options)
     vit = load_backbone(backbone, weights if pretrained else "random", res=res)
     size = tuple(image_size) if isinstance(image_size, Sequence) else image_size
-    model = adapt(vit, config, own_names(bands, sensor), sensor, size, rgb_white, nodata, inplace=True)
+    model = adapt(vit, config, own_names(bands, sensor), sensor, size, rgb_white, nodata, inplace=True)  # type: ignore[arg-type]  # adapt looks
     return LayerFeatures(model, out_indices, means, stds, scale).train()  # Lightning leaves the mode as it finds it
 
 
@@ -111,8 +111,8 @@ def build_prithvi(method: str, backbone: str, **options) -> nn.Module:
     """
     config = BLOCK_METHODS[method]
     own = {field.name for field in fields(config)} & set(options)
-    method = config.from_options({name: options.pop(name) for name in own})
-    return adapt_blocks(TERRATORCH_BACKBONE_REGISTRY.build(backbone, **options), method)
+    chosen = config.from_options({name: options.pop(name) for name in own})
+    return adapt_blocks(TERRATORCH_BACKBONE_REGISTRY.build(backbone, **options), chosen)
 
 
 def own_names(bands: Sequence[str] | Mapping[str, float], sensor: str) -> tuple[str, ...] | dict[str, float]:
@@ -126,7 +126,7 @@ def own_names(bands: Sequence[str] | Mapping[str, float], sensor: str) -> tuple[
 
 def _register(constructor: Callable, method: str, backbone: str) -> None:
     named = partial(constructor, method, backbone)
-    named.__name__ = f"peftlib_{method}_{backbone}"  # the registry's key
+    named.__name__ = f"peftlib_{method}_{backbone}"  # type: ignore[attr-defined]  # the registry's key
     TERRATORCH_BACKBONE_REGISTRY.register(named)
 
 

@@ -4,7 +4,7 @@ A method is a frozen dataclass. Its fields are its options, its ``inject`` chang
 """
 
 from collections.abc import Callable
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import ClassVar, Self
 
 from timm.models.vision_transformer import VisionTransformer
@@ -148,6 +148,11 @@ class InputMethod(Method):
         """Add or unfreeze what the method tunes in the blocks."""
 
 
+def changed(method: Method, **options) -> Method:
+    """The same method with other options."""
+    return replace(method, **options)
+
+
 def choose(config: Method, field: str, choices: tuple) -> None:
     """Raise ValueError unless a field holds one of the choices."""
     value = getattr(config, field)
@@ -189,10 +194,10 @@ def choose_layers(layers: str | tuple[int, ...], depth: int) -> tuple[int, ...]:
     """
     if layers == "all":
         return tuple(range(depth))
-    numbers = isinstance(layers, tuple | list) and all(isinstance(i, int) and -depth <= i < depth for i in layers)
-    if not numbers:
+    numbers = layers if isinstance(layers, tuple | list) else None
+    if numbers is None or not all(isinstance(i, int) and -depth <= i < depth for i in numbers):
         raise ValueError(f"layers={layers!r}; choose 'all' or block numbers from 0 to {depth - 1}")
-    chosen = sorted(i % depth for i in layers)
+    chosen = sorted(i % depth for i in numbers)
     if len(set(chosen)) < len(chosen):
         raise ValueError(f"layers={layers!r} name a block twice")
     return tuple(chosen)
@@ -202,5 +207,6 @@ def linear_from(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """A plain layer of given weight (d_out, d_in) and bias (d_out,)."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.weight = nn.Parameter(weight.detach().clone())
-    layer.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().clone())
     return layer

@@ -52,7 +52,7 @@ class FrequencyAdaptedBlock(nn.Module):
         self, block: nn.Module, dim: int, width: int, grid: tuple[int, int], prefix: int, cutoff: float | None
     ):
         super().__init__()
-        self.block, self.grid, self.prefix, self.cutoff = block, tuple(grid), prefix, cutoff
+        self.block, self.grid, self.prefix, self.cutoff = block, (grid[0], grid[1]), prefix, cutoff
         experts = 1 if cutoff is None else 3
         self.experts = nn.ModuleList(MLP(dim, width) for _ in range(experts))
         self.router = nn.Linear(dim, experts) if experts > 1 else None
@@ -66,7 +66,7 @@ class FrequencyAdaptedBlock(nn.Module):
 
     def delta(self, x: Tensor) -> Tensor:
         """x: (B, n, d) patch tokens -> (B, n, d)."""
-        if self.router is None:
+        if self.router is None or self.cutoff is None:
             return self.experts[0](x)
         views = (x, *split_frequencies(x, self.grid, self.cutoff))
         weights = self.router(F.layer_norm(x, x.shape[-1:])).softmax(dim=-1)

@@ -145,7 +145,7 @@ class HFPeft(InputMethod):
         return cls(**options | {"config": PeftConfig.from_peft_type(**config)})
 
 
-def _peft() -> tuple[type, dict]:
+def _peft() -> tuple[Any, dict]:
     """peft's base config, and its tuners by type."""
     try:
         from peft import PeftConfig
