@@ -165,7 +165,7 @@ class Mapper:
                         for top, classes in self.strips(image):
                             window = rasterio.windows.Window(0, top, *classes.shape[::-1])
                             file.write(classes, 1, window=window)
-                            sums[top] = window, zlib.crc32(classes)
+                            sums[top] = window, zlib.crc32(classes.tobytes())
                     _check_map(temporary, sums.values())
 
     def strips(self, image) -> Iterator[tuple[int, np.ndarray]]:

@@ -136,7 +136,7 @@ def unpack(archive: str | Path, folder: str | Path, inner: str | None = None, mo
             raise ValueError(f"{archive} has no folder {inner!r}, but {sorted(p.name for p in partial.iterdir())[:5]}")
         os.replace(partial / inner if inner is not None else partial, folder)
     except DAMAGED as error:
-        if getattr(error, "errno", None) in NO_ROOM:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise OSError(error.errno, f"{error.strerror}; no fault of {archive}", str(folder)) from error
         raise ValueError(f"{archive} cannot be unpacked; truncated or damaged? ({error})") from error
     finally:
