@@ -224,7 +224,7 @@ def grid_in_a_pool(folder: Path) -> None:
     workers = pool(1, threads=1)
     runs = grid(toy(epochs=300), seed=range(2))
     workers.submit(os.getpid).add_done_callback(lambda done: (folder / "pid").write_text(str(done.result())))
-    execute(runs, workers, folder, Place(accelerator="cpu", threads=1, workers=1), progress=False)
+    execute(runs, workers, folder, HERE, progress=False)
 
 
 @pytest.mark.slow
@@ -234,12 +234,11 @@ def test_a_pool_leaves_no_process_when_its_parent_is_killed(number, tmp_path):
     process.start()
     wait_for(lambda: list(tmp_path.glob("work/*/last.ckpt")))
     worker = int((tmp_path / "pid").read_text())
-    readers = [int(pid) for pid in Path(f"/proc/{worker}/task/{worker}/children").read_text().split()]
     assert not gone(worker)
     os.kill(process.pid, number)
     process.join(60)
     assert process.exitcode == -number and not metrics(tmp_path)
-    wait_for(lambda: all(gone(pid) for pid in (worker, *readers)))
+    wait_for(lambda: gone(worker))
 
 
 @pytest.mark.parametrize("number", KILLS)
