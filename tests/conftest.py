@@ -14,6 +14,23 @@ settings.load_profile("light")
 torch.set_num_threads(1)
 
 
+COUNTED = pytest.StashKey()
+
+
+@pytest.hookimpl(tryfirst=True)  # before slow ones are deselected
+def pytest_collection_modifyitems(config, items):
+    counts = config.stash.setdefault(COUNTED, {})
+    for item in items:
+        own = counts.setdefault(item.path, {"fast": 0, "slow": 0})
+        own["slow" if item.get_closest_marker("slow") else "fast"] += 1
+
+
+@pytest.fixture(scope="session")
+def counted(request):
+    """File -> how many cases it has: ``fast`` and ``slow``."""
+    return request.config.stash[COUNTED]
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from toy_runs import assert_same, do, toy, write_eurosat
 
 import peftlib as pl
@@ -23,6 +24,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_grid_kill import runs
+import pytest
 from toy_runs import do
 
 do(runs(), Path(sys.argv[2]))
@@ -93,6 +95,7 @@ def assert_whole(folder: Path, found: dict[str, tuple]) -> None:
         assert {f"{key}.json" for key in gather(folder)["key"]} == set(found)
 
 
+@pytest.mark.slow
 def test_a_grid_that_is_killed_ten_times_ends_as_if_nothing_had_happened(tmp_path, monkeypatch):
     monkeypatch.setenv("PEFTLIB_DATA", str(write_eurosat(tmp_path / "data")))
     started = time.monotonic()

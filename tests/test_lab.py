@@ -20,8 +20,8 @@ CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
 )
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
-# Names of notebooks to run beside that with the sliders, such as "03_norm_constraint_analysis 05_figures".
-MORE = os.environ.get("PEFTLIB_LAB", "").split()
+# Notebooks to run beside that with the sliders.
+MORE = os.environ.get("PEFTLIB_LAB", "00_data_tour").split()
 SLIDERS = "02_uatt_visualization"
 WIDGET = "window.jupyterapp.shell.currentWidget"
 

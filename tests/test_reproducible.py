@@ -8,15 +8,16 @@ import peftlib as pl
 from peftlib.runs import Run
 from peftlib.trial import Place
 
-# Sums are taken in another order on other threads; training carries the rounding on. Measured over two epochs of DINOv2
-# ViT-S: losses differ by up to 2e-4 of themselves. The bound leaves room for other processors.
-LOSS = 5e-3
+# Sums are taken in another order on other threads, and training carries the rounding on. Measured over two epochs of
+# DINOv2 ViT-S: losses differ by up to 6e-6 of themselves. The bound leaves room for other processors.
+LOSS = 1e-3
 METHODS = (pl.Full(new_bands="mean", train_patch_embed=True), pl.LoRA(new_bands="mean"), pl.Deflect())
 
 
+@pytest.mark.slow
 @pytest.mark.weights
 def test_threads_change_a_result_by_no_more_than_rounding(tmp_path):
-    scenes = {"length": 12, "size": 56}
+    scenes = {"length": 8, "size": 56}
     runs = [
         Run(dataset="spectral_scenes", data=scenes, method=method, lr=1e-4, batch_size=4, epochs=2, val_images=8)
         for method in METHODS

@@ -161,10 +161,10 @@ NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "09_beyond.ipynb"
 def test_committed_rows_are_complete_and_of_this_plan():
     rows = sensor_study.read()
     assert tuple(rows.columns) == sensor_study.COLUMNS and not rows.isna().any(axis=None)
-    assert set(rows["key"]) == {run.key for run in sensor_study.plan()}
+    assert set(rows["key"]) == {run.key for run in sensor_study.plan(trained_on=sensor_study.SENSORS_SEEN)}
     counted = rows[rows["metric"] == "miou"].groupby(["sensor", "reading", "method", "options"])["seed"]
-    assert (counted.agg(sorted).map(tuple) == (0, 1, 2)).all() and len(counted) == 13
-    assert set(rows["sensor"]) == {SOURCE, "hls", "landsat8"}
+    assert (counted.agg(sorted).map(tuple) == (0, 1, 2)).all() and len(counted) == 23
+    assert set(rows["sensor"]) == set(sensor_study.SENSORS_SEEN)
 
 
 def test_what_the_notebook_says_it_found_is_in_the_rows():
@@ -178,15 +178,24 @@ def test_what_the_notebook_says_it_found_is_in_the_rows():
         )
     for name in ("by wavelengths", "by bands"):
         assert f"{table.loc[f'trained here: {name}', 'Sentinel-2']} {name}" in said
+        assert f"{table.loc[f'trained here: {name}', '180 bands']} {name}" in said
+    for sensor in ("HLS", "Landsat 8"):
+        assert f"{table.loc['trained here: by bands', sensor]} on {sensor}" in said
+    assert f"patch embedding {table.loc['trained here: LoRA, all bands', '180 bands']}" in said
     for sensor in ("hls", "landsat8"):
         for filled in ("nearest", "interpolated"):
             text = beyond_plots.gain_text(rows, sensor, ("wavelengths", "transfer"), ("bands", filled))
             assert text.split(": ")[-1] in said
+    ceilings = [beyond_plots.gain(rows, s, ("wavelengths", "transfer"), ("bands", OWN)) for s in ("hls", "landsat8")]
+    assert all(-1 < mean < 0 and low < 0 < high for mean, low, high in ceilings)
+    for pair in ((("wavelengths", "transfer"), ("bands", "nearest")), (("bands", OWN), ("lora", OWN))):
+        mean, low, high = beyond_plots.gain(rows, "hyperspectral", *pair)
+        assert f"{mean:+.1f}, {low:+.1f} to {high:+.1f}" in said
 
 
 @pytest.mark.weights
 def test_the_notebook_does_its_study_anew_in_small(tmp_path):
     few = ("rerun=true", "length=2", "epochs=1", "sensors=['hls']")
     said = run_elsewhere(tmp_path, "09_beyond", *(word for text in few for word in ("--set", text)))
-    assert said.startswith("done: 1 notebooks (1 executed), 4 figure files")
+    assert said.startswith("done: 1 notebooks (1 executed), 8 figure files")
     assert len(list((tmp_path / "runs" / "sensors").glob("*/best.ckpt"))) == 3
