@@ -59,7 +59,7 @@ OTHER = {
 NEEDS = {"train_tiles": {"tile": 4}}
 # Another value of each option of the methods, where it is no number and no truth value.
 OPTIONS = {"new_bands": "repeat", "layers": (0,), "indices": ("NDVI",), "fourier_layers": (0,), "activation": "relu"}
-OPTIONS |= {"spectral": "wavelengths"}
+OPTIONS |= {"spectral": "wavelengths", "series": "sequence"}
 OPTIONS |= {"positions": ("mlp",), "targets": ("proj",)}
 
 
