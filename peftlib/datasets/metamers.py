@@ -103,7 +103,7 @@ def _same_colour(colours: np.ndarray, goal: np.ndarray, draw: np.random.Generato
     from scipy.optimize import nnls
 
     chroma = colours / np.maximum(colours.sum(1, keepdims=True), 1e-6)
-    near = np.argsort(((chroma - goal / goal.sum()) ** 2).sum(1))[:150]
+    near = np.argsort(((chroma - goal / max(goal.sum(), 1e-6)) ** 2).sum(1))[:150]
     chosen = draw.choice(near, min(40, len(near)), replace=False)
     rows = np.vstack(
         [100 * colours[chosen].T, np.full(len(chosen), 0.1)]
