@@ -51,6 +51,8 @@ def end_at(step: int, number: int, folder: Path, function: Callable, *arguments)
         if event in ("open", "os.rename", "os.remove", "os.chmod", "os.mkdir") and str(facts[0]).startswith(root):
             count += 1
             if count == step:
+                if event == "open" and facts[2] & os.O_TRUNC and os.path.exists(facts[0]):
+                    os.truncate(facts[0], 0)  # as the open is about to do
                 os.kill(os.getpid(), number)
 
     sys.addaudithook(audit)

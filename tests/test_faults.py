@@ -350,7 +350,7 @@ def test_a_map_on_a_full_disk_is_no_map(kind, tmp_path):
     write(tmp_path / "a.tif", size=(300, 300))
     mapper = Mapper(segmentation(), FILE_BANDS)
     classes = torch.randint(0, 254, (300, 300), dtype=torch.uint8).numpy()  # which deflate makes no smaller
-    mapper.strips = lambda _: iter([(0, classes)])
+    mapper.strips = lambda _: ((top, classes[top : top + 30]) for top in range(0, 300, 30))
     with small_disk(tmp_path / "disk", kind) as disk:
         with pytest.raises(OSError):
             mapper.write(tmp_path / "a.tif", disk.folder / "a.tif")
