@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from peftlib.bands import BandSet, SpectralIndices
+from peftlib.bands import BandSet
+from peftlib.indices import SpectralIndices
 from peftlib.reflectance import Channels
 
 

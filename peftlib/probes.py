@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from peftlib.bands import BandSet, index_function
+from peftlib.bands import BandSet
+from peftlib.indices import index_function
 
 RADIOMETRY = "radiometry beyond RGB"
 COLOUR = "radiometry of RGB"

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from peftlib.adapt import adapt, count_parameters
 from peftlib.backbones import load_backbone
-from peftlib.bands import DEFAULT_INDICES, SENSORS, BandSet
+from peftlib.bands import SENSORS, BandSet
 from peftlib.datasets import EarthData
+from peftlib.indices import DEFAULT_INDICES
 from peftlib.metamer_test import pair_accuracy
 from peftlib.methods import Deflect
 from peftlib.paths import root

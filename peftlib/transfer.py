@@ -4,7 +4,8 @@ import copy
 from collections.abc import Mapping, Sequence
 
 from peftlib.adapt import AdaptedViT
-from peftlib.bands import SpectralIndices, band_set
+from peftlib.bands import band_set
+from peftlib.indices import SpectralIndices
 
 
 def transfer(model: AdaptedViT, bands: Sequence[str] | Mapping[str, float], sensor: str = "sentinel2") -> AdaptedViT:

@@ -20,7 +20,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FLOORS = (
     {"paths"},
     {"bands", "attention", "decoders", "weights", "metrics", "batches", "metadata"},
-    {"reflectance", "wavelengths", "series", "checkpoints", "results"},
+    {"reflectance", "indices", "wavelengths", "series", "checkpoints", "results"},
     {"backbones", "embedding", "datasets", "plots"},
     {"methods"},
     {"adapt"},

@@ -81,7 +81,7 @@ def test_the_ground_sampling_distance_belongs_to_an_adapter(tmp_path):
 
 def test_an_adapter_keeps_the_indices_it_was_trained_with(tmp_path, monkeypatch):
     path = pl.save_adapter(adapted(pl.Deflect()), tmp_path / "a.safetensors")
-    monkeypatch.setattr("peftlib.bands.available_indices.__defaults__", (("NDVI",),))
+    monkeypatch.setattr("peftlib.indices.available_indices.__defaults__", (("NDVI",),))
     with pytest.raises(ValueError, match=r"reads indices \['NDVI', 'NDWI'"):
         pl.load_adapter(tiny_vit(), path)
 

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from peftlib.bands import index_function
 from peftlib.datasets import DATASETS
 from peftlib.datasets.base import EarthDataset
+from peftlib.indices import index_function
 
 if TYPE_CHECKING:
     import pandas

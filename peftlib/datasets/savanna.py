@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from peftlib.bands import band_set, index_function
+from peftlib.bands import band_set
+from peftlib.indices import index_function
 
 BANDS = ("B02", "B03", "B04", "B08")
 CLASSES = ("open, low chlorophyll", "open, high chlorophyll", "closed, low chlorophyll", "closed, high chlorophyll")

@@ -7,8 +7,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from peftlib.attention import UntangledBlock
-from peftlib.bands import BandSet, available_indices
+from peftlib.bands import BandSet
 from peftlib.embedding import PixelSetEncoder
+from peftlib.indices import available_indices
 from peftlib.methods.base import LATER, Method, at_least, choose, choose_layers
 from peftlib.wavelengths import KNOTS, resampling
 
