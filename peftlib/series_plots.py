@@ -14,8 +14,10 @@ from peftlib.series_study import APPROACHES, KNOWABLE, SEES, scores
 FALSE_COLOURS = ("B08", "B11", "B05")
 COMPARED = (  # pairs of approaches whose difference is asked for
     ("DEFLECT, set of dates", "LoRA, dates as bands"),
+    ("DEFLECT, sequence of dates", "LoRA, dates as bands"),
     ("DEFLECT, set of dates", "DEFLECT, sequence of dates"),
     ("DEFLECT, set of dates", "DEFLECT, mean over dates with days"),
+    ("DEFLECT, mean over dates with days", "DEFLECT, mean over dates"),
     ("DEFLECT, mean over dates with days", "LoRA, mean over dates with days"),
     ("DEFLECT, set of dates", "DEFLECT, set without days"),
 )

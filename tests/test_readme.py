@@ -9,7 +9,7 @@ import torch
 import yaml
 
 import peftlib as pl
-from peftlib import beyond_plots, decoder_study, regions_study, scoring, sensor_study, tables
+from peftlib import beyond_plots, decoder_study, regions_study, scoring, sensor_study, series_study, tables
 from peftlib.bench import read_bench
 from peftlib.cost_plots import plain_rows
 from peftlib.results import read_table
@@ -158,6 +158,21 @@ def test_advice_rests_on_committed_rows():
     assert f"(DEFLECT {short:.1f} → {long:.1f})" in advice
     metadata = decoder_study.intervals(decoder_study.gains(decoded, "metadata", ""), ["dataset"])
     assert ((metadata["low"] < 0) & (metadata["high"] > 0)).all()
+
+
+def test_advice_on_time_series_rests_on_committed_rows():
+    told = series_study.scores(read_table(series_study.NAME)).groupby("approach")["percent"].mean().round()
+    deflect = sorted(told[f"DEFLECT, {kind} of dates"] for kind in ("set", "sequence"))
+    averages = [told[f"DEFLECT, mean over dates{days}"] for days in ("", " with days")]
+    numbers = *deflect, told["LoRA, dates as bands"], *averages
+    words = "{:.0f} to {:.0f}% of pixels", "LoRA on all dates {:.0f}%", "single dates {:.0f}% without and {:.0f}% with"
+    found = [w.format(*n) for w, n in zip(words, (numbers[:2], numbers[2:3], numbers[3:]), strict=True)]
+    assert all(text in " ".join(README.split()) for text in found), found
+    ceiling = [
+        beyond_plots.gain(sensor_study.read(), sensor, ("wavelengths", "transfer"), ("bands", sensor_study.OWN))[0]
+        for sensor in ("hls", "landsat8")
+    ]
+    assert all(-1 < step < 0 for step in ceiling) and "a point or less below training there" in README
 
 
 def test_every_data_set_is_named():

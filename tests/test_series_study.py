@@ -1,6 +1,8 @@
 """The study of time series: what is compared, how a rate is chosen, and what the committed rows say."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,3 +107,27 @@ def test_no_approach_tells_more_than_it_can_know():
     """But for luck: classes are not quite equally frequent, and a date is now and then in a turn."""
     found = scores(read_table(NAME))
     assert (found["percent"] <= found["sees"].map(KNOWABLE) + 4).all()
+
+
+def test_what_the_notebook_says_it_found_is_in_the_rows():
+    notebook = Path(__file__).parents[1] / "notebooks" / "09_beyond.ipynb"
+    said = "".join(json.loads(notebook.read_text())["cells"][0]["source"])
+    rows = read_table(NAME)
+    told = scores(rows).groupby("approach")["percent"].agg(["mean", "std"])
+    told = told["mean"].map("{:.1f}".format) + " ± " + told["std"].map("{:.1f}".format)
+    for name, words in (
+        ("DEFLECT, sequence of dates", "As a sequence of dates it tells {} %"),
+        ("DEFLECT, set of dates", "read as a set of dates {}"),
+        ("LoRA, dates as bands", "inflated to all dates {}"),
+        ("DEFLECT, mean over dates", "{} with DEFLECT"),
+        ("LoRA, mean over dates", "{} with LoRA"),
+        ("DEFLECT, mean over dates with days", "DEFLECT gets to {}"),
+        ("LoRA, mean over dates with days", "LoRA stays at {}"),
+        ("LoRA, RGB of the best date", "green and blue {} %"),
+        ("DEFLECT, set without days", "a set without its days {}"),
+    ):
+        assert words.format(told[name]) in said, name
+    for first, second in series_plots.COMPARED[:1] + series_plots.COMPARED[2:3]:
+        assert series_plots.series_gain_text(rows, first, second).split(": ")[-1] in said
+    lora = chosen(rows)["LoRA, dates as bands"]
+    assert lora.lr == min(LEARNING_RATES["lora"]) and "the lowest validated best" in said
