@@ -149,6 +149,7 @@ def fit(
         results = {"metrics": metrics, "epochs": keeper.epoch + 1, "best_epoch": keeper.best_epoch, "facts": facts}
         with atomic_path(folder / RESULTS) as temporary:
             temporary.write_text(json.dumps(results, indent=1))
+    trainer.strategy.barrier()  # the caller of no process may remove the folder before this
     return metrics
 
 
@@ -192,6 +193,7 @@ class Keeper(lightning.Callback):
             if trainer.is_global_zero:  # the best before the last: a kill in between repeats the epoch
                 with atomic_path(self.folder / LAST) as temporary:
                     shutil.copyfile(self.folder / BEST, temporary)
+            trainer.strategy.barrier()  # other processes read it next
         else:
             trainer.save_checkpoint(self.folder / LAST)
         trainer.should_stop = trainer.should_stop or self.finished

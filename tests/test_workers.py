@@ -170,13 +170,20 @@ def test_submitit_gives_what_one_process_gives(whole, tmp_path):
 SCENES = dict(dataset="spectral_scenes", data={"length": 4, "size": 16}, augment=False, epochs=1)
 TWO = dict(accelerator="cpu", threads=1, devices=2)
 SCRIPT = """
-import sys
+import os, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
+from peftlib import training
 from peftlib.trial import Place
 from test_workers import SCENES, TWO
 from toy_runs import do, toy
 
+def slow_disk(path, now=training.atomic_path):
+    time.sleep(0.5)
+    return now(path)
+
+if "LOCAL_RANK" not in os.environ:  # the first process, which writes: the other must wait for its files
+    training.atomic_path = slow_disk
 do([toy(**SCENES)], Path(sys.argv[2]), place=Place(strategy="ddp", **TWO))
 """
 
