@@ -1,11 +1,22 @@
-"""Command line: ``python -m peftlib run | doctor | weights | metamers | sensors | bench``."""
+"""Command line: ``python -m peftlib run | doctor | weights | study | metamers | sensors | bench``."""
 
 import argparse
+import importlib
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from peftlib.paths import root
+
+
+# Name -> module and arguments of its ``study``; 04 writes its rows itself.
+STUDIES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "decoders": ("decoder_study", ()),
+    "regions": ("regions_study", ("quick",)),
+    "regions_real": ("regions_study", ("real",)),
+    "series": ("series_study", ()),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,6 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--if-changed", action="store_true", help="skip what is up to date")
     commands.add_parser("doctor", help="versions, device, weights, data: OK or what to do")
     commands.add_parser("weights", help="fetch and check the default backbone's weights")
+    study = commands.add_parser("study", help="do the runs behind a notebook's committed rows: data/results/<name>.csv")
+    study.add_argument("name", choices=list(STUDIES), help="decoders: 06; regions, regions_real: 08; series: 09")
+    study.add_argument("--workers", type=int, default=1, help="processes; each does runs of its own")
     test = commands.add_parser("metamers", help="references of the metamer test: data/results/spectral_scenes.csv")
     test.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     sensors = commands.add_parser("sensors", help="rows of the study of sensors: data/results/beyond.csv")
@@ -37,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     race.add_argument("--checkpoint", action="store_true", help="with activation checkpointing")
     race.add_argument("--out", metavar="FOLDER", help="write bench.json, bench.csv and bench.md there")
     options = parser.parse_args(arguments)
-    act = {"run": _run, "doctor": _doctor, "weights": _weights}
+    act = {"run": _run, "doctor": _doctor, "weights": _weights, "study": _study}
     act |= {"metamers": _metamers, "sensors": _sensors, "bench": _bench}
     try:
         return act[options.command](options)
@@ -88,6 +102,22 @@ def _weights(_: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print("weights: dinov2_small ready")
+    return 0
+
+
+def _study(options: argparse.Namespace) -> int:
+    from peftlib.experiments import execute, pool
+    from peftlib.results import RESULTS, write_table
+
+    module, arguments = STUDIES[options.name]
+    study = importlib.import_module(f"peftlib.{module}").study
+    workers = pool(options.workers) if options.workers > 1 else None
+    rows = study(*arguments, execute=partial(execute, executor=workers))
+    failed = rows.loc[rows["status"] == "failed", "key"].nunique()
+    if failed:
+        print(f"error: {failed} of {rows['key'].nunique()} runs failed, nothing was written; run again", file=sys.stderr)
+        return 1
+    print(f"{rows['key'].nunique()} runs in {write_table(rows, root() / RESULTS / f'{options.name}.csv')}")
     return 0
 
 

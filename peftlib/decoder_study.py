@@ -2,31 +2,42 @@
 
 (Marti-Escofet et al., "Fine-tune Smarter, Not Harder", arXiv 2504.17397, recommends UNet, and no metadata.)
 
-runs = study_runs(setting, best)
-found = scores(execute(runs, known=read_table("quick")))
+rows = study(execute)
+scores(rows)
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from peftlib.datasets import DATASETS
+from peftlib.results import read_table
 from peftlib.runs import Run
 from peftlib.scoring import student_half
-from peftlib.study import OTHER_RATES, SEEDS, finals
+from peftlib.study import OTHER_RATES, SEEDS, chosen, finals, settings
 
 NAME = "decoders"  # of the committed rows
+PROFILES = ("quick", "real")  # whose data sets and learning rates are used
 
 COMPARED = ("frozen", "full", "lora", "deflect")
-DECODERS = ("linear", "unet")  # UPerNet takes ten times a linear decoder's run on a CPU: ask for it
+DECODERS = ("linear", "unet", "upernet")
 # A decoder that is trained from scratch may want more steps, and another rate: 1e-3 validated best of 3e-4, 1e-3, 1e-2
 # (LoRA on simulated scenes, first seed, 6 epochs).
 LONGER, LONGER_METHODS, UNET_HEAD_LR = 3, ("lora", "deflect"), 1e-3
 # What each data set's images come with. Simulated scenes: a place on a continent, whose soils they have, and a day.
 METADATA = {"spectral_scenes": ("location", "date"), "marida": ("location", "date"), "eurosat": ("location",)}
+
+
+def study(execute: Callable[..., pd.DataFrame]) -> pd.DataFrame:
+    """All runs on all data sets; ``execute`` does those that notebook 04 has not (``peftlib.experiments.execute``)."""
+    tables, runs = {profile: read_table(profile) for profile in PROFILES}, []
+    for profile, rows in tables.items():
+        for setting in settings(profile):
+            runs += study_runs(setting, chosen(rows, setting))
+    return execute(runs, known=pd.concat(tables.values(), ignore_index=True))
 
 
 def study_runs(

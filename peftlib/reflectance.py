@@ -175,9 +175,7 @@ class ReflectanceInput(nn.Module):
         self.rgb_white, self.nodata = float(rgb_white), nodata
         self.register_buffer("resample", resample, persistent=False)
         for name, values in zip(("mean", "std"), default_statistics(bands), strict=True):
-            one_date = self.beyond[: len(self.beyond) // max(self.dates, 1)]
-            read = values[one_date] if resample is None else resample @ values
-            self.register_buffer(name, read.view(-1, 1, 1))
+            self.register_buffer(name, self.read(values))
         self.register_buffer("rgb_mean", torch.tensor(list(rgb_mean)).view(3, 1, 1), persistent=False)
         self.register_buffer("rgb_std", torch.tensor(list(rgb_std)).view(3, 1, 1), persistent=False)
         self._checked_on_device = False
@@ -193,6 +191,13 @@ class ReflectanceInput(nn.Module):
             return x[:, self.beyond]
         with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):  # differences matter
             return torch.einsum("kc,bchw->bkhw", self.resample.to(x.dtype), x)
+
+    def read(self, values: Tensor) -> Tensor:
+        """A statistic of each channel, (C,) -> of what is standardised, (K, 1, 1); the mean over a series' dates."""
+        if self.resample is not None:
+            return (self.resample @ values).view(-1, 1, 1)
+        dates = max(self.dates, 1)
+        return values[self.beyond].view(dates, len(self.beyond) // dates).mean(0).view(-1, 1, 1)
 
     def each_date(self, values: Tensor) -> Tensor:
         """What is known of each band, (K, 1, 1), as often as a time series has dates."""

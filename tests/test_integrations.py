@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 import peftlib as pl
 from peftlib.integrations import BLOCK_METHODS, LayerFeatures, adapt_blocks
+from peftlib.series import series_bands
 from peftlib.tasks import Classification, Segmentation, quiet_trainer
 
 EVERY = pytest.mark.parametrize("method", [config() for config in pl.METHODS.values()], ids=pl.METHODS)
@@ -65,6 +66,18 @@ def test_what_the_datamodule_did_is_undone(x):
     torch.testing.assert_close(model.reflectance.std.flatten()[-1], torch.tensor(0.0512))
     with pytest.raises(ValueError, match="expected reflectance"):
         LayerFeatures(model, [2])(given)
+
+
+def test_statistics_of_a_time_series_and_of_resampled_bands_are_those_of_what_is_standardised():
+    bands = series_bands(["B02", "B03", "B04", "B8A"], 2, day=False)
+    model = adapted(pl.Deflect(series="set"), bands)
+    means = [0.1] * 3 + [0.1, 0.1, 0.1, 0.3] + [0.1, 0.1, 0.1, 0.5]
+    LayerFeatures(model, means=means, stds=[0.2] * 11)
+    torch.testing.assert_close(model.reflectance.mean.flatten(), torch.tensor([0.1, 0.1, 0.1, 0.4]))
+    model = adapted(pl.Deflect(spectral="wavelengths"))
+    LayerFeatures(model, means=[0.25] * 13, stds=[0.2] * 13)
+    resample = model.reflectance.resample
+    torch.testing.assert_close(model.reflectance.mean.flatten(), 0.25 * resample.sum(1))
 
 
 @pytest.mark.parametrize(

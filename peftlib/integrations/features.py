@@ -17,8 +17,8 @@ class LayerFeatures(nn.Module):
     Args:
         model: from ``adapt``.
         out_indices: numbers of the blocks to read, from 0; None is all of them.
-        means, stds: one a band; the datamodule's, which has given (x - means) / stds. They are undone here, and (being
-            the data's) are what standardises the bands beyond RGB. None: the datamodule does not normalise.
+        means, stds: one a channel; the datamodule's, which has given (x - means) / stds. They are undone here, and
+            (being the data's) are what standardises the bands beyond RGB. None: the datamodule does not normalise.
         scale: from the unit that the data have then to reflectance in [0, 1], such as 1e-4.
 
     Attributes:
@@ -51,9 +51,8 @@ class LayerFeatures(nn.Module):
         self.register_buffer("offset", offset, persistent=False)
         self.register_buffer("factor", factor, persistent=False)
         if means is not None:
-            beyond = model.reflectance.beyond
-            model.reflectance.mean.copy_(offset[beyond])
-            model.reflectance.std.copy_(factor[beyond])
+            model.reflectance.mean.copy_(model.reflectance.read(offset.flatten()))
+            model.reflectance.std.copy_(model.reflectance.read(factor.flatten()))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """x: (B, C, H, W) as the datamodule gives it -> for each of ``out_indices`` tokens (B, 1 + n, d).
