@@ -9,7 +9,6 @@ from pathlib import Path
 
 from peftlib.paths import root
 
-
 # Name -> module and arguments of its ``study``; 04 writes its rows itself.
 STUDIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "decoders": ("decoder_study", ()),
@@ -113,11 +112,11 @@ def _study(options: argparse.Namespace) -> int:
     study = importlib.import_module(f"peftlib.{module}").study
     workers = pool(options.workers) if options.workers > 1 else None
     rows = study(*arguments, execute=partial(execute, executor=workers))
-    failed = rows.loc[rows["status"] == "failed", "key"].nunique()
+    failed, runs = rows.loc[rows["status"] == "failed", "key"].nunique(), rows["key"].nunique()
     if failed:
-        print(f"error: {failed} of {rows['key'].nunique()} runs failed, nothing was written; run again", file=sys.stderr)
+        print(f"error: {failed} of {runs} runs failed, nothing was written; run again", file=sys.stderr)
         return 1
-    print(f"{rows['key'].nunique()} runs in {write_table(rows, root() / RESULTS / f'{options.name}.csv')}")
+    print(f"{runs} runs in {write_table(rows, root() / RESULTS / f'{options.name}.csv')}")
     return 0
 
 

@@ -95,5 +95,6 @@ def _weights() -> tuple[bool, str]:
 def _data() -> tuple[bool, str]:
     from peftlib.datasets import savanna_chip
 
-    image = savanna_chip()["image"]
-    return True, f"data: Sentinel-2 chip {tuple(image.shape)} from spyndex; data sets are looked for in {data_dir()}"
+    image, folder = savanna_chip()["image"], data_dir()
+    there = "" if folder.is_dir() else ", which is not there (set PEFTLIB_DATA, or make it)"
+    return True, f"data: Sentinel-2 chip {tuple(image.shape)} from spyndex; data sets are looked for in {folder}{there}"

@@ -160,9 +160,13 @@ def dinov2_small_state() -> dict[str, Tensor]:
     cached = weights_dir() / "dinov2_small.safetensors"
     if not cached.is_file():
         _convert_wheel(cached)
-    state = load_state(cached)
+    anew = "delete it and run python -m peftlib weights"
+    try:
+        state = load_state(cached)
+    except ValueError as error:
+        raise ValueError(f"{error}; {anew}") from error
     if fingerprint(state) != DINOV2_FINGERPRINT:
-        raise ValueError(f"{cached} is not the converted DINOv2 ViT-S/14 (its hash differs); delete it and load again")
+        raise ValueError(f"{cached} is not the converted DINOv2 ViT-S/14 (its hash differs); {anew}")
     return state
 
 
