@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 
 from peftlib.bands import SENSORS, band_set
-from peftlib.datasets import landscape, spectra
-from peftlib.datasets.base import EarthDataset
+from peftlib.datasets import landscape
 from peftlib.datasets.metamers import metamers, pools
-from peftlib.datasets.spectral_scenes import SAMPLES, SHARES, VAPOUR, majority, observed
+from peftlib.datasets.simulated import SAMPLES, Simulated
 from peftlib.series import best_date, series_bands, stack
 
 # Calendar -> the days of the year on which its fields turn green and wither. Northern, and as even as no real land is.
@@ -43,7 +42,7 @@ _SHIFT, _PACE = 3.0, 4.0  # days: how far fields are from their calendar, and ho
 VIEWS = ("series", "best", "each")
 
 
-class Phenology(EarthDataset):
+class Phenology(Simulated):
     """Simulated time series with masks; item i depends on the arguments and i alone.
 
     Args:
@@ -61,13 +60,7 @@ class Phenology(EarthDataset):
     """
 
     name = "phenology"
-    folder = ""
-    task = "segmentation"
     classes = CLASSES
-    sensor = "sentinel2"
-    gsd = 10.0
-    source = "earthlib's and pyrsr's packages"
-    licence = "MIT (earthlib), Apache-2.0 (pyrsr)"
     all_bands = series_bands(tuple(SENSORS["sentinel2"]), len(DAYS))
 
     def __init__(
@@ -79,31 +72,18 @@ class Phenology(EarthDataset):
         bands: Sequence[str] | None = None,
         seed: int = 0,
     ):
-        for field, value, choices in (("split", split, tuple(SHARES)), ("view", view, VIEWS)):
-            if value not in choices:
-                raise ValueError(f"phenology: {field}={value!r}; choose from {choices}")
-        self.split, self.size, self.view, self.seed = split, size, view, seed
+        super().__init__(split, size, seed, "sentinel2", [("view", view, VIEWS)])
         self.items = range(length * (len(DAYS) if view == "each" else 1))
-        self._one_date = tuple(SENSORS[self.sensor])
+        self.view, self._one_date = view, tuple(self.centres)
         self.all_bands = type(self).all_bands if view == "series" else self._one_date
         self.bands = self.all_bands if bands is None else tuple(bands)
         if unknown := [name for name in self.bands if name not in self.all_bands]:
             raise ValueError(f"phenology has no bands {unknown} in view {view!r}; it has {self.all_bands}")
         self.band_set = band_set(self.bands, self.sensor)
 
-        centres, response = spectra.response(self.sensor)
-        self._centres = np.array(list(centres.values()), dtype=np.float32)
-        self._vapour = np.array([VAPOUR.get(name, 1.0) for name in centres], dtype=np.float32)
-        low, high = SHARES[split]
-
-        def seen(rows: np.ndarray) -> np.ndarray:
-            """This split's share of spectra (n, ..., 180) as the sensor has them, (n, ..., bands)."""
-            part = rows[int(low * len(rows)) : int(high * len(rows))]
-            return (part @ response.T).astype(np.float32)
-
         shuffle = np.random.default_rng(1).permutation
-        self._canopies = seen(metamers()["canopy"])  # (n, 2, bands): green, withered
-        self._others = {_WATER: seen(shuffle(pools().water)), _BUILT: seen(shuffle(pools().built))}
+        self._canopies = self.seen(metamers()["canopy"])  # (n, 2, bands): green, withered
+        self._others = {_WATER: self.seen(shuffle(pools().water)), _BUILT: self.seen(shuffle(pools().built))}
 
     def read(self, item: int) -> dict:
         scene, number = divmod(item, len(DAYS)) if self.view == "each" else (item, None)
@@ -118,23 +98,21 @@ class Phenology(EarthDataset):
 
     def scene(self, index: int) -> tuple[Tensor, np.ndarray, Tensor]:
         """One scene: images (4, 13, H, W) reflectance, days of the year (4,), class numbers (H, W)."""
-        draw = np.random.default_rng([self.seed, list(SHARES).index(self.split), index])
+        draw = self.stream(index)
         number, classes = self._plan(draw)
         days = np.array(DAYS) + draw.integers(-JITTER, JITTER + 1, len(DAYS))
         ends, green = self._fields(draw, classes, days)
-        within = np.clip(0.5 + 0.35 * landscape.waves(draw, len(number), 0.3), 0, 1)[..., None]
+        blend = self.blend(draw)
         images = []
         for share in green.T:  # of the parcels, on one date
             withered = 1 - share[:, None, None]
             now = ends[:, :, 0] * (1 - withered) + ends[:, :, 1] * withered  # (parcels, 2, bands)
-            samples = now[number, 0] * (1 - within) + now[number, 1] * within
-            image = samples.reshape(self.size, SAMPLES, self.size, SAMPLES, -1).mean((1, 3))
-            images.append(observed(draw, image, self._centres, self._vapour).transpose(2, 0, 1))
-        return torch.from_numpy(np.stack(images)), days, torch.from_numpy(majority(classes[number], self.size))
+            images.append(self.picture(draw, number, now, blend))
+        return torch.from_numpy(np.stack(images)), days, torch.from_numpy(self.majority(classes[number]))
 
     def _plan(self, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Parcel numbers (samples down, across), and the class of each parcel."""
-        side, kinds = self.size * SAMPLES, len(CALENDARS)
+        side, kinds = self.side, len(CALENDARS)
         number = landscape.parcels(draw, side, SAMPLES)
         classes = draw.choice([*range(kinds), _BUILT], number.max() + 1, p=[*[0.94 / kinds] * kinds, 0.06])
         for cover, width, winding in ((_WATER, draw.uniform(3, 8), 6), (_BUILT, draw.uniform(1, 3), 0)):
@@ -146,7 +124,7 @@ class Phenology(EarthDataset):
     def _fields(self, draw: np.random.Generator, classes: np.ndarray, days: np.ndarray):
         """Of each parcel two spectra to lie between, green and withered (parcels, 2, 2, bands), and how green it is on
         each day, from 0 to 1 (parcels, dates)."""
-        ends = np.empty((len(classes), 2, 2, len(self._centres)), dtype=np.float32)
+        ends = np.empty((len(classes), 2, 2, len(self.centres)), dtype=np.float32)
         green = np.zeros((len(classes), len(days)), dtype=np.float32)
         for i, name in enumerate(classes):
             if name in self._others:

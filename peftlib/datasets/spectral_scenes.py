@@ -11,20 +11,17 @@ from datetime import date, timedelta
 import numpy as np
 import torch
 
-from peftlib.bands import SENSORS, band_set
+from peftlib.bands import band_set
 from peftlib.datasets import landscape, spectra
-from peftlib.datasets.base import EarthDataset
 from peftlib.datasets.metamers import PAIRS, metamers, pools
+from peftlib.datasets.simulated import SAMPLES, Simulated
 
 CLASSES = (*(member for pair in PAIRS.values() for member in pair), "water", "built")
 _WATER, _BUILT = CLASSES.index("water"), CLASSES.index("built")
 _DARK = list(PAIRS).index("dark")
-SAMPLES = 2  # a pixel is the mean of 2 x 2 samples: borders are mixed
-SHARES = {"train": (0.0, 0.6), "val": (0.6, 0.8), "test": (0.8, 1.0)}  # of the spectra: none is in two splits
-VAPOUR = {"B09": 0.35, "B10": 0.005, "B9": 0.005}  # what water vapour lets through; elsewhere windows are clear
 
 
-class SpectralScenes(EarthDataset):
+class SpectralScenes(Simulated):
     """Simulated scenes; item i depends on the arguments and i alone.
 
     ``segmentation``: a mask of ten classes. ``classification``: most of a scene is one cover, which is its label.
@@ -47,14 +44,7 @@ class SpectralScenes(EarthDataset):
     """
 
     name = "spectral_scenes"
-    folder = ""
-    task = "segmentation"
     classes = CLASSES
-    sensor = "sentinel2"
-    all_bands = tuple(SENSORS["sentinel2"])
-    gsd = 10.0
-    source = "earthlib's and pyrsr's packages"
-    licence = "MIT (earthlib), Apache-2.0 (pyrsr)"
 
     def __init__(
         self,
@@ -68,41 +58,24 @@ class SpectralScenes(EarthDataset):
         bands: Sequence[str] | None = None,
         seed: int = 0,
     ):
-        centres, matrix = spectra.response(sensor)
-        for field, value, choices in (
-            ("split", split, tuple(SHARES)),
-            ("task", task, ("segmentation", "classification")),
-            *(("continents", place, tuple(spectra.CONTINENTS)) for place in continents),
-        ):
-            if value not in choices:
-                raise ValueError(f"spectral_scenes: {field}={value!r}; choose from {choices}")
-        self.split, self.task, self.size, self.seed, self.nodata = split, task, size, seed, "error"
-        self.items = range(length)
-        self.all_bands = tuple(centres)
+        regions = [("continents", place, tuple(spectra.CONTINENTS)) for place in continents]
+        super().__init__(split, size, seed, sensor, [("task", task, ("segmentation", "classification")), *regions])
+        self.task, self.items, self._located = task, range(length), located
+        self.all_bands = tuple(self.centres)
         names = self.all_bands if bands is None else tuple(bands)
-        if unknown := [name for name in names if name not in centres]:
+        if unknown := [name for name in names if name not in self.centres]:
             raise ValueError(f"{sensor} has no bands {unknown} here; it has {self.all_bands}")
         custom = sensor == spectra.HYPERSPECTRAL
         self.sensor = "custom" if custom else sensor
         # What pl.adapt takes: names, or for the hyperspectral camera names with their wavelengths.
-        self.bands = {name: centres[name] for name in names} if custom else names
+        self.bands = {name: self.centres[name] for name in names} if custom else names
         self.band_set = band_set(self.bands, self.sensor)
-
-        self._centres = np.array(list(centres.values()), dtype=np.float32)
-        self._vapour = np.array([VAPOUR.get(name, 1.0) for name in centres], dtype=np.float32)
-        self._located = located
-        low, high = SHARES[split]
-
-        def seen(rows: np.ndarray) -> np.ndarray:
-            """This split's share of spectra (n, ..., 180) as the sensor has them, (n, ..., bands)."""
-            part = rows[int(low * len(rows)) : int(high * len(rows))]
-            return (part @ matrix.T).astype(np.float32)
 
         def covers(places: tuple[str, ...]) -> dict[int, np.ndarray]:
             """Cover -> its spectra, of a pair those of both members."""
             shuffle, others = np.random.default_rng(1).permutation, pools(places)
             plain = ((_WATER, shuffle(others.water)), (_BUILT, shuffle(others.built)))
-            return {number: seen(rows) for number, rows in (*enumerate(metamers(places).values()), *plain)}
+            return {number: self.seen(rows) for number, rows in (*enumerate(metamers(places).values()), *plain)}
 
         places = tuple(sorted(continents))
         groups = {place: (place,) for place in places or spectra.CONTINENTS} if located else {"": places}
@@ -117,42 +90,32 @@ class SpectralScenes(EarthDataset):
 
     def scene(self, index: int, turned: bool = False) -> dict:
         """One scene with all bands, before the checks that every data set's samples pass."""
-        draw = np.random.default_rng([self.seed, list(SHARES).index(self.split), index])
-        coins = np.random.default_rng([self.seed, list(SHARES).index(self.split), index, 1])
-        side = self.size * SAMPLES
+        draw, coins = self.stream(index), self.stream(index, 1)
         place, meta = self._whereabouts(index)
-        number, covers, label = self._plan(draw, side)
+        number, covers, label = self._plan(draw)
         ends, classes = self._spectra(draw, coins, self._covers[place], covers, turned)
-        if label is not None:
-            label = int(classes[label])
-
-        within = np.clip(0.5 + 0.35 * landscape.waves(draw, side, 0.3), 0, 1)[
-            ..., None
-        ]  # between two spectra of a cover
-        samples = ends[number, 0] * (1 - within) + ends[number, 1] * within
-        image = samples.reshape(self.size, SAMPLES, self.size, SAMPLES, -1).mean((1, 3))
-        image = observed(draw, image, self._centres, self._vapour)
-        truth = (
-            {"label": label} if label is not None else {"mask": torch.from_numpy(majority(classes[number], self.size))}
-        )
+        image = np.ascontiguousarray(self.picture(draw, number, ends, self.blend(draw)))
         meta |= {"source": f"spectral_scenes {self.split} {index}, seed {self.seed}"}
-        return {"image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), "meta": meta} | truth
+        sample = {"image": torch.from_numpy(image), "meta": meta}
+        if label is None:
+            return sample | {"mask": torch.from_numpy(self.majority(classes[number]))}
+        return sample | {"label": int(classes[label])}
 
     def _whereabouts(self, index: int) -> tuple[str, dict]:
         """The continent of a scene, and its place and day; nothing where scenes are not located."""
         if not self._located:
             return "", {}
-        draw = np.random.default_rng([self.seed, list(SHARES).index(self.split), index, 2])
+        draw = self.stream(index, 2)
         place = list(self._covers)[draw.integers(len(self._covers))]
         south, north, west, east = spectra.CONTINENTS[place]
         location = round(draw.uniform(south, north), 3), round(draw.uniform(west, east), 3)
         day = date(2024, 1, 1) + timedelta(days=int(draw.integers(366)))
         return place, {"location": location, "date": day.isoformat()}
 
-    def _plan(self, draw: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray, int | None]:
+    def _plan(self, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int | None]:
         """Parcel numbers (side, side), their covers (a pair, or water or built), the parcel that gives the label."""
+        side, kinds = self.side, len(PAIRS)
         number = landscape.parcels(draw, side, SAMPLES)
-        kinds = len(PAIRS)
         covers = draw.choice([*range(kinds), _BUILT], number.max() + 1, p=[*[0.92 / kinds] * kinds, 0.08])
         label = None
         if self.task == "classification":  # one cover takes two parcels of three; no other parcel may be of its pair
@@ -177,7 +140,7 @@ class SpectralScenes(EarthDataset):
         self, draw, coins, pools: dict[int, np.ndarray], covers: np.ndarray, turned: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         """Of each parcel two spectra to lie between, (parcels, 2, bands), and the class (parcels,)."""
-        ends = np.empty((len(covers), 2, len(self._centres)), dtype=np.float32)
+        ends = np.empty((len(covers), 2, len(self.centres)), dtype=np.float32)
         classes = np.empty(len(covers), dtype=np.int64)
         for i, cover in enumerate(covers):
             pool = pools[int(cover)]
@@ -189,22 +152,3 @@ class SpectralScenes(EarthDataset):
                 classes[i] = 2 * cover + member
                 ends[i] = pool[draw.integers(len(pool), size=2), member]
         return ends, classes
-
-
-def observed(draw: np.random.Generator, image: np.ndarray, centres: np.ndarray, vapour: np.ndarray) -> np.ndarray:
-    """Slopes, haze, water vapour and noise: (H, W, bands) reflectance of the ground -> of the sensor.
-
-    centres, vapour: (bands,) wavelengths in nm, and what water vapour lets through.
-    """
-    light = 1 + 0.08 * landscape.waves(draw, len(image), 0.7)[..., None]
-    haze = draw.uniform(0, 0.03) * (550 / centres) ** 1.5
-    image = image * light * vapour * (1 - haze) + haze * vapour
-    noise = draw.standard_normal(image.shape, dtype=np.float32)
-    return np.clip(image + noise * (0.002 + 0.01 * image) * np.sqrt(vapour), 0, None).astype(np.float32)
-
-
-def majority(classes: np.ndarray, size: int) -> np.ndarray:
-    """Classes of samples (2 size, 2 size) -> the most frequent one of each pixel's four, (size, size)."""
-    four = classes.reshape(size, SAMPLES, size, SAMPLES).transpose(1, 3, 0, 2).reshape(-1, size, size)
-    votes = (four[:, None] == four[None]).sum(1)
-    return np.take_along_axis(four, votes.argmax(0)[None], 0)[0]
