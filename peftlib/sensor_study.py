@@ -26,7 +26,7 @@ from peftlib.paths import root
 from peftlib.results import RESULTS, read_table
 from peftlib.runs import Run
 from peftlib.study import chosen, settings
-from peftlib.tasks import Segmentation
+from peftlib.tasks import Segmentation, logits_and_truth
 from peftlib.training import fit
 from peftlib.transfer import transfer
 from peftlib.trial import untrained
@@ -180,12 +180,9 @@ def stand_ins(wanted: BandSet, given: BandSet, how: str) -> Tensor:
     return torch.from_numpy(np.stack([np.interp(want, have[order], one) for one in each.T], axis=1)).float()
 
 
-@torch.no_grad()
 def scores(task: Segmentation, batches: Iterable[dict]) -> dict[str, float]:
     """The task's metrics on batches, and the metamer test of them."""
-    batches = [task.resized(batch) for batch in batches]
-    logits = torch.cat([task.eval()(batch["image"]) for batch in batches])
-    truth = torch.cat([task.truth(batch) for batch in batches])
+    logits, truth = logits_and_truth(task, batches)
     metrics = task.metrics["test"].clone()
     metrics.update(task.predicted(logits), truth)
     return {name: float(value) for name, value in metrics.compute().items()} | pair_accuracy(logits, truth)
