@@ -11,8 +11,9 @@ from peftlib.datasets import load
 from peftlib.datasets.spectral_scenes import CLASSES
 from peftlib.figure_parts import INK, caption, panels
 from peftlib.plots import METHOD_COLOURS
-from peftlib.scoring import student_half
+from peftlib.scoring import paired_gain
 from peftlib.sensor_study import HYPERSPECTRAL, INTERPOLATED, NEAREST, OWN, REFITTED, SOURCE, TRANSFER
+from peftlib.tables import interval
 from peftlib.wavelengths import KNOTS, resampling, surface_bands
 
 SENSOR_NAMES = {SOURCE: "Sentinel-2", "hls": "HLS", "landsat8": "Landsat 8", HYPERSPECTRAL: "180 bands"}
@@ -56,26 +57,19 @@ def table(rows: pd.DataFrame, metric: str = "miou") -> pd.DataFrame:
 
 
 def gain(rows: pd.DataFrame, sensor: str, first: tuple[str, str], second: tuple[str, str], metric: str = "miou"):
-    """What the first (reader, reading) scores above the second, in points, seed by seed.
-
-    Returns:
-        mean, and the lower and upper end of its 95% interval (Student's t; NaN for fewer than two seeds).
-    """
+    """What the first (reader, reading) scores above the second, in points: ``peftlib.scoring.paired_gain``."""
     found = scored(rows, metric)
     one, other = (
         found[found[["sensor", "reader", "reading"]].eq([sensor, *pair]).all(axis=1)].set_index("seed")["percent"]
         for pair in (first, second)
     )
-    steps = (one - other).dropna()
-    half = student_half(steps.std(), len(steps))
-    return steps.mean(), steps.mean() - half, steps.mean() + half
+    return paired_gain(one, other)
 
 
 def gain_text(rows: pd.DataFrame, sensor: str, first: tuple[str, str], second: tuple[str, str]) -> str:
     """``gain`` in mIoU as a line."""
-    mean, low, high = gain(rows, sensor, first, second)
     names = f"{APPROACHES[first][0]} - {APPROACHES[second][0]}"
-    return f"{SENSOR_NAMES[sensor]}: {names}: {mean:+.1f} ({low:+.1f} to {high:+.1f})"
+    return f"{SENSOR_NAMES[sensor]}: {names}: {interval(*gain(rows, sensor, first, second))}"
 
 
 def sensors_figure(rows: pd.DataFrame) -> Figure:

@@ -8,8 +8,9 @@ from peftlib.datasets import Phenology
 from peftlib.datasets.phenology import CALENDARS, CLASSES, DAYS, JITTER, greenness
 from peftlib.figure_parts import INK, caption, panels
 from peftlib.plots import METHOD_COLOURS, class_colours, class_key, composite, show_image, show_truth
-from peftlib.scoring import student_half
+from peftlib.scoring import paired_gain
 from peftlib.series_study import APPROACHES, KNOWABLE, SEES, scores
+from peftlib.tables import interval
 
 FALSE_COLOURS = ("B08", "B11", "B05")
 COMPARED = (  # pairs of approaches whose difference is asked for
@@ -108,6 +109,4 @@ def series_table(rows: pd.DataFrame) -> pd.DataFrame:
 def series_gain_text(rows: pd.DataFrame, first: str, second: str) -> str:
     """What one approach tells of fields above another, seed by seed, with its 95% interval, as a line."""
     found = scores(rows).pivot(index="seed", columns="approach", values="percent")
-    steps = (found[first] - found[second]).dropna()
-    half = student_half(steps.std(), len(steps))
-    return f"{first} - {second}: {steps.mean():+.1f} ({steps.mean() - half:+.1f} to {steps.mean() + half:+.1f})"
+    return f"{first} - {second}: {interval(*paired_gain(found[first], found[second]))}"
