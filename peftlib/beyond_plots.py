@@ -13,7 +13,7 @@ from peftlib.figure_parts import INK, caption, panels
 from peftlib.plots import METHOD_COLOURS
 from peftlib.scoring import paired_gain
 from peftlib.sensor_study import HYPERSPECTRAL, INTERPOLATED, NEAREST, OWN, REFITTED, SOURCE, TRANSFER
-from peftlib.tables import interval
+from peftlib.tables import interval, number
 from peftlib.wavelengths import KNOTS, resampling, surface_bands
 
 SENSOR_NAMES = {SOURCE: "Sentinel-2", "hls": "HLS", "landsat8": "Landsat 8", HYPERSPECTRAL: "180 bands"}
@@ -49,8 +49,8 @@ def scored(rows: pd.DataFrame, metric: str = "miou") -> pd.DataFrame:
 
 def table(rows: pd.DataFrame, metric: str = "miou") -> pd.DataFrame:
     """Mean and standard deviation over seeds in percent: approaches down, from floor to ceiling, sensors across."""
-    found = scored(rows, metric).groupby(["reader", "reading", "sensor"])["percent"].agg(["mean", "std"])
-    text = (found["mean"].map("{:.1f}".format) + " ± " + found["std"].map("{:.1f}".format)).unstack()
+    found = scored(rows, metric).groupby(["reader", "reading", "sensor"])["percent"]
+    text = found.agg(lambda percent: number(percent.mean(), percent.std())).unstack()
     text = text.loc[[key for key in APPROACHES if key in text.index], [s for s in SENSOR_NAMES if s in text]]
     text.index = pd.Index([APPROACHES[key][0] for key in text.index], name=f"{metric}, %")
     return text.fillna("").rename(columns=SENSOR_NAMES).rename_axis(columns=None)

@@ -10,7 +10,7 @@ from peftlib.figure_parts import INK, caption, panels
 from peftlib.plots import METHOD_COLOURS, class_colours, class_key, composite, show_image, show_truth
 from peftlib.scoring import paired_gain
 from peftlib.series_study import APPROACHES, KNOWABLE, SEES, scores
-from peftlib.tables import interval
+from peftlib.tables import interval, number
 
 FALSE_COLOURS = ("B08", "B11", "B05")
 COMPARED = (  # pairs of approaches whose difference is asked for
@@ -100,7 +100,7 @@ def series_table(rows: pd.DataFrame) -> pd.DataFrame:
         columns["knowable, %"].append(f"{KNOWABLE[SEES[name]]:.0f}")
         for column, found in (("fields, %", fields), ("mIoU, %", miou)):
             percent = found.get_group(name)["percent"]
-            columns[column].append(f"{percent.mean():.1f} ± {percent.std():.1f}")
+            columns[column].append(number(percent.mean(), percent.std()))
         columns["tuned"].append(f"{int(fields.get_group(name)['tuned'].iloc[0]):,}")
         columns["learning rate"].append(f"{fields.get_group(name)['lr'].iloc[0]:g}")
     return pd.DataFrame(columns, index=pd.Index(order, name="approach"))
