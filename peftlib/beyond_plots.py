@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from peftlib.bands import band_set
 from peftlib.datasets import load
 from peftlib.datasets.spectral_scenes import CLASSES
-from peftlib.figure_parts import INK, caption, panels
+from peftlib.figure_parts import caption, dots, method_axis, panels
 from peftlib.plots import METHOD_COLOURS
 from peftlib.scoring import paired_gain
 from peftlib.sensor_study import HYPERSPECTRAL, INTERPOLATED, NEAREST, OWN, REFITTED, SOURCE, TRANSFER
@@ -90,17 +90,15 @@ def sensors_figure(rows: pd.DataFrame) -> Figure:
                 continue
             shade = APPROACHES[key][1]
             ax.barh(place, percent.mean(), height=0.7, color=shade, alpha=0.9 if key[1] != OWN else 0.45)
-            ax.plot(percent, np.full(len(percent), place), "o", color=INK, markersize=3.5, markeredgewidth=0)
+            dots(ax, percent, place)
             ax.annotate(
                 f"{percent.mean():.1f}", (percent.max(), place), (6, 0), textcoords="offset points",
                 va="center", fontsize=8,
             )  # fmt: skip
         ax.set_title(SENSOR_NAMES[sensor] + (" (trained here)" if sensor == SOURCE else ""))
         ax.set_xlabel("mIoU, %")
-    first = frames[names[0]]
-    first.set_yticks(range(len(order)), [APPROACHES[key][0] for key in order])
-    first.set_ylim(len(order) - 0.4, -0.6)
-    first.set_xlim(0, 1.15 * found["percent"].max())
+    method_axis(frames[names[0]], [APPROACHES[key][0] for key in order])
+    frames[names[0]].set_xlim(0, 1.15 * found["percent"].max())
     seeds = found["seed"].nunique()
     text = f"Bars: means of {seeds} seeds, which are the dots. Pale: trained on the sensor itself; else on Sentinel-2"
     caption(figure, text)

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from peftlib.datasets import Phenology
 from peftlib.datasets.phenology import CALENDARS, CLASSES, DAYS, JITTER, greenness
-from peftlib.figure_parts import INK, caption, panels
+from peftlib.figure_parts import INK, caption, dots, method_axis, panels
 from peftlib.plots import METHOD_COLOURS, class_colours, class_key, composite, show_image, show_truth
 from peftlib.scoring import paired_gain
 from peftlib.series_study import APPROACHES, KNOWABLE, SEES, scores
@@ -78,10 +78,9 @@ def series_figure(rows: pd.DataFrame) -> Figure:
         ax.barh(place, known, height=0.9, color="0.93")
         ax.plot([known, known], [place - 0.45, place + 0.45], color=INK, linewidth=1.5)
         ax.barh(place, percent.mean(), height=0.6, color=METHOD_COLOURS[name.split(",")[0].lower()])
-        ax.plot(percent, np.full(len(percent), place), "o", color=INK, markersize=3.5, markeredgewidth=0)
+        dots(ax, percent, place)
         ax.annotate(f"{percent.mean():.0f}", (0, place), (4, 0), textcoords="offset points", va="center", color="white")
-    ax.set_yticks(range(len(order)), order)
-    ax.set_ylim(len(order) - 0.4, -0.6)
+    method_axis(ax, order)
     ax.set_xlim(0, 102)
     ax.set_xlabel("fields' pixels whose calendar is told, % (six calendars)")
     seeds = found["seed"].nunique()
