@@ -9,10 +9,11 @@ from matplotlib.figure import Figure
 from peftlib.bands import band_set
 from peftlib.datasets import load
 from peftlib.datasets.spectral_scenes import CLASSES
-from peftlib.figure_parts import INK, caption, panels
+from peftlib.figure_parts import caption, dots, method_axis, panels
 from peftlib.plots import METHOD_COLOURS
-from peftlib.scoring import student_half
+from peftlib.scoring import paired_gain
 from peftlib.sensor_study import HYPERSPECTRAL, INTERPOLATED, NEAREST, OWN, REFITTED, SOURCE, TRANSFER
+from peftlib.tables import interval, number
 from peftlib.wavelengths import KNOTS, resampling, surface_bands
 
 SENSOR_NAMES = {SOURCE: "Sentinel-2", "hls": "HLS", "landsat8": "Landsat 8", HYPERSPECTRAL: "180 bands"}
@@ -48,34 +49,27 @@ def scored(rows: pd.DataFrame, metric: str = "miou") -> pd.DataFrame:
 
 def table(rows: pd.DataFrame, metric: str = "miou") -> pd.DataFrame:
     """Mean and standard deviation over seeds in percent: approaches down, from floor to ceiling, sensors across."""
-    found = scored(rows, metric).groupby(["reader", "reading", "sensor"])["percent"].agg(["mean", "std"])
-    text = (found["mean"].map("{:.1f}".format) + " ± " + found["std"].map("{:.1f}".format)).unstack()
+    found = scored(rows, metric).groupby(["reader", "reading", "sensor"])["percent"]
+    text = found.agg(lambda percent: number(percent.mean(), percent.std())).unstack()
     text = text.loc[[key for key in APPROACHES if key in text.index], [s for s in SENSOR_NAMES if s in text]]
     text.index = pd.Index([APPROACHES[key][0] for key in text.index], name=f"{metric}, %")
     return text.fillna("").rename(columns=SENSOR_NAMES).rename_axis(columns=None)
 
 
 def gain(rows: pd.DataFrame, sensor: str, first: tuple[str, str], second: tuple[str, str], metric: str = "miou"):
-    """What the first (reader, reading) scores above the second, in points, seed by seed.
-
-    Returns:
-        mean, and the lower and upper end of its 95% interval (Student's t; NaN for fewer than two seeds).
-    """
+    """What the first (reader, reading) scores above the second, in points: ``peftlib.scoring.paired_gain``."""
     found = scored(rows, metric)
     one, other = (
         found[found[["sensor", "reader", "reading"]].eq([sensor, *pair]).all(axis=1)].set_index("seed")["percent"]
         for pair in (first, second)
     )
-    steps = (one - other).dropna()
-    half = student_half(steps.std(), len(steps))
-    return steps.mean(), steps.mean() - half, steps.mean() + half
+    return paired_gain(one, other)
 
 
 def gain_text(rows: pd.DataFrame, sensor: str, first: tuple[str, str], second: tuple[str, str]) -> str:
     """``gain`` in mIoU as a line."""
-    mean, low, high = gain(rows, sensor, first, second)
     names = f"{APPROACHES[first][0]} - {APPROACHES[second][0]}"
-    return f"{SENSOR_NAMES[sensor]}: {names}: {mean:+.1f} ({low:+.1f} to {high:+.1f})"
+    return f"{SENSOR_NAMES[sensor]}: {names}: {interval(*gain(rows, sensor, first, second))}"
 
 
 def sensors_figure(rows: pd.DataFrame) -> Figure:
@@ -96,17 +90,15 @@ def sensors_figure(rows: pd.DataFrame) -> Figure:
                 continue
             shade = APPROACHES[key][1]
             ax.barh(place, percent.mean(), height=0.7, color=shade, alpha=0.9 if key[1] != OWN else 0.45)
-            ax.plot(percent, np.full(len(percent), place), "o", color=INK, markersize=3.5, markeredgewidth=0)
+            dots(ax, percent, place)
             ax.annotate(
                 f"{percent.mean():.1f}", (percent.max(), place), (6, 0), textcoords="offset points",
                 va="center", fontsize=8,
             )  # fmt: skip
         ax.set_title(SENSOR_NAMES[sensor] + (" (trained here)" if sensor == SOURCE else ""))
         ax.set_xlabel("mIoU, %")
-    first = frames[names[0]]
-    first.set_yticks(range(len(order)), [APPROACHES[key][0] for key in order])
-    first.set_ylim(len(order) - 0.4, -0.6)
-    first.set_xlim(0, 1.15 * found["percent"].max())
+    method_axis(frames[names[0]], [APPROACHES[key][0] for key in order])
+    frames[names[0]].set_xlim(0, 1.15 * found["percent"].max())
     seeds = found["seed"].nunique()
     text = f"Bars: means of {seeds} seeds, which are the dots. Pale: trained on the sensor itself; else on Sentinel-2"
     caption(figure, text)

@@ -5,12 +5,11 @@ Every run on ``phenology`` is scored by it. What is known of the best scores: ``
 
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
 
 from peftlib.datasets.phenology import CALENDARS, CLASSES, DAYS
 from peftlib.metrics import mask_metrics
-from peftlib.tasks import Segmentation
+from peftlib.tasks import Segmentation, logits_and_truth
 
 
 def calendar_scores(task: Segmentation, loader: Iterable[dict], view: str) -> dict[str, float]:
@@ -24,13 +23,8 @@ def calendar_scores(task: Segmentation, loader: Iterable[dict], view: str) -> di
         ``fields``: share of the fields' pixels whose calendar scores above the other five; ``scene_miou``: over all
         classes.
     """
-    probabilities, truth = [], []
-    for batch in loader:
-        batch = task.resized(batch | {"image": batch["image"].to(task.device)})
-        with torch.no_grad():
-            probabilities.append(task.logits(batch).float().softmax(1).cpu())
-        truth.append(task.truth(batch).cpu())
-    scores, known = torch.cat(probabilities), torch.cat(truth)
+    logits, known = logits_and_truth(task, loader)
+    scores = logits.softmax(1)
     if view == "each":
         scores, known = scores.unflatten(0, (-1, len(DAYS))).mean(1), known[:: len(DAYS)]
     metrics = mask_metrics(CLASSES, task.ignore_index)

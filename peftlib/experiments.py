@@ -85,10 +85,11 @@ def execute(
         before = set(known["key"])
         planned = {key: run for key, run in planned.items() if key not in before}
     missing = {key: run for key, run in planned.items() if not _finished(folder / f"{key}.json", retry_failed)}
+    there = planned.keys() - missing.keys()
     for work in (folder / "work").glob("*"):  # a kill right after a row was written leaves the work
-        if work.name in planned.keys() - missing.keys() and {path.name for path in work.glob("*")} != {BEST}:
+        if work.name in there and {path.name for path in work.glob("*")} != {BEST}:
             tidy_work(work, place.keep)
-    bar = tqdm(total=len(planned), initial=len(planned) - len(missing), unit="run", disable=not progress, smoothing=0)
+    bar = tqdm(total=len(planned), initial=len(there), unit="run", disable=not progress, smoothing=0)
     attempt, waiting = uuid.uuid4().hex, {}
 
     def finished(row: dict) -> None:

@@ -53,9 +53,14 @@ def panels(names: list[str], across: int, size: tuple[float, float], **options) 
 
 
 def method_axis(ax: Axes, order: list[str]) -> None:
-    """Methods down the axis, the first on top."""
+    """Methods, or what else has a name, down the axis, the first on top."""
     ax.set_yticks(range(len(order)), [label(name) for name in order])
     ax.set_ylim(len(order) - 0.4, -0.6)
+
+
+def dots(ax: Axes, values: pd.Series, place: float) -> None:
+    """Single seeds on a line of ``method_axis``."""
+    ax.plot(values, np.full(len(values), place), "o", color=INK, markersize=3.5, markeredgewidth=0)
 
 
 def against_share(ax: Axes, table: pd.DataFrame) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 SIZES = {"location": 3, "date": 2, "gsd": 1}  # numbers that describe each
+YEAR = 365.25  # days
 
 
 def describe(metas: Sequence[Mapping], names: Sequence[str]) -> Tensor:
@@ -35,7 +36,7 @@ def _numbers(name: str, value) -> tuple[float, ...]:
         across = math.cos(latitude)
         return across * math.cos(longitude), across * math.sin(longitude), math.sin(latitude)
     if name == "date":
-        angle = 2 * math.pi * date.fromisoformat(value).timetuple().tm_yday / 365.25
+        angle = 2 * math.pi * date.fromisoformat(value).timetuple().tm_yday / YEAR
         return math.cos(angle), math.sin(angle)
     return (math.log10(value / 10),)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from peftlib.datasets.metamers import PAIRS
 from peftlib.datasets.spectral_scenes import SpectralScenes
-from peftlib.tasks import Segmentation
+from peftlib.tasks import Segmentation, logits_and_truth
 
 COLUMNS = ("dataset", "task", "scenes", "method", "seed", "split", "metric", "value")
 
@@ -40,13 +40,7 @@ def pair_accuracy(scores: Tensor, truth: Tensor) -> dict[str, float]:
 
 def pair_scores(task: Segmentation, loader: Iterable[dict]) -> dict[str, float]:
     """``pair_accuracy`` of a trained task on the scenes of a loader, resized as in training."""
-    scores, truth = [], []
-    for batch in loader:
-        batch = task.resized(batch | {"image": batch["image"].to(task.device)})
-        with torch.no_grad():
-            scores.append(task.logits(batch).cpu())
-        truth.append(batch["mask"])
-    return pair_accuracy(torch.cat(scores), torch.cat(truth))
+    return pair_accuracy(*logits_and_truth(task, loader))
 
 
 def colour_ceiling(truth: Tensor) -> float:

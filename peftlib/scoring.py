@@ -182,6 +182,13 @@ def student_half(std, runs):
     return t.ppf((1 + LEVEL / 100) / 2, runs - 1) * std / np.sqrt(runs)
 
 
+def paired_gain(one: pd.Series, other: pd.Series) -> tuple[float, float, float]:
+    """Mean of one - other, seed by seed (the index), and both ends of Student's interval; NaN for one seed alone."""
+    steps = (one - other).dropna()
+    half = student_half(steps.std(), len(steps))
+    return steps.mean(), steps.mean() - half, steps.mean() + half
+
+
 def choice(scores: pd.DataFrame) -> pd.DataFrame:
     """The widest average of each method that has it, the highest first: ``summary`` with the columns near and pick.
 

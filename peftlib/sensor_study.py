@@ -11,14 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import lightning
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from peftlib.adapt import adapt, count_parameters
-from peftlib.backbones import load_backbone
+from peftlib.adapt import count_parameters
 from peftlib.bands import SENSORS, BandSet
 from peftlib.datasets import EarthData
 from peftlib.indices import DEFAULT_INDICES
@@ -28,10 +26,10 @@ from peftlib.paths import root
 from peftlib.results import RESULTS, read_table
 from peftlib.runs import Run
 from peftlib.study import chosen, settings
-from peftlib.tasks import Segmentation
+from peftlib.tasks import Segmentation, logits_and_truth
 from peftlib.training import fit
 from peftlib.transfer import transfer
-from peftlib.trial import task_of
+from peftlib.trial import untrained
 from peftlib.weights import atomic_path
 
 SOURCE, HYPERSPECTRAL = "sentinel2", "hyperspectral"
@@ -134,12 +132,7 @@ def trained(run: Run, folder: Path) -> Segmentation:
     """The task of a run after training, with its best epoch; the test part plays no role."""
     train, val, _ = replace(run, stage="search").parts()
     data = EarthData(train, val, None, run.batch_size, seed=run.seed)
-    lightning.seed_everything(run.start, verbose=False)  # random weights are drawn from it,
-    vit = load_backbone(run.backbone, run.weights, run.image_size)
-    lightning.seed_everything(run.start, verbose=False)  # and adapter and head, whatever the weights
-    model = adapt(vit, run.method, train.bands, train.sensor, run.image_size, inplace=True)
-    model.fit_normalization(data.train_dataloader())
-    task = task_of(run, model, train)
+    task = untrained(run, data)
     fit(task, data, folder, run.epochs, run.seed, run.patience, precision=run.precision, accelerator="cpu")
     return task
 
@@ -187,12 +180,9 @@ def stand_ins(wanted: BandSet, given: BandSet, how: str) -> Tensor:
     return torch.from_numpy(np.stack([np.interp(want, have[order], one) for one in each.T], axis=1)).float()
 
 
-@torch.no_grad()
 def scores(task: Segmentation, batches: Iterable[dict]) -> dict[str, float]:
     """The task's metrics on batches, and the metamer test of them."""
-    batches = [task.resized(batch) for batch in batches]
-    logits = torch.cat([task.eval()(batch["image"]) for batch in batches])
-    truth = torch.cat([task.truth(batch) for batch in batches])
+    logits, truth = logits_and_truth(task, batches)
     metrics = task.metrics["test"].clone()
     metrics.update(task.predicted(logits), truth)
     return {name: float(value) for name, value in metrics.compute().items()} | pair_accuracy(logits, truth)

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from peftlib.bands import DAY, BandSet, band_set
-
-YEAR = 365.25
+from peftlib.metadata import YEAR
 
 
 def series_bands(bands: Sequence[str], dates: int, sensor: str = "sentinel2", day: bool = True) -> tuple[str, ...]:

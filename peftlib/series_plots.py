@@ -6,10 +6,11 @@ from matplotlib.figure import Figure
 
 from peftlib.datasets import Phenology
 from peftlib.datasets.phenology import CALENDARS, CLASSES, DAYS, JITTER, greenness
-from peftlib.figure_parts import INK, caption, panels
+from peftlib.figure_parts import INK, caption, dots, method_axis, panels
 from peftlib.plots import METHOD_COLOURS, class_colours, class_key, composite, show_image, show_truth
-from peftlib.scoring import student_half
+from peftlib.scoring import paired_gain
 from peftlib.series_study import APPROACHES, KNOWABLE, SEES, scores
+from peftlib.tables import interval, number
 
 FALSE_COLOURS = ("B08", "B11", "B05")
 COMPARED = (  # pairs of approaches whose difference is asked for
@@ -77,10 +78,9 @@ def series_figure(rows: pd.DataFrame) -> Figure:
         ax.barh(place, known, height=0.9, color="0.93")
         ax.plot([known, known], [place - 0.45, place + 0.45], color=INK, linewidth=1.5)
         ax.barh(place, percent.mean(), height=0.6, color=METHOD_COLOURS[name.split(",")[0].lower()])
-        ax.plot(percent, np.full(len(percent), place), "o", color=INK, markersize=3.5, markeredgewidth=0)
+        dots(ax, percent, place)
         ax.annotate(f"{percent.mean():.0f}", (0, place), (4, 0), textcoords="offset points", va="center", color="white")
-    ax.set_yticks(range(len(order)), order)
-    ax.set_ylim(len(order) - 0.4, -0.6)
+    method_axis(ax, order)
     ax.set_xlim(0, 102)
     ax.set_xlabel("fields' pixels whose calendar is told, % (six calendars)")
     seeds = found["seed"].nunique()
@@ -99,7 +99,7 @@ def series_table(rows: pd.DataFrame) -> pd.DataFrame:
         columns["knowable, %"].append(f"{KNOWABLE[SEES[name]]:.0f}")
         for column, found in (("fields, %", fields), ("mIoU, %", miou)):
             percent = found.get_group(name)["percent"]
-            columns[column].append(f"{percent.mean():.1f} ± {percent.std():.1f}")
+            columns[column].append(number(percent.mean(), percent.std()))
         columns["tuned"].append(f"{int(fields.get_group(name)['tuned'].iloc[0]):,}")
         columns["learning rate"].append(f"{fields.get_group(name)['lr'].iloc[0]:g}")
     return pd.DataFrame(columns, index=pd.Index(order, name="approach"))
@@ -108,6 +108,4 @@ def series_table(rows: pd.DataFrame) -> pd.DataFrame:
 def series_gain_text(rows: pd.DataFrame, first: str, second: str) -> str:
     """What one approach tells of fields above another, seed by seed, with its 95% interval, as a line."""
     found = scores(rows).pivot(index="seed", columns="approach", values="percent")
-    steps = (found[first] - found[second]).dropna()
-    half = student_half(steps.std(), len(steps))
-    return f"{first} - {second}: {steps.mean():+.1f} ({steps.mean() - half:+.1f} to {steps.mean() + half:+.1f})"
+    return f"{first} - {second}: {interval(*paired_gain(found[first], found[second]))}"

@@ -1,7 +1,7 @@
 """The tasks: classification and segmentation with an adapted ViT. ``peftlib.training.fit`` trains them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import lightning
 import torch
@@ -117,6 +117,21 @@ class Segmentation(Task):
 
     def facts(self) -> dict:
         return super().facts() | {"decoder": self.decoder_name, "ignore_index": self.ignore_index}
+
+
+@torch.no_grad()
+def logits_and_truth(task: Task, batches: Iterable[dict]) -> tuple[Tensor, Tensor]:
+    """What a task makes of batches, resized as in training, and what is true; on the CPU.
+
+    Returns:
+        (n, classes) and (n,) or, of masks, (n, classes, H, W) and (n, H, W).
+    """
+    logits, truth = [], []
+    for batch in batches:
+        batch = task.resized(batch | {"image": batch["image"].to(task.device)})
+        logits.append(task.logits(batch).float().cpu())
+        truth.append(task.truth(batch).cpu())
+    return torch.cat(logits), torch.cat(truth)
 
 
 def class_names(classes: int | Sequence[str]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import subprocess
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -35,6 +35,11 @@ from peftlib.training import BEST, fit
 PACKAGES = ("torch", "timm", "lightning", "numpy", "torchmetrics")
 # The metric that a data set is judged by, and its best epoch chosen by, where it is not its task's own.
 HEADLINES = {"burn_scars": "iou_burnt"}
+# Tests that a data set has of its own, by its name and task: what a trained task scores on images of a loader.
+OWN_TESTS: dict[tuple[str, str], Callable] = {
+    ("spectral_scenes", "segmentation"): pair_scores,
+    ("phenology", "segmentation"): lambda task, loader: calendar_scores(task, loader, loader.dataset.view),
+}
 _ALONE = threading.Lock()  # runs draw from the process's own random numbers: one at a time
 
 
@@ -129,14 +134,7 @@ def _trained(run: Run, work: Path, place: Place) -> dict:
         return EarthData(train, val, test, run.batch_size // place.devices, place.workers, run.seed, unseen=unseen)
 
     data = images()
-    vit = _backbone(run.backbone, run.weights, run.res, run.image_size, _origin(run))
-    lightning.seed_everything(run.start, verbose=False)
-    nodata = "zero" if train.nodata == "nan" else "error"
-    if run.metadata and not (known := set(train[0]["meta"])) & set(run.metadata):
-        raise ValueError(f"metadata={run.metadata}, and images of {run.dataset} come with {sorted(known)}")
-    model = adapt(vit, run.method, train.bands, train.sensor, run.image_size, nodata=nodata, metadata=run.metadata)
-    model.fit_normalization(data.train_dataloader())
-    task = task_of(run, model, train)
+    task = untrained(run, data)
     watch, headline = Stopwatch(), HEADLINES.get(run.dataset, task.monitor)
     metrics = fit(
         task,
@@ -153,32 +151,50 @@ def _trained(run: Run, work: Path, place: Place) -> dict:
         strategy=place.strategy,
         callbacks=[watch],
     )
-    if run.stage == "final" and run.dataset == "spectral_scenes" and train.task == "segmentation":
-        metrics["test"] |= pair_scores(task, images().test_dataloader())  # all of them, here
+    if run.stage == "final" and (own := OWN_TESTS.get((run.dataset, train.task))):
+        whole = images()  # without a trainer, which would share them out: all of them, here
+        metrics["test"] |= own(task, whole.test_dataloader())
         if unseen is not None:
-            metrics["unseen"] |= pair_scores(task, images().unseen_dataloader())
-    if run.stage == "final" and run.dataset == "phenology":
-        metrics["test"] |= calendar_scores(task, images().test_dataloader(), train.view)
+            metrics["unseen"] |= own(task, whole.unseen_dataloader())
     if run.moved and run.stage == "final":
-        metrics["rgb"] = moved(task.model, vit, train, test)
-    counts = count_parameters(model)
+        metrics["rgb"] = moved(task.model, _backbone(run), train, test)
+    counts = count_parameters(task.model)
     parts = {"train": train, "val": val, "test": test, "unseen": unseen}
     return {
         "metrics": metrics,
         "headline": headline,
         "task": train.task,
         "images": {name: len(part) for name, part in parts.items() if part},
-        "backbone_hash": model.backbone_hash,
+        "backbone_hash": task.model.backbone_hash,
         "tuned": counts["tuned"],
         "tuned_percent": counts["percent"],
-        "adapter_bytes": adapter_bytes(model),
+        "adapter_bytes": adapter_bytes(task.model),
         **watch.measured(),
         "device": watch.device,
     }
 
 
-def task_of(run: Run, model: AdaptedViT, data) -> Classification | Segmentation:
-    """The task of a run on a data set, by the data's kind, with the run's recipe."""
+def untrained(run: Run, data: EarthData) -> Classification | Segmentation:
+    """The task of a run before training: an adapted ViT, its normalisation fitted, and a head; drawn by ``run.start``.
+
+    Args:
+        data: the run's images; those that train are what normalisation is fitted on.
+
+    Raises:
+        ValueError: metadata that the images do not come with.
+    """
+    train, vit = data.train, _backbone(run)
+    lightning.seed_everything(run.start, verbose=False)
+    nodata = "zero" if train.nodata == "nan" else "error"
+    if run.metadata and not (known := set(train[0]["meta"])) & set(run.metadata):
+        raise ValueError(f"metadata={run.metadata}, and images of {run.dataset} come with {sorted(known)}")
+    model = adapt(vit, run.method, train.bands, train.sensor, run.image_size, nodata=nodata, metadata=run.metadata)
+    model.fit_normalization(data.train_dataloader())
+    return _task_of(run, model, train)
+
+
+def _task_of(run: Run, model: AdaptedViT, data) -> Classification | Segmentation:
+    """By the data's kind, with the run's recipe."""
     recipe = {name: getattr(run, name) for name in ("lr", "head_lr", "weight_decay", "schedule", "warmup", "augment")}
     if data.task == "segmentation":
         ignore = data.ignore_index
@@ -186,15 +202,16 @@ def task_of(run: Run, model: AdaptedViT, data) -> Classification | Segmentation:
     return Classification(model, data.classes, multilabel=data.task == "multilabel", **recipe)
 
 
-def _origin(run: Run) -> int | None:
-    """What tells weights of one name apart: the seed that random ones are drawn from, the time of a file."""
-    if run.weights == "random":
-        return run.start
-    return None if run.weights in NAMED_WEIGHTS else Path(run.weights).stat().st_mtime_ns
+def _backbone(run: Run):
+    """The backbone of a run. What tells weights of one name apart: the seed of random ones, the time of a file."""
+    origin = run.start if run.weights == "random" else None
+    if run.weights not in NAMED_WEIGHTS:
+        origin = Path(run.weights).stat().st_mtime_ns
+    return _loaded(run.backbone, run.weights, run.res, run.image_size, origin)
 
 
 @lru_cache(maxsize=2)
-def _backbone(name: str, weights: str, res: float | None, image_size: int, origin: int | None):
+def _loaded(name: str, weights: str, res: float | None, image_size: int, origin: int | None):
     """A backbone, loaded once a process: ``adapt`` copies it."""
     with torch.random.fork_rng(devices=[]):
         if weights == "random":

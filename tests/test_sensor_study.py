@@ -120,6 +120,7 @@ def made() -> pd.DataFrame:
 def test_the_table_goes_from_floor_to_ceiling():
     table = beyond_plots.table(made())
     assert list(table["HLS"]) == ["20.0 ± 0.0", "39.0 ± 1.0", "41.0 ± 1.0", "51.0 ± 1.7"]
+    assert list(beyond_plots.table(made().query("seed == 0"))["HLS"]) == ["20.0", "38.0", "40.0", "50.0"]  # no ± nan
     assert [name.split(",")[0] for name in table.index] == [
         "LoRA",
         "by bands",
