@@ -25,8 +25,8 @@ PROFILES = ("quick", "real")  # whose data sets and learning rates are used
 COMPARED = ("frozen", "full", "lora", "deflect")
 DECODERS = ("linear", "unet", "upernet")
 # A decoder that is trained from scratch may want more steps, and another rate: 1e-3 validated best of 3e-4, 1e-3, 1e-2
-# (LoRA on simulated scenes, first seed, 6 epochs).
-LONGER, LONGER_METHODS, UNET_HEAD_LR = 3, ("lora", "deflect"), 1e-3
+# (UNet with LoRA on simulated scenes, first seed, 6 epochs).
+LONGER, LONGER_METHODS, LARGE_HEAD_LR = 3, ("lora", "deflect"), 1e-3
 # What each data set's images come with. Simulated scenes: a place on a continent, whose soils they have, and a day.
 METADATA = {"spectral_scenes": ("location", "date"), "marida": ("location", "date"), "eurosat": ("location",)}
 
@@ -50,7 +50,7 @@ def study_runs(
     """Each method with each decoder (for segmentation) without metadata, and with the linear one with metadata.
 
     Learning rates and input treatments are those that were chosen with the linear decoder and without metadata.
-    On simulated scenes some methods are also trained three times as long, UNet then with a rate of its own.
+    On simulated scenes some methods are also trained three times as long, large decoders then with a rate of their own.
 
     Args:
         setting: one of ``peftlib.study.settings``.
@@ -61,7 +61,8 @@ def study_runs(
     decoded = [replace(run, decoder=decoder) for decoder in decoders for run in runs] if segments else runs
     if setting.dataset == "spectral_scenes":
         long = [replace(best[name], epochs=LONGER * setting.epochs) for name in LONGER_METHODS if name in methods]
-        decoded += long + [replace(run, decoder="unet", head_lr=UNET_HEAD_LR) for run in long]
+        large = [decoder for decoder in decoders if decoder != "linear"]
+        decoded += long + [replace(run, decoder=decoder, head_lr=LARGE_HEAD_LR) for decoder in large for run in long]
     return finals(decoded + described(runs), seeds)
 
 
