@@ -13,7 +13,7 @@ from peftlib.figure_parts import caption, dots, method_axis, panels
 from peftlib.plots import METHOD_COLOURS
 from peftlib.scoring import paired_gain
 from peftlib.sensor_study import HYPERSPECTRAL, INTERPOLATED, NEAREST, OWN, REFITTED, SOURCE, TRANSFER
-from peftlib.tables import interval, number
+from peftlib.tables import interval, over_seeds
 from peftlib.wavelengths import KNOTS, resampling, surface_bands
 
 SENSOR_NAMES = {SOURCE: "Sentinel-2", "hls": "HLS", "landsat8": "Landsat 8", HYPERSPECTRAL: "180 bands"}
@@ -49,8 +49,7 @@ def scored(rows: pd.DataFrame, metric: str = "miou") -> pd.DataFrame:
 
 def table(rows: pd.DataFrame, metric: str = "miou") -> pd.DataFrame:
     """Mean and standard deviation over seeds in percent: approaches down, from floor to ceiling, sensors across."""
-    found = scored(rows, metric).groupby(["reader", "reading", "sensor"])["percent"]
-    text = found.agg(lambda percent: number(percent.mean(), percent.std())).unstack()
+    text = scored(rows, metric).groupby(["reader", "reading", "sensor"])["percent"].agg(over_seeds).unstack()
     text = text.loc[[key for key in APPROACHES if key in text.index], [s for s in SENSOR_NAMES if s in text]]
     text.index = pd.Index([APPROACHES[key][0] for key in text.index], name=f"{metric}, %")
     return text.fillna("").rename(columns=SENSOR_NAMES).rename_axis(columns=None)
@@ -58,12 +57,8 @@ def table(rows: pd.DataFrame, metric: str = "miou") -> pd.DataFrame:
 
 def gain(rows: pd.DataFrame, sensor: str, first: tuple[str, str], second: tuple[str, str], metric: str = "miou"):
     """What the first (reader, reading) scores above the second, in points: ``peftlib.scoring.paired_gain``."""
-    found = scored(rows, metric)
-    one, other = (
-        found[found[["sensor", "reader", "reading"]].eq([sensor, *pair]).all(axis=1)].set_index("seed")["percent"]
-        for pair in (first, second)
-    )
-    return paired_gain(one, other)
+    found = scored(rows, metric).pivot(index="seed", columns=["sensor", "reader", "reading"], values="percent")
+    return paired_gain(found[sensor, *first], found[sensor, *second])
 
 
 def gain_text(rows: pd.DataFrame, sensor: str, first: tuple[str, str], second: tuple[str, str]) -> str:

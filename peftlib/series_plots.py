@@ -10,7 +10,7 @@ from peftlib.figure_parts import INK, caption, dots, method_axis, panels
 from peftlib.plots import METHOD_COLOURS, class_colours, class_key, composite, show_image, show_truth
 from peftlib.scoring import paired_gain
 from peftlib.series_study import APPROACHES, KNOWABLE, SEES, scores
-from peftlib.tables import interval, number
+from peftlib.tables import interval, over_seeds
 
 FALSE_COLOURS = ("B08", "B11", "B05")
 COMPARED = (  # pairs of approaches whose difference is asked for
@@ -92,16 +92,15 @@ def series_figure(rows: pd.DataFrame) -> Figure:
 
 def series_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Approaches down; what can be known, fields and mIoU in percent (mean ± standard deviation over seeds), rate."""
-    columns: dict[str, list] = {"knowable, %": [], "fields, %": [], "mIoU, %": [], "tuned": [], "learning rate": []}
     fields, miou = (scores(rows, metric).groupby("approach") for metric in ("fields", "scene_miou"))
+    columns = {
+        "knowable, %": {name: f"{KNOWABLE[SEES[name]]:.0f}" for name in APPROACHES},
+        "fields, %": fields["percent"].agg(over_seeds),
+        "mIoU, %": miou["percent"].agg(over_seeds),
+        "tuned": fields["tuned"].first().map("{:,.0f}".format),
+        "learning rate": fields["lr"].first().map("{:g}".format),
+    }
     order = [name for name in APPROACHES if name in fields.groups]
-    for name in order:
-        columns["knowable, %"].append(f"{KNOWABLE[SEES[name]]:.0f}")
-        for column, found in (("fields, %", fields), ("mIoU, %", miou)):
-            percent = found.get_group(name)["percent"]
-            columns[column].append(number(percent.mean(), percent.std()))
-        columns["tuned"].append(f"{int(fields.get_group(name)['tuned'].iloc[0]):,}")
-        columns["learning rate"].append(f"{fields.get_group(name)['lr'].iloc[0]:g}")
     return pd.DataFrame(columns, index=pd.Index(order, name="approach"))
 
 

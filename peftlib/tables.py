@@ -142,6 +142,11 @@ def number(mean: float, std: float = math.nan, digits: int = 1) -> str:
     return f"{mean:.{digits}f}" if math.isnan(std) else f"{mean:.{digits}f} ± {std:.{digits}f}"
 
 
+def over_seeds(values: pd.Series) -> str:
+    """``number`` of their mean and standard deviation."""
+    return number(values.mean(), values.std())
+
+
 def interval(mean: float, low: float, high: float) -> str:
     """``+1.2 (-0.3 to +2.7)``: a difference and its interval."""
     return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
