@@ -142,6 +142,8 @@ def test_advice_rests_on_committed_rows():
     assert f"{times['lora']:.2f} of full fine-tuning's time, DEFLECT's {times['deflect']:.2f}" in advice
     drops = regions_study.mean_of(regions_study.region_scores(read_table("regions")), "drop")["mean"]
     assert drops.max() < 1 and "no method lost more than a point" in advice
+    real = regions_study.region_scores(read_table("regions_real"))
+    assert regions_study.chance_of_spread(real) > 0.05 and "seeds do not tell methods apart" in advice
     gains = [
         beyond_plots.gain(sensor_study.read(), sensor, ("wavelengths", "transfer"), ("bands", sensor_study.NEAREST))
         for sensor in ("hls", "landsat8")
@@ -151,6 +153,8 @@ def test_advice_rests_on_committed_rows():
     unet = decoder_study.gains(decoded, "unet", "linear").query("dataset == 'spectral_scenes'")
     assert round(unet.query("epochs == 6")["gain"].mean()) == -20 and "20 points behind in 6 epochs" in advice
     assert round(unet.query("epochs == 18 and method == 'lora'")["gain"].mean()) == 1
+    upernet = decoder_study.gains(decoded, "upernet", "linear").query("dataset == 'spectral_scenes' and epochs == 6")
+    assert f"UPerNet {-upernet['gain'].mean():.0f};" in advice
     linear = decoded.query(
         "dataset == 'spectral_scenes' and decoder == 'linear' and method == 'deflect' and not located"
     )

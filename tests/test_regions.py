@@ -17,6 +17,7 @@ from peftlib import region_plots, regions_study
 from peftlib.regions_study import ELSEWHERE, HERE, REGIONS, region_runs, region_scores
 from peftlib.results import read_table, tidy
 from peftlib.study import chosen
+from peftlib.tables import label
 
 METHODS = ("frozen", "full", "lora", "deflect")
 
@@ -190,3 +191,22 @@ def test_the_notebook_says_what_the_committed_rows_say(committed):
     assert regions_study.mean_of(tuned, "probe_rgb").set_index("method")["mean"].idxmax() == "full"
     rates = read_table("regions").drop_duplicates("key").set_index("key")["lr"]
     assert rates.idxmin() in tuned.index[tuned["method"] == "full"]  # "the lowest learning rate"
+
+
+def test_the_notebook_says_what_the_rows_of_real_images_say():
+    rows = read_table("regions_real")
+    table = region_scores(rows)
+    assert set(rows["status"]) == {"done"} and table.groupby("method")["seed"].nunique().to_dict() == dict.fromkeys(
+        pl.METHODS, 3
+    )
+    cells = json.loads((Path(__file__).parents[1] / "notebooks" / "08_unseen_regions.ipynb").read_text())["cells"]
+    printed = "".join(text for cell in cells for out in cell.get("outputs", []) for text in out.get("text", []))
+    for line in regions_study.findings(table):
+        assert line in printed
+    lost = regions_study.mean_of(table, "drop").set_index("method")
+    least, most, noise = lost["mean"].idxmin(), lost["mean"].idxmax(), np.sqrt((lost["std"] ** 2).mean())
+    words = f"between {lost['mean'].min():.1f} ({label(least)}) and {lost['mean'].max():.1f} points ({label(most)})"
+    head = "".join(cells[0]["source"])
+    assert words in head and f"The seed alone moves one by {noise:.1f}" in head and most == "deflect"
+    chance = regions_study.chance_of_spread(table)
+    assert chance > 0.05 and f"in {100 * chance:.0f}% of draws" in head
