@@ -167,7 +167,8 @@ def test_submitit_gives_what_one_process_gives(whole, tmp_path):
 # --- several devices for one run ---
 
 
-SCENES = dict(dataset="spectral_scenes", data={"length": 4, "size": 16}, augment=False, epochs=1)
+SCENES = dict(dataset="spectral_scenes", data={"length": 4, "size": 16, "continents": ["europe"]}, augment=False)
+SCENES |= dict(epochs=1, unseen={"continents": ["africa"]}, moved=True)
 TWO = dict(accelerator="cpu", threads=1, devices=2)
 SCRIPT = """
 import os, sys, time
@@ -201,7 +202,8 @@ def test_two_devices_do_what_one_does(strategy, tmp_path):
         two = do([toy(**SCENES)], folder, place=Place(strategy=strategy, **TWO))
     assert two["error"].unique().tolist() == [""]
     one, two = (values(table).set_index(["split", "metric"])["value"] for table in (one, two))
-    assert dict(two) == pytest.approx(dict(one), abs=2e-3, nan_ok=True) and ("test", "pairs") in two.index
+    assert dict(two) == pytest.approx(dict(one), abs=2e-3, nan_ok=True) and len(two) == len(one)
+    assert {("test", "pairs"), ("unseen", "pairs"), ("rgb", "cka")} <= set(two.index)
 
 
 # --- Ctrl-C and kill ---
