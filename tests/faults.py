@@ -1,5 +1,6 @@
-"""Kills at a chosen moment, and disks that are full or read-only."""
+"""Kills at a chosen moment, disks that are full or read-only, and what their tests make."""
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -8,34 +9,49 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from pathlib import Path
 
+import numpy as np
 import pytest
+from helpers import PATIENCE
+from matplotlib.figure import Figure
+from toy_runs import toy, write_eurosat
+
+from peftlib.experiments import grid
+from peftlib.runs import Run
 
 KILLS = [signal.SIGTERM, signal.SIGKILL]
-PATIENCE = 300  # seconds that a loaded machine may need
 DISK = 64 << 10  # bytes of a small disk
+DATA = np.random.default_rng(0).bytes(200_000)  # more than it holds
+CHECKSUM = "sha256:" + hashlib.sha256(DATA).hexdigest()
 
 # Clean processes, with the imports behind them: a fork of this one, with its threads, might hang.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["test_faults"])
+processes.set_forkserver_preload(["test_kills", "test_two_grids"])
 
 
-def start_processes() -> None:
-    """Start the process that is forked, where it finds the tests' modules (Python 3.11 passes it no search path)."""
-    with pytest.MonkeyPatch.context() as patch:
+def child(function: Callable, *arguments):
+    """A process that will do something in this one's environment, as it is now."""
+    with pytest.MonkeyPatch.context() as patch:  # for the process that is forked: Python 3.11 gives it no search path
         search = [str(Path(__file__).parent), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, search)))
         forkserver.ensure_running()
+    return processes.Process(target=do_there, args=(dict(os.environ), function, *arguments))
+
+
+def do_there(environment: dict[str, str], function: Callable, *arguments) -> None:
+    """Do something in an environment that may be newer than the process that was forked."""
+    os.environ.clear()
+    os.environ.update(environment)
+    function(*arguments)
 
 
 def in_child(function: Callable, *arguments) -> int:
     """Do something in a process of its own; its exit code, minus the signal that ended it."""
-    process = processes.Process(target=function, args=arguments)
+    process = child(function, *arguments)
     process.start()
     process.join(PATIENCE)
     assert process.exitcode is not None
@@ -68,13 +84,6 @@ def killed_at_every_step(number: int, folder: Path, after: Callable[[], None], f
         assert code == -number
         after()
     raise AssertionError("it never comes to its end")
-
-
-def wait_for(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def gone(pid: int) -> bool:
@@ -140,6 +149,27 @@ def mount(folder: Path, *options: str) -> None:
     done = subprocess.run(["mount", *options, str(folder)], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"this machine allows no mount: {done.stderr.strip()}")
+
+
+# --- what is made, and what there is ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def eurosat(root: Path):
+    """Tiny images where this process and those that it starts look for data."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PEFTLIB_DATA", str(write_eurosat(root)))
+        yield root
+
+
+def two() -> list[Run]:
+    return grid(toy(), seed=[0, 1])
+
+
+def picture(seed: int, side: int = 30) -> Figure:
+    figure = Figure(figsize=(1, 1))
+    figure.subplots().imshow(np.random.default_rng(seed).random((side, side, 3)))
+    return figure
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -1,4 +1,7 @@
-"""Small models and images that the tests share."""
+"""Small models and images that the tests share, and patience."""
+
+import time
+from collections.abc import Callable
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -9,6 +12,14 @@ from peftlib.bands import band_set
 
 SENTINEL2 = tuple(pl.SENSORS["sentinel2"])  # 13 bands; red, green, blue are B04, B03, B02
 SAVANNA = ("B02", "B03", "B04", "B08")  # blue first, as files have them
+PATIENCE = 600  # seconds that a loaded machine may need to start a process
+
+
+def wait_for(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def tiny_vit(seed: int = 0, **options) -> VisionTransformer:

@@ -6,13 +6,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from helpers import PATIENCE, wait_for
 from toy_runs import assert_same, do, toy, values, write_eurosat
 
 import peftlib as pl
@@ -21,7 +21,6 @@ from peftlib.results import gather
 from peftlib.trial import Place
 
 TESTS = Path(__file__).parent
-PATIENCE = 600  # seconds that a loaded machine may need to start a process
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,13 +44,6 @@ def long(data, tmp_path_factory):
     """Three runs that can be caught in the middle, in this process: the runs and their table."""
     runs = grid(toy(epochs=40), seed=range(3))
     return runs, do(runs, tmp_path_factory.mktemp("long"))
-
-
-def wait_for(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def begun(folder: Path) -> bool:
