@@ -88,7 +88,7 @@ def test_figures_show_every_run(found):
     titles = [ax.get_title(loc="left") for ax in figure.axes]
     assert titles == ["spectral_scenes, 6 epochs", "spectral_scenes, 18 epochs", "marida, 6 epochs"]
     points = [[x for line in ax.lines for x in line.get_xdata()] for ax in figure.axes]
-    assert [len(ax) for ax in points] == [4 * 2 * 3, 2 * 2 * 3, 4 * 2 * 3]
+    assert [len(ax) for ax in points] == [4 * 3 * 3, 2 * 3 * 3, 4 * 3 * 3]
     assert figure.legends[0].get_texts()[-1].get_text() == label("deflect")
     figure = decoder_plots.gains_figure(found, "metadata", "", "points")
     assert len(figure.axes) == 3
@@ -109,7 +109,8 @@ def test_the_whole_study_runs(tmp_path, monkeypatch):
     table = do(study_runs(setting, best, ["deflect"], [0], ["linear", "unet", "upernet"]), tmp_path / "rows")
     assert (table["status"] == "done").all(), set(table["error"])
     found = scores(table)
-    assert len(gains(found, "upernet", "linear")) == len(gains(found, "metadata", "")) == 1 and len(found) == 5 + 3
+    assert len(found) == 5 + 3 and len(gains(found, "metadata", "")) == 1
+    assert gains(found, "upernet", "linear")["epochs"].tolist() == [1, 3]
 
 
 def test_findings_of_the_notebook_rest_on_committed_rows():
@@ -121,6 +122,11 @@ def test_findings_of_the_notebook_rest_on_committed_rows():
     parts = [intervals(part, ["dataset", "epochs"]).query("epochs == 6") for part in large]
     assert all((part["high"] < 0).all() and len(part) == 2 for part in parts)  # "stays far behind"
     parts += [intervals(part).query("epochs == 18") for part in large]
+    longest = decoder_scores(found).query("dataset == 'spectral_scenes' and epochs == 18")
+    longest = longest.groupby(["method", "decoder"])["percent"].mean()
+    best = longest["lora", "upernet"], longest["deflect", "linear"]
+    assert "LoRA with UPerNet {:.1f}, DEFLECT with the linear decoder {:.1f}".format(*best) in text
+    assert best == (longest["lora"].max(), longest["deflect"].max())
     parts += [metadata := intervals(gains(found, "metadata", ""), ["dataset"])]
     for row in pd.concat(parts).itertuples():
         assert f"{row.mean:+.1f} ({row.low:+.1f} to {row.high:+.1f})" in text

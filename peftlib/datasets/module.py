@@ -1,6 +1,7 @@
 """Three data sets as one Lightning data module."""
 
 from collections.abc import Iterator
+from copy import copy
 from typing import Any
 
 import lightning
@@ -75,10 +76,13 @@ class EarthData(lightning.LightningDataModule):
             raise ValueError("these data have no test part")
         return self._loader(self.test, self._share(self.test))
 
-    def unseen_dataloader(self) -> DataLoader:
+    def elsewhere(self) -> "EarthData":
+        """The same data with the unseen part to test on."""
         if self.unseen is None:
             raise ValueError("these data have no unseen part")
-        return self._loader(self.unseen, self._share(self.unseen))
+        there = copy(self)
+        there.test, there.unseen = self.unseen, None
+        return there
 
     def _share(self, data: Dataset) -> range:
         rank, world = self._rank()
