@@ -12,7 +12,7 @@ import torch
 from archives import SIZE, brick_kiln, forestnet, so2sat, write_sample
 
 from peftlib.datasets import DATASETS
-from peftlib.datasets.geobench import read_sample
+from peftlib.datasets.geobench import check_heap, read_sample
 
 TRUE_ORDER = ("B01", "B02", "B03", "B04", "B05", "B07", "B8A", "B08", "B11", "B12")
 STORED_NAMES = (
@@ -158,6 +158,18 @@ def test_a_file_without_attributes_is_refused(tmp_path):
     with h5py.File(path, "a") as file:
         del file.attrs["pickle"]
     with pytest.raises(ValueError, match=r"id_0001\.hdf5 is not a readable file of GEO-Bench"):
+        read_sample(path)
+
+
+def test_a_heap_that_would_be_read_for_ever_is_refused(tmp_path):
+    """(By the HDF5 library, out of reach of any time limit in Python: without the check this test hangs.)"""
+    (path,) = so2sat(tmp_path).files
+    whole = path.read_bytes()
+    check_heap(whole)
+    heap = whole.index(b"GCOL")
+    size = int.from_bytes(whole[heap + 8 : heap + 16], "little")
+    path.write_bytes(whole[: heap + 16] + bytes(size - 16) + whole[heap + size :])
+    with pytest.raises(ValueError, match=r"id_0001\.hdf5 is not a readable file .* heap"):
         read_sample(path)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from archives import write_tif
+from archives import write_sample, write_tif
 from damage import CLEAR, damaged, survives
 from helpers import SAVANNA, adapted, images, randomise, tiny_vit
 from hypothesis import given, settings
@@ -25,6 +25,7 @@ import peftlib as pl
 from peftlib.datasets import from_folder
 from peftlib.datasets.base import read_tif
 from peftlib.datasets.download import unpack
+from peftlib.datasets.geobench import read_sample
 from peftlib.results import read_row, read_table, write_row
 from peftlib.runner import declared_parameters, read_parameters
 from peftlib.training import Keeper, SafeFiles, read_checkpoint
@@ -114,6 +115,17 @@ def test_images(tmp_path):
         return from_folder(tmp_path / "chips", SAVANNA, ("forest", "field"), path).items
 
     check("labels", tmp_path / "labels.csv", read_labels, lambda items: {number for _, number in items} <= {0, 1})
+
+
+def test_samples_of_geobench(tmp_path):
+    values = np.arange(36, dtype=np.int16).reshape(6, 6)
+    write_sample(path := tmp_path / "a.hdf5", {"04 - Red": values}, label=3)
+
+    def right(found: tuple[dict, dict]) -> bool:  # HDF5 has no checksum here either
+        bands, attributes = found
+        return all(isinstance(band, np.ndarray) for band in bands.values()) and "label" in attributes
+
+    check("HDF5", path, read_sample, right)
 
 
 def test_a_header_that_promises_billions_of_pixels_is_refused(tmp_path):

@@ -82,6 +82,7 @@ def read_sample(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     try:
+        check_heap(path.read_bytes())
         with h5py.File(path) as file:
             bands = {name: file[name][()] for name in file}
             pickled = ast.literal_eval(file.attrs["pickle"])
@@ -90,6 +91,21 @@ def read_sample(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     except Exception as error:  # a damaged pickle may raise anything
         raise ValueError(f"{path} is not a readable file of GEO-Bench; truncated or damaged? ({error!r})") from error
     return bands, attributes
+
+
+def check_heap(file: bytes) -> None:
+    """Raise ValueError where HDF5's heap of texts has free space of no size: the library would read it for ever.
+
+    (HDF5 file format, III.E: after 16 bytes of head come objects, number 0 the free space, size in bytes 8 to 16.)
+    """
+    for heap in re.finditer(b"GCOL", file):
+        at, size = heap.start() + 16, int.from_bytes(file[heap.start() + 8 : heap.start() + 16], "little")
+        while at + 16 <= min(heap.start() + size, len(file)):
+            number, size_here = (int.from_bytes(file[at + i : at + j], "little") for i, j in ((0, 2), (8, 16)))
+            step = 16 + -(-size_here // 8) * 8 if number else size_here
+            if step == 0:
+                raise ValueError("the heap of its texts is damaged")
+            at += step
 
 
 class GeoBench(EarthDataset):
