@@ -164,6 +164,14 @@ def committed():
     return region_scores(read_table("regions"))
 
 
+@pytest.fixture(scope="module")
+def notebook() -> tuple[str, str]:
+    """Its first cell, and all that its cells printed."""
+    cells = json.loads((Path(__file__).parents[1] / "notebooks" / "08_unseen_regions.ipynb").read_text())["cells"]
+    printed = "".join(text for cell in cells for out in cell.get("outputs", []) for text in out.get("text", []))
+    return "".join(cells[0]["source"]), printed
+
+
 def test_the_committed_rows_are_those_of_the_plan(committed):
     rows = read_table("regions")
     seeds = sorted(committed["seed"].unique().tolist())
@@ -172,12 +180,11 @@ def test_the_committed_rows_are_those_of_the_plan(committed):
     assert len(committed) == len(runs)
 
 
-def test_the_notebook_says_what_the_committed_rows_say(committed):
-    cells = json.loads((Path(__file__).parents[1] / "notebooks" / "08_unseen_regions.ipynb").read_text())["cells"]
-    printed = "".join(text for cell in cells for out in cell.get("outputs", []) for text in out.get("text", []))
+def test_the_notebook_says_what_the_committed_rows_say(committed, notebook):
+    head, printed = notebook
     for line in regions_study.findings(committed):
         assert line in printed
-    head, numbers = "".join(cells[0]["source"]), {2: "two", 3: "three", 11: "eleven"}
+    numbers = {2: "two", 3: "three", 11: "eleven"}
     methods, seeds = committed["method"].nunique(), committed["seed"].nunique()
     assert f"for {numbers[methods]} methods with {numbers[seeds]} seeds each" in head
     assert (committed.groupby("method")["seed"].nunique() == seeds).all()
@@ -193,20 +200,18 @@ def test_the_notebook_says_what_the_committed_rows_say(committed):
     assert rates.idxmin() in tuned.index[tuned["method"] == "full"]  # "the lowest learning rate"
 
 
-def test_the_notebook_says_what_the_rows_of_real_images_say():
+def test_the_notebook_says_what_the_rows_of_real_images_say(notebook):
     rows = read_table("regions_real")
     table = region_scores(rows)
     assert set(rows["status"]) == {"done"} and table.groupby("method")["seed"].nunique().to_dict() == dict.fromkeys(
         pl.METHODS, 3
     )
-    cells = json.loads((Path(__file__).parents[1] / "notebooks" / "08_unseen_regions.ipynb").read_text())["cells"]
-    printed = "".join(text for cell in cells for out in cell.get("outputs", []) for text in out.get("text", []))
+    head, printed = notebook
     for line in regions_study.findings(table):
         assert line in printed
     lost = regions_study.mean_of(table, "drop").set_index("method")
     least, most, noise = lost["mean"].idxmin(), lost["mean"].idxmax(), np.sqrt((lost["std"] ** 2).mean())
     words = f"between {lost['mean'].min():.1f} ({label(least)}) and {lost['mean'].max():.1f} points ({label(most)})"
-    head = "".join(cells[0]["source"])
     assert words in head and f"The seed alone moves one by {noise:.1f}" in head and most == "deflect"
     chance = regions_study.chance_of_spread(table)
     assert chance > 0.05 and f"in {100 * chance:.0f}% of draws" in head

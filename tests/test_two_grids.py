@@ -13,6 +13,7 @@ import peftlib as pl
 from peftlib import trial
 from peftlib.experiments import grid
 from peftlib.results import gather
+from peftlib.runs import Run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -21,16 +22,19 @@ def data(tmp_path_factory):
         yield root
 
 
+def three() -> list[Run]:
+    return grid(toy(epochs=6, method=pl.VPT(tokens=4, dropout=0.3, new_bands="mean")), seed=range(3))
+
+
 def grid_beside(folder: Path, start) -> None:
     torch.set_num_threads(1)
     start.wait(PATIENCE)
-    table = do(grid(toy(epochs=6, method=pl.VPT(tokens=4, dropout=0.3, new_bands="mean")), seed=range(3)), folder)
+    table = do(three(), folder)
     assert table["status"].unique().tolist() == ["done"]
 
 
 def test_two_grids_in_one_folder_give_the_rows_of_one(tmp_path):
-    runs = grid(toy(epochs=6, method=pl.VPT(tokens=4, dropout=0.3, new_bands="mean")), seed=range(3))
-    expected = do(runs, tmp_path / "one")
+    expected = do(three(), tmp_path / "one")
     start = processes.Barrier(2)
     both = [child(grid_beside, tmp_path / "two", start) for _ in range(2)]
     for process in both:
