@@ -199,6 +199,10 @@ class Task(lightning.LightningModule):
             "metadata": [] if model.metadata is None else list(model.metadata.names),
             "rgb_white": model.reflectance.rgb_white,
             "nodata": model.reflectance.nodata,
+            "statistics": {
+                name: [float(f"{value:.5g}") for value in buffer.flatten().tolist()]
+                for name, buffer in model.reflectance.state_dict().items()
+            },
             "classes": list(self.classes),
             "lr": self.lr,
             "head_lr": self.head_lr,

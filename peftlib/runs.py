@@ -211,7 +211,7 @@ def _opened(dataset: str, split: str, data: str, root: Path, bands: tuple[str, .
 
 @lru_cache(maxsize=64)
 def _files(dataset: str, data: str, root: Path) -> str:
-    """A hash over names and sizes of a data set's files, in all its parts."""
+    """A hash over names and contents of a data set's files, in all its parts."""
     found = {}
     for split in DATASETS[dataset].splits:
         try:

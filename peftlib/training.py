@@ -110,6 +110,7 @@ def fit(
         results = json.loads((folder / RESULTS).read_text())
         refuse_other_run(results["facts"], facts, folder)
         restore(task, folder / BEST)
+        print(f"finished before: read from {folder / RESULTS}")
         return results["metrics"]
 
     if devices == 1 and isinstance(data, EarthData) and can_keep(task, data):

@@ -113,6 +113,38 @@ def test_a_finished_run_is_not_repeated(whole):
     assert seen == [] and metrics == whole[1] and same(tuned(made), tuned(whole[0])) and not made.training
 
 
+def test_a_finished_run_says_that_it_is_read(whole, capsys):
+    run(whole[2])
+    assert f"finished before: read from {whole[2] / 'results.json'}" in capsys.readouterr().out
+
+
+class Relabelled(Toy):
+    def __getitem__(self, i: int) -> dict:
+        return super().__getitem__(i) | {"label": 0}
+
+
+class Rescaled(Toy):
+    def __getitem__(self, i: int) -> dict:
+        sample = super().__getitem__(i)
+        return sample | {"image": sample["image"] * 0.9}
+
+
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+@pytest.mark.parametrize("kind", [Relabelled, Rescaled])
+def test_the_results_of_a_finished_run_are_those_of_its_data_alone(kind, part, whole):
+    data = toy_data()
+    setattr(data, part, kind(len(getattr(data, part)), seed={"train": 0, "val": 1, "test": 2}[part]))
+    with pytest.raises(ValueError, match="other settings .*data:"):
+        run(whole[2], data=lambda: data)
+
+
+def test_the_statistics_that_were_fitted_belong_to_the_run(whole):
+    refitted = task()
+    refitted.model.fit_normalization(toy_data().train_dataloader())
+    with pytest.raises(ValueError, match="other settings .*statistics:"):
+        fit(refitted, toy_data(), whole[2], EPOCHS, accelerator="cpu")
+
+
 def test_a_run_that_lacks_only_its_results_is_evaluated(whole, tmp_path):
     for name in ("best.ckpt", "last.ckpt"):
         (tmp_path / name).write_bytes((whole[2] / name).read_bytes())

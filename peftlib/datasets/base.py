@@ -103,6 +103,11 @@ class EarthDataset(Dataset):
         """
         raise NotImplementedError
 
+    def files(self, item) -> list[Path]:
+        """The files that ``read`` opens for an item: what the key of a run hashes."""
+        parts = item if isinstance(item, tuple | list) else [item]
+        return [part for part in parts if isinstance(part, Path)]
+
     def download(self) -> None:
         """Fetch what is missing into ``root``."""
         raise ValueError(

@@ -14,6 +14,8 @@
 import shutil
 from collections.abc import Iterator
 
+from pathlib import Path
+
 import torch
 
 from peftlib.datasets.base import EarthDataset
@@ -120,10 +122,16 @@ class BigEarthNet(EarthDataset):
             raise ValueError(f"{path} is not BigEarthNet's metadata with {columns} ({error})") from error
         return zip(*(table[column] for column in columns), strict=True)
 
+    def files(self, item: tuple[str, tuple[str, ...], str]) -> list[Path]:
+        patch = item[0]
+        folder = self.root / IMAGES / patch.rsplit("_", 2)[0] / patch
+        return [folder / f"{patch}_{band}.tif" for band in self.all_bands]
+
     def read(self, item: tuple[str, tuple[str, ...], str]) -> dict:
         patch, labels, country = item
-        folder = self.root / IMAGES / patch.rsplit("_", 2)[0] / patch
-        image, meta = read_bands({band: folder / f"{patch}_{band}.tif" for band in self.all_bands})
+        files = self.files(item)
+        folder = files[0].parent
+        image, meta = read_bands(dict(zip(self.all_bands, files, strict=True)))
         if unknown := set(labels) - set(self.classes):
             raise ValueError(f"{folder}: labels {sorted(unknown)} are no classes")
         label = torch.tensor([float(name in labels) for name in self.classes])

@@ -61,9 +61,15 @@ class Mados(EarthDataset):
         scene, crop = item
         paths = self.band_files(scene, crop)
         image, meta = read_bands(paths)
-        mask = read_mask(self.root / scene / "10" / f"{scene}_L2R_cl_{crop}.tif")
+        mask = read_mask(self.mask_file(scene, crop))
         source = str(paths["B02"])
         return {"image": image, "mask": mask - 1, "meta": meta | {"source": source, "scene": scene}}
+
+    def files(self, item: tuple[str, str]) -> list[Path]:
+        return [*self.band_files(*item).values(), self.mask_file(*item)]
+
+    def mask_file(self, scene: str, crop: str) -> Path:
+        return self.root / scene / "10" / f"{scene}_L2R_cl_{crop}.tif"
 
     def band_files(self, scene: str, crop: str) -> dict[str, Path]:
         """Band -> its file, by the wavelength in the name.

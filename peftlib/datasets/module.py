@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
 from peftlib.datasets.base import collate
+from peftlib.datasets.views import data_fingerprint
 
 
 class EarthData(lightning.LightningDataModule):
@@ -62,7 +63,9 @@ class EarthData(lightning.LightningDataModule):
 
     def facts(self) -> dict:
         """What a run on these data depends on, in plain values."""
-        return {"batch_size": self.batch_size, "data_seed": self.seed, "images": len(self.train)}
+        parts = {"train": self.train, "val": self.val, "test": self.test, "unseen": self.unseen}
+        held = {name: data_fingerprint(part) for name, part in parts.items() if part is not None}
+        return {"batch_size": self.batch_size, "data_seed": self.seed, "images": len(self.train), "data": held}
 
     def train_dataloader(self) -> DataLoader:
         rank, world = self._rank()

@@ -1,6 +1,9 @@
 """Other views of a data set: some of its images, tiles of them, a copy in memory, folds. Samples keep their form."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -132,16 +135,54 @@ def held_if_small(data: Dataset, megabytes: float) -> Dataset:
     return Held(data) if small else data
 
 
+def data_fingerprint(data: Dataset) -> str:
+    """sha256 of what a data set holds: the bytes of every sample's image, label and mask, as training will see them.
+
+    So a corrected label, another scale, fill value, crop or list of images is another data set, and a moved folder is
+    the same one. Data that draw anew at each reading have no such hash: theirs is of their length alone.
+    """
+    seen = hashlib.sha256(
+        repr((len(data), list(getattr(data, "bands", ())), list(getattr(data, "classes", ())))).encode()
+    )
+    digests = [_digest(data[i]) for i in range(len(data))]
+    if digests and digests[0] == _digest(data[0]):
+        seen.update(b"".join(digests))
+    return seen.hexdigest()
+
+
+def _digest(sample: Mapping) -> bytes:
+    seen = hashlib.sha256()
+    for name in ("image", "label", "mask"):
+        if name in sample:
+            value = torch.as_tensor(sample[name])
+            seen.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            seen.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return seen.digest()
+
+
 def files_of(data: EarthDataset) -> list:
-    """What a data set consists of, wherever it lies: names relative to its folder with sizes in bytes, other items."""
-    from pathlib import Path
+    """What a data set consists of, wherever it lies: each item, and its files by name with a hash of their contents."""
 
     def plain(item):
-        if isinstance(item, Path):
-            inside = item.relative_to(data.root) if item.is_relative_to(data.root) else Path(item.name)
-            return [inside.as_posix(), item.stat().st_size if item.is_file() else None]
         if isinstance(item, tuple | list):
             return [plain(part) for part in item]
-        return repr(item)
+        return "" if isinstance(item, Path) else repr(item)
 
-    return [plain(item) for item in data.items]
+    def named(path: Path) -> list[str]:
+        inside = path.relative_to(data.root) if path.is_relative_to(data.root) else Path(path.name)
+        return [inside.as_posix(), contents_hash(path) if path.is_file() else ""]
+
+    listed = ((plain(item), [named(path) for path in data.files(item)]) for item in data.items)
+    return [[item, files] if files else item for item, files in listed]
+
+
+def contents_hash(path: Path) -> str:
+    """sha256 of a file's bytes, read once a process unless the file changes."""
+    stat = path.stat()
+    return _hash_of_file(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=None)
+def _hash_of_file(path: Path, _size: int, _stamp: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
