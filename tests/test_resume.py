@@ -134,14 +134,14 @@ class Rescaled(Toy):
 def test_the_results_of_a_finished_run_are_those_of_its_data_alone(kind, part, whole):
     data = toy_data()
     setattr(data, part, kind(len(getattr(data, part)), seed={"train": 0, "val": 1, "test": 2}[part]))
-    with pytest.raises(ValueError, match="other settings .*data:"):
+    with pytest.raises(ValueError, match=r"other settings .*data:"):
         run(whole[2], data=lambda: data)
 
 
 def test_the_statistics_that_were_fitted_belong_to_the_run(whole):
     refitted = task()
     refitted.model.fit_normalization(toy_data().train_dataloader())
-    with pytest.raises(ValueError, match="other settings .*statistics:"):
+    with pytest.raises(ValueError, match=r"other settings .*statistics:"):
         fit(refitted, toy_data(), whole[2], EPOCHS, accelerator="cpu")
 
 

@@ -13,7 +13,6 @@
 
 import shutil
 from collections.abc import Iterator
-
 from pathlib import Path
 
 import torch

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -141,9 +141,8 @@ def data_fingerprint(data: Dataset) -> str:
     So a corrected label, another scale, fill value, crop or list of images is another data set, and a moved folder is
     the same one. Data that draw anew at each reading have no such hash: theirs is of their length alone.
     """
-    seen = hashlib.sha256(
-        repr((len(data), list(getattr(data, "bands", ())), list(getattr(data, "classes", ())))).encode()
-    )
+    facts = (len(data), list(getattr(data, "bands", ())), list(getattr(data, "classes", ())))
+    seen = hashlib.sha256(repr(facts).encode())
     digests = [_digest(data[i]) for i in range(len(data))]
     if digests and digests[0] == _digest(data[0]):
         seen.update(b"".join(digests))
