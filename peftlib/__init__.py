@@ -5,11 +5,7 @@ vit = pl.load_backbone("dinov2_small")
 model = pl.adapt(vit, pl.Deflect(), bands=("B02", "B03", "B04", "B08"), sensor="sentinel2", image_size=126)
 """
 
-from peftlib.adapt import AdaptedViT, adapt, count_parameters, merge
-from peftlib.adapters import load_adapter, save_adapter
-from peftlib.backbones import BACKBONES, BackboneSpec, load_backbone
-from peftlib.bands import SENSORS
-from peftlib.costs import cost_table
+from peftlib.backbones.loading import BACKBONES, BackboneSpec, load_backbone
 from peftlib.methods import (
     METHODS,
     SLR,
@@ -25,7 +21,11 @@ from peftlib.methods import (
     NormTuning,
     PatchEmbedding,
 )
-from peftlib.transfer import transfer
+from peftlib.model.adapted_vit import AdaptedViT, adapt, count_parameters, merge
+from peftlib.model.adapter_file import load_adapter, save_adapter
+from peftlib.model.costs import cost_table
+from peftlib.model.transfer import transfer
+from peftlib.sensors.bands import SENSORS
 
 __version__ = "0.1.0"
 __all__ = [

@@ -7,14 +7,14 @@ import time
 from functools import partial
 from pathlib import Path
 
-from peftlib.paths import root
+from peftlib.files import root
 
 # Name -> module and arguments of its ``study``; 04 writes its rows itself.
 STUDIES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "decoders": ("decoder_study", ()),
-    "regions": ("regions_study", ("quick",)),
-    "regions_real": ("regions_study", ("real",)),
-    "series": ("series_study", ()),
+    "decoders": ("studies.decoders", ()),
+    "regions": ("studies.regions", ("quick",)),
+    "regions_real": ("studies.regions", ("real",)),
+    "series": ("studies.series", ()),
 }
 
 
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from peftlib.runner import NotebookFailed, run_notebooks
+    from peftlib.studies.notebooks import NotebookFailed, run_notebooks
 
     clock = time.perf_counter()
     try:
@@ -87,13 +87,13 @@ def _name_and_value(text: str) -> tuple[str, str]:
 
 
 def _doctor(_: argparse.Namespace) -> int:
-    from peftlib.doctor import doctor
+    from peftlib.studies.doctor import doctor
 
     return 0 if doctor() else 1
 
 
 def _weights(_: argparse.Namespace) -> int:
-    from peftlib.weights import dinov2_small_state
+    from peftlib.backbones.dinov2_wheel import dinov2_small_state
 
     try:
         dinov2_small_state()
@@ -105,8 +105,8 @@ def _weights(_: argparse.Namespace) -> int:
 
 
 def _study(options: argparse.Namespace) -> int:
-    from peftlib.experiments import execute, pool
-    from peftlib.results import RESULTS, write_table
+    from peftlib.experiments.grid import execute, pool
+    from peftlib.experiments.results import RESULTS, write_table
 
     module, arguments = STUDIES[options.name]
     study = importlib.import_module(f"peftlib.{module}").study
@@ -121,9 +121,9 @@ def _study(options: argparse.Namespace) -> int:
 
 
 def _metamers(options: argparse.Namespace) -> int:
-    from peftlib.metamer_test import references
-    from peftlib.study import SETTINGS
-    from peftlib.weights import atomic_path
+    from peftlib.experiments.metamers import references
+    from peftlib.files import atomic_path
+    from peftlib.studies.comparison import SETTINGS
 
     data = SETTINGS["quick"][0].data  # the scenes of the quick profile's runs
     rows = references(data["length"], data["size"], options.seeds)
@@ -135,8 +135,8 @@ def _metamers(options: argparse.Namespace) -> int:
 
 
 def _sensors(options: argparse.Namespace) -> int:
-    from peftlib.paths import runs_dir
-    from peftlib.sensor_study import plan, study, write
+    from peftlib.files import runs_dir
+    from peftlib.studies.sensors import plan, study, write
 
     rows = study(plan(trained_on=options.trained_on), runs_dir() / "sensors", options.tested_on)
     write(rows)
@@ -145,8 +145,8 @@ def _sensors(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from peftlib.bench import bench, markdown
     from peftlib.methods import METHODS
+    from peftlib.studies.bench import bench, markdown
 
     try:
         rows = bench(

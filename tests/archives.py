@@ -16,8 +16,8 @@ import numpy as np
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning
 
-from peftlib.bands import band_set
-from peftlib.datasets import DATASETS
+from peftlib.data import DATASETS
+from peftlib.sensors.bands import band_set
 
 SIZE = 12  # pixels: whole numbers of 20 m and 60 m pixels
 UTM = ("EPSG:32632", affine.Affine(10, 0, 500_000, 0, -10, 5_000_000))

@@ -20,8 +20,8 @@ from helpers import PATIENCE
 from matplotlib.figure import Figure
 from toy_runs import toy, write_eurosat
 
-from peftlib.experiments import grid
-from peftlib.runs import Run
+from peftlib.experiments.config import Run
+from peftlib.experiments.grid import grid
 
 KILLS = [signal.SIGTERM, signal.SIGKILL]
 DISK = 64 << 10  # bytes of a small disk

@@ -8,7 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import peftlib as pl
-from peftlib.bands import band_set
+from peftlib.sensors.bands import band_set
 
 SENTINEL2 = tuple(pl.SENSORS["sentinel2"])  # 13 bands; red, green, blue are B04, B03, B02
 SAVANNA = ("B02", "B03", "B04", "B08")  # blue first, as files have them

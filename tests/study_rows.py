@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pandas as pd
 
+from peftlib.experiments.config import Run
+from peftlib.experiments.results import tidy
 from peftlib.methods import METHODS
-from peftlib.results import tidy
-from peftlib.runs import Run
-from peftlib.study import EXTRAS, SEEDS, finals, inputs, rgb_only, settings
+from peftlib.studies.comparison import EXTRAS, SEEDS, finals, inputs, rgb_only, settings
 
 TASKS = {"marida": "segmentation", "spectral_scenes": "segmentation", "burn_scars": "segmentation"}
 TASKS |= {"mados": "segmentation"}
@@ -20,7 +20,7 @@ TUNED |= {"slr": 10.4, "houlsby": 10.1, "vpt": 4.9, "earth_adapter": 10.3, "defl
 
 
 def row_of(run: Run, value: float | None, error: str = "", tuned: float | None = None) -> dict:
-    """A row as ``peftlib.trial`` writes them; a failed one without value."""
+    """A row as ``peftlib.experiments.run`` writes them; a failed one without value."""
     facts = run.facts()
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     row = {"key": key, "run": facts, "versions": {"torch": "2.8"}, "commit": "", "wall_s": 1.0}

@@ -9,8 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import peftlib as pl
-from peftlib import adapters
-from peftlib.backbones import backbone_hash, resize_
+from peftlib.backbones.loading import backbone_hash, resize_
+from peftlib.model import adapter_file as adapters
 
 METHODS = [pytest.param(config(), id=name) for name, config in pl.METHODS.items()]
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import peftlib as pl
-from peftlib.analysis import (
+from peftlib.deflect.analysis import (
     DeflectionRecorder,
     angle,
     block_outputs,
@@ -18,10 +18,10 @@ from peftlib.analysis import (
     shuffle_pixels,
     trace,
 )
-from peftlib.attention import UntangledBlock
-from peftlib.bands import band_set
-from peftlib.probes import KINDS, halves, patch_targets, pca_rgb, probe_table
-from peftlib.tasks import train_on_crops
+from peftlib.deflect.attention import UntangledBlock
+from peftlib.sensors.bands import band_set
+from peftlib.studies.probes import KINDS, halves, patch_targets, pca_rgb, probe_table
+from peftlib.training.tasks import train_on_crops
 
 
 def pixels_of(patch: torch.Tensor) -> list:

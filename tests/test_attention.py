@@ -11,8 +11,15 @@ from timm.models.vision_transformer import Block, ParallelScalingBlock
 from torch import Tensor, nn
 
 import peftlib as pl
-from peftlib.analysis import PRODUCTS, attention_change, attention_maps, attention_products, product_shares, trace
-from peftlib.attention import UntangledBlock, auxiliary_after_norm, constrain_norm
+from peftlib.deflect.analysis import (
+    PRODUCTS,
+    attention_change,
+    attention_maps,
+    attention_products,
+    product_shares,
+    trace,
+)
+from peftlib.deflect.attention import UntangledBlock, auxiliary_after_norm, constrain_norm
 
 
 def block(seed=0, rank=4, perturb=True, vit=None, **options) -> UntangledBlock:
@@ -235,7 +242,7 @@ def test_four_products_sum_to_the_logits_of_the_fused_path(principal, monkeypatc
         seen.append(q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1]))
         return v
 
-    monkeypatch.setattr("peftlib.attention.F.scaled_dot_product_attention", spy)
+    monkeypatch.setattr("peftlib.deflect.attention.F.scaled_dot_product_attention", spy)
     m(z, z_A)
     torch.testing.assert_close(sum(products.values()), seen[0], rtol=0, atol=1e-5)
 

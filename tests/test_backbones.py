@@ -9,7 +9,7 @@ from timm.models import create_model
 from timm.models.vision_transformer import VisionTransformer
 
 import peftlib as pl
-from peftlib.backbones import BackboneSpec, backbone_hash, resize_, spec_of
+from peftlib.backbones.loading import BackboneSpec, backbone_hash, resize_, spec_of
 
 TIMM = "vit_tiny_patch16_224"
 
@@ -124,7 +124,7 @@ def test_no_network_says_what_to_do(weights, monkeypatch):
             raise ConnectionError("name resolution failed")
         return real(name, **options)
 
-    monkeypatch.setattr("peftlib.backbones.timm.create_model", offline)
+    monkeypatch.setattr("peftlib.backbones.loading.timm.create_model", offline)
     with pytest.raises(OSError, match=rf"{TIMM}.*name resolution failed.*weights='random'.*weights=PATH"):
         pl.load_backbone(TIMM, weights=weights)
 

@@ -8,8 +8,14 @@ from helpers import SENTINEL2, images
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peftlib.bands import SENSORS, band_set, default_statistics
-from peftlib.indices import DEFAULT_INDICES, SpectralIndices, available_indices, index_function, spyndex_bands
+from peftlib.sensors.bands import SENSORS, band_set, default_statistics
+from peftlib.sensors.spectral_indices import (
+    DEFAULT_INDICES,
+    SpectralIndices,
+    available_indices,
+    index_function,
+    spyndex_bands,
+)
 
 RGB_NAMES = {"sentinel2": ("B04", "B03", "B02"), "hls": ("B04", "B03", "B02"), "landsat8": ("B4", "B3", "B2")}
 

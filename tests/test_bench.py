@@ -9,8 +9,8 @@ import torch
 
 import peftlib as pl
 from peftlib.__main__ import main
-from peftlib.bench import PEER, PLAIN, bench, highest_allocation, markdown, product_rate, read_bench
-from peftlib.cost_plots import fleet, plain_rows
+from peftlib.studies.bench import PEER, PLAIN, bench, highest_allocation, markdown, product_rate, read_bench
+from peftlib.studies.cost_plots import fleet, plain_rows
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ import torch
 from helpers import tiny_vit
 
 import peftlib as pl
-from peftlib.checkpoints import cross_scale_mae_state, fuse_qkv
+from peftlib.backbones.author_checkpoints import cross_scale_mae_state, fuse_qkv
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader
 from toy_data import Toy, classification, segmentation, toy_data, tuned
 
 import peftlib as pl
-from peftlib.learning import rate
-from peftlib.metrics import label_metrics, mask_metrics, multilabel_metrics
-from peftlib.tasks import Classification, Segmentation, quiet_trainer
+from peftlib.training.learning import rate
+from peftlib.training.metrics import label_metrics, mask_metrics, multilabel_metrics
+from peftlib.training.tasks import Classification, Segmentation, quiet_trainer
 
 
 def batch(n: int = 4, **options) -> dict:

@@ -10,10 +10,11 @@ from helpers import tiny_vit
 from test_runner import write_notebook
 from toy_runs import assert_same, do, forget, toy
 
-from peftlib import training, trial
-from peftlib.results import read_row
-from peftlib.runner import run_notebooks
-from peftlib.trial import Place
+from peftlib.experiments import run as trial
+from peftlib.experiments.results import read_row
+from peftlib.experiments.run import Place
+from peftlib.studies.notebooks import run_notebooks
+from peftlib.training import fit as training
 
 TIMES = [86_400, 4_000_000_000]  # seconds of 1970, and of 2096
 

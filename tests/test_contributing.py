@@ -12,8 +12,8 @@ from torch import nn
 from toy_runs import do, toy
 
 import peftlib as pl
-from peftlib.datasets import DATASETS, EarthDataset, load
-from peftlib.datasets.base import read_tif
+from peftlib.data import DATASETS, EarthDataset, load
+from peftlib.data.dataset import read_tif
 from peftlib.methods.base import InputMethod, at_least
 
 

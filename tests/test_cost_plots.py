@@ -6,9 +6,9 @@ from matplotlib import pyplot as plt
 from study_rows import tidy_rows
 
 import peftlib as pl
-from peftlib import cost_plots, tables
-from peftlib.bench import PEER, PLAIN
-from peftlib.costs import flops, growth
+from peftlib.model.costs import flops, growth
+from peftlib.studies import cost_plots, tables
+from peftlib.studies.bench import PEER, PLAIN
 
 BANDS = ("B04", "B03", "B02", "B08", "B8A", "B11", "B12", "B05")
 

@@ -8,9 +8,9 @@ from helpers import SAVANNA, SENTINEL2, adapted, tiny_vit
 from torch import nn
 
 import peftlib as pl
-from peftlib.adapt import without_weights
-from peftlib.adapters import adapter_bytes
-from peftlib.costs import flops
+from peftlib.model.adapted_vit import without_weights
+from peftlib.model.adapter_file import adapter_bytes
+from peftlib.model.costs import flops
 
 METHODS = [
     *(config() for config in pl.METHODS.values()),

@@ -10,7 +10,7 @@ import pytest
 from archives import ARCHIVES
 from server import serve
 
-from peftlib.datasets import DATASETS
+from peftlib.data import DATASETS
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 import torch
 from archives import SIZE, brick_kiln, forestnet, so2sat, write_sample
 
-from peftlib.datasets import DATASETS
-from peftlib.datasets.geobench import check_heap, read_sample
+from peftlib.data import DATASETS
+from peftlib.data.readers.geobench import check_heap, read_sample
 
 TRUE_ORDER = ("B01", "B02", "B03", "B04", "B05", "B07", "B8A", "B08", "B11", "B12")
 STORED_NAMES = (

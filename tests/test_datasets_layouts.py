@@ -24,8 +24,8 @@ from archives import (
     write_tif,
 )
 
-from peftlib.datasets import DATASETS, load
-from peftlib.datasets.marida import TEST_SCENES, VAL_SCENES
+from peftlib.data import DATASETS, load
+from peftlib.data.readers.marida import TEST_SCENES, VAL_SCENES
 
 
 def stems(dataset) -> list[str]:
@@ -287,6 +287,6 @@ def test_l8biome_needs_a_biome_in_the_name(tmp_path):
 
 def test_dates_come_from_names(tmp_path):
     with pytest.raises(ValueError, match="no year and day in the name"):
-        sys.modules["peftlib.datasets.burn_scars"].date_of(tmp_path / "chip_merged.tif")
+        sys.modules["peftlib.data.readers.burn_scars"].date_of(tmp_path / "chip_merged.tif")
     with pytest.raises(ValueError, match="no day in the name"):
-        sys.modules["peftlib.datasets.marida"].date_of(tmp_path / "patch.tif")
+        sys.modules["peftlib.data.readers.marida"].date_of(tmp_path / "patch.tif")

@@ -7,8 +7,8 @@ import torch
 from archives import ARCHIVES, SIZE, write_tif
 from torch.utils.data import DataLoader
 
-from peftlib.bands import band_set
-from peftlib.datasets import DATASETS, collate
+from peftlib.data import DATASETS, collate
+from peftlib.sensors.bands import band_set
 
 
 @pytest.fixture(autouse=True)

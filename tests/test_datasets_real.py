@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from peftlib.bands import THERMAL_FROM, default_statistics
-from peftlib.datasets import DATASETS, load
+from peftlib.data import DATASETS, load
+from peftlib.sensors.bands import THERMAL_FROM, default_statistics
 
 SPLITS = {"eurosat": ("train", "test"), "marida": ("train", "val", "test"), "l8biome": ("train", "val", "test")}
 

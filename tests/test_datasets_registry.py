@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from peftlib.bands import SENSORS, band_set
-from peftlib.datasets import DATASETS, EarthDataset, load
-from peftlib.datasets.base import NODATA, TASKS
+from peftlib.data import DATASETS, EarthDataset, load
+from peftlib.data.dataset import NODATA, TASKS
+from peftlib.sensors.bands import SENSORS, band_set
 
 CLASSES = dict(so2sat=17, brick_kiln=2, forestnet=12, burn_scars=2, mados=15, sen1floods11=2, eurosat=10, ben=19)
 CLASSES |= dict(marida=15, l8biome=4)
@@ -69,5 +69,5 @@ def test_what_no_program_can_fetch_says_so(name, tmp_path):
 
 def test_importing_is_light():
     heavy = ["rasterio", "h5py", "torchgeo", "pandas", "xarray", "spyndex"]
-    code = f"import sys, peftlib.datasets; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, peftlib.data; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

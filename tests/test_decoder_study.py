@@ -12,13 +12,13 @@ from study_rows import row_of
 from toy_runs import do, toy, write_eurosat
 
 import peftlib as pl
-from peftlib import decoder_plots
-from peftlib.decoder_study import COMPARED, DECODERS, NAME, decoder_scores, gains, intervals, scores, study_runs
-from peftlib.results import read_table, tidy
-from peftlib.runner import run_notebooks
-from peftlib.runs import Run
-from peftlib.study import OTHER_RATES, inputs, settings
-from peftlib.tables import label
+from peftlib.experiments.config import Run
+from peftlib.experiments.results import read_table, tidy
+from peftlib.studies import decoder_plots
+from peftlib.studies.comparison import OTHER_RATES, inputs, settings
+from peftlib.studies.decoders import COMPARED, DECODERS, NAME, decoder_scores, gains, intervals, scores, study_runs
+from peftlib.studies.notebooks import run_notebooks
+from peftlib.studies.tables import label
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 

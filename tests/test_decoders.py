@@ -8,7 +8,7 @@ from helpers import SAVANNA, adapted, images, tiny_vit
 from torch import nn
 
 import peftlib as pl
-from peftlib.decoders import (
+from peftlib.training.decoders import (
     DECODERS,
     LinearDecoder,
     PyramidDecoder,

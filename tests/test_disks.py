@@ -18,14 +18,14 @@ from toy_data import segmentation
 from toy_runs import assert_same, do, forget, toy
 
 import peftlib as pl
-from peftlib import training
 from peftlib.__main__ import main
-from peftlib.adapters import load_adapter, save_adapter
-from peftlib.datasets.download import fetch, unpack
-from peftlib.plots import save_figure
-from peftlib.predict import Mapper
-from peftlib.results import write_row
-from peftlib.runner import run_notebooks
+from peftlib.data.download import fetch, unpack
+from peftlib.experiments.results import write_row
+from peftlib.model.adapter_file import load_adapter, save_adapter
+from peftlib.studies.notebooks import run_notebooks
+from peftlib.studies.plots import save_figure
+from peftlib.training import fit as training
+from peftlib.training.predict import Mapper
 
 DISKS = ["tmpfs", "limit"]
 FULL = (errno.ENOSPC, errno.EFBIG)

@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 from peftlib.__main__ import main
-from peftlib.paths import weights_dir
-from peftlib.weights import dinov2_small_state
+from peftlib.backbones.dinov2_wheel import dinov2_small_state
+from peftlib.files import weights_dir
 
 WEIGHTS = "dinov2_small.safetensors"
 
@@ -30,7 +30,7 @@ def weights(tmp_path, monkeypatch):
     dinov2_small_state()
     source = weights_dir() / WEIGHTS
     monkeypatch.setenv("PEFTLIB_WEIGHTS", str(tmp_path))
-    monkeypatch.setattr("peftlib.weights._convert_wheel", lambda target: shutil.copyfile(source, target))
+    monkeypatch.setattr("peftlib.files._convert_wheel", lambda target: shutil.copyfile(source, target))
     return tmp_path / WEIGHTS
 
 
@@ -78,7 +78,7 @@ def test_a_missing_package_and_a_missing_kernel_lead_to_make_env(examined, weigh
 
 def test_a_check_that_fails_does_not_end_the_others(examined, weights, monkeypatch):
     main(["weights"])
-    monkeypatch.setattr("peftlib.datasets.savanna_chip", lambda: 1 / 0)
+    monkeypatch.setattr("peftlib.data.savanna_chip", lambda: 1 / 0)
     code, (todo,) = examined()
     assert code == 1 and todo.startswith("TODO  data: ZeroDivisionError")
 

@@ -13,7 +13,7 @@ import zipfile
 import pytest
 from server import serve
 
-from peftlib.datasets.download import fetch, obtain, unpack
+from peftlib.data.download import fetch, obtain, unpack
 
 DATA = os.urandom(1 << 20) * 5
 CHECKSUM = "sha256:" + hashlib.sha256(DATA).hexdigest()

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 import peftlib as pl
-from peftlib.analysis import shuffle_pixels
-from peftlib.backbones import BackboneSpec
-from peftlib.bands import band_set
-from peftlib.embedding import INFLATIONS, PixelSetEncoder, inflate_patch_embed, mapped_moments
+from peftlib.backbones.loading import BackboneSpec
+from peftlib.deflect.analysis import shuffle_pixels
+from peftlib.deflect.patch_embedding import INFLATIONS, PixelSetEncoder, inflate_patch_embed, mapped_moments
+from peftlib.sensors.bands import band_set
 
 
 class Channels(NamedTuple):
-    """What stands in for ``peftlib.reflectance.Channels``, with each reading set by the test."""
+    """What stands in for ``peftlib.sensors.reflectance.Channels``, with each reading set by the test."""
 
     rgb: torch.Tensor
     beyond: torch.Tensor

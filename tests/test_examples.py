@@ -15,7 +15,9 @@ from helpers import SAVANNA, tiny_vit
 from toy_runs import toy, write_eurosat
 
 import peftlib as pl
-from peftlib import datasets, results, study
+from peftlib import data as datasets
+from peftlib.experiments import results
+from peftlib.studies import comparison as study
 
 PACKAGE = Path(pl.__file__).parent
 
@@ -73,7 +75,7 @@ def small_grid(folder: Path) -> dict:
     write_eurosat(folder)
     few = toy()
     changes = dict(backbone=few.backbone, weights=few.weights, image_size=few.image_size, epochs=1, batch_size=8)
-    experiments = importlib.import_module("peftlib.experiments")
+    experiments = importlib.import_module("peftlib.experiments.grid")
 
     def execute(runs, executor):
         runs = [replace(run, **changes, folds=0) for run in runs]
@@ -104,7 +106,7 @@ def fields(folder: Path) -> dict:
 CONTEXTS = {
     "__init__": lambda folder: {},
     "bench": lambda folder: {
-        "bench": lambda name, image_size, batch_size: importlib.import_module("peftlib.bench").bench(
+        "bench": lambda name, image_size, batch_size: importlib.import_module("peftlib.studies.bench").bench(
             "test_vit", 32, 2, ("frozen", "lora"), 1, "cpu", progress=False
         )
     },
@@ -117,7 +119,7 @@ CONTEXTS = {
     "scoring": lambda folder: {"results": results},
     "series": fields,
     "series_study": committed("series"),
-    "tables": lambda folder: {"results": results, "tables": importlib.import_module("peftlib.tables")},
+    "tables": lambda folder: {"results": results, "tables": importlib.import_module("peftlib.studies.tables")},
 }
 # Needs the published files of a data set that no program fetches.
 ON_PAPER = {"datasets"}

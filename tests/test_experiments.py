@@ -13,10 +13,10 @@ import torch
 from toy_runs import HERE, assert_same, do, toy, write_eurosat
 
 import peftlib as pl
-from peftlib import trial
-from peftlib.experiments import grid, rows_dir
-from peftlib.results import gather, read_row, read_table, write_table
-from peftlib.trial import Place, perform
+from peftlib.experiments import run as trial
+from peftlib.experiments.grid import grid, rows_dir
+from peftlib.experiments.results import gather, read_row, read_table, write_table
+from peftlib.experiments.run import Place, perform
 
 
 @pytest.fixture(scope="module")

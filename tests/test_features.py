@@ -5,9 +5,10 @@ import torch
 from toy_data import classification, same, segmentation, toy_data, tuned
 
 import peftlib as pl
-from peftlib import features, training
-from peftlib.features import split
-from peftlib.training import fit
+from peftlib.training import cached_features as features
+from peftlib.training import fit as training
+from peftlib.training.cached_features import split
+from peftlib.training.fit import fit
 
 FROZEN = pl.Frozen(new_bands="mean")
 TASKS = {

@@ -7,8 +7,8 @@ import torch
 from rasterio.transform import from_origin
 
 import peftlib as pl
-from peftlib.datasets import collate
-from peftlib.datasets.folder import from_folder
+from peftlib.data import collate
+from peftlib.data.image_folder import from_folder
 
 BANDS = ("B02", "B03", "B04", "B08")
 CLASSES = ("forest", "field", "water")

@@ -9,11 +9,11 @@ from helpers import adapted, randomise, tiny_vit
 from toy_runs import do, toy
 
 import peftlib as pl
-from peftlib import forgetting
-from peftlib.adapt import adapt
-from peftlib.analysis import linear_cka
-from peftlib.datasets import SpectralScenes
-from peftlib.datasets.metamers import PAIRS
+from peftlib.data import SpectralScenes
+from peftlib.data.simulated.metamers import PAIRS
+from peftlib.deflect.analysis import linear_cka
+from peftlib.experiments import evaluations as forgetting
+from peftlib.model.adapted_vit import adapt
 
 SCENES = {"length": 6, "size": 32}
 

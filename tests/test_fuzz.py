@@ -22,14 +22,14 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import peftlib as pl
-from peftlib.datasets import from_folder
-from peftlib.datasets.base import read_tif
-from peftlib.datasets.download import unpack
-from peftlib.datasets.geobench import read_sample
-from peftlib.results import read_row, read_table, write_row
-from peftlib.runner import declared_parameters, read_parameters
-from peftlib.training import Keeper, SafeFiles, read_checkpoint
-from peftlib.weights import load_state
+from peftlib.data import from_folder
+from peftlib.data.dataset import read_tif
+from peftlib.data.download import unpack
+from peftlib.data.readers.geobench import read_sample
+from peftlib.experiments.results import read_row, read_table, write_row
+from peftlib.files import load_state
+from peftlib.studies.notebooks import declared_parameters, read_parameters
+from peftlib.training.fit import Keeper, SafeFiles, read_checkpoint
 
 CASES: dict[str, int] = {}
 EACH = 250

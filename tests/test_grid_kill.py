@@ -14,8 +14,8 @@ import pytest
 from toy_runs import assert_same, do, toy, write_eurosat
 
 import peftlib as pl
-from peftlib.experiments import grid
-from peftlib.results import gather
+from peftlib.experiments.grid import grid
+from peftlib.experiments.results import gather
 
 TESTS = Path(__file__).parent
 PATIENCE = 900  # seconds for one start of the grid on a machine that does much else

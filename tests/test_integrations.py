@@ -13,9 +13,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import peftlib as pl
+from peftlib.deflect.time_series import series_bands
 from peftlib.integrations import BLOCK_METHODS, LayerFeatures, adapt_blocks
-from peftlib.series import series_bands
-from peftlib.tasks import Classification, Segmentation, quiet_trainer
+from peftlib.training.tasks import Classification, Segmentation, quiet_trainer
 
 EVERY = pytest.mark.parametrize("method", [config() for config in pl.METHODS.values()], ids=pl.METHODS)
 

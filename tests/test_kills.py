@@ -31,15 +31,15 @@ from test_runner import write_notebook
 from toy_runs import HERE, assert_same, do, toy
 
 import peftlib as pl
-from peftlib import training
-from peftlib.adapters import load_adapter, save_adapter
-from peftlib.datasets import download
-from peftlib.datasets.download import fetch, unpack
-from peftlib.experiments import execute, grid, pool
-from peftlib.plots import save_figure
-from peftlib.results import check_reference, gather, write_row
-from peftlib.runner import run_notebooks
-from peftlib.weights import fingerprint
+from peftlib.data import download
+from peftlib.data.download import fetch, unpack
+from peftlib.experiments.grid import execute, grid, pool
+from peftlib.experiments.results import check_reference, gather, write_row
+from peftlib.files import fingerprint
+from peftlib.model.adapter_file import load_adapter, save_adapter
+from peftlib.studies.notebooks import run_notebooks
+from peftlib.studies.plots import save_figure
+from peftlib.training import fit as training
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -128,7 +128,7 @@ def test_an_unpacking_that_is_killed_at_any_step_leaves_no_folder_or_a_whole_one
 
 
 def test_reference_numbers_are_replaced_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr("peftlib.results.root", lambda: tmp_path)
+    monkeypatch.setattr("peftlib.experiments.results.root", lambda: tmp_path)
     check_reference("a", {"x": 1.0}, "quick", 0.1, update=True)
     before = files(tmp_path)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

@@ -5,8 +5,8 @@ import torch
 from helpers import SENTINEL2, adapted, images, tiny_vit
 
 import peftlib as pl
-from peftlib.backbones import load_backbone
-from peftlib.costs import kept_bytes
+from peftlib.backbones.loading import load_backbone
+from peftlib.model.costs import kept_bytes
 
 
 def test_a_large_vit_with_deflect_fits_into_16_gib():

@@ -9,13 +9,13 @@ from torch.utils.data import DataLoader
 from toy_runs import do, toy, write_eurosat
 
 import peftlib as pl
-from peftlib.datasets import SpectralScenes
-from peftlib.datasets.base import collate
-from peftlib.datasets.module import EarthData
-from peftlib.datasets.spectra import CONTINENTS
-from peftlib.features import can_keep
-from peftlib.metadata import SIZES, MetadataEmbedding, describe
-from peftlib.tasks import Classification, quiet_trainer
+from peftlib.data import SpectralScenes
+from peftlib.data.datamodule import EarthData
+from peftlib.data.dataset import collate
+from peftlib.data.simulated.spectra import CONTINENTS
+from peftlib.model.metadata import SIZES, MetadataEmbedding, describe
+from peftlib.training.cached_features import can_keep
+from peftlib.training.tasks import Classification, quiet_trainer
 
 NAMES = tuple(SIZES)
 METAS = [

@@ -9,13 +9,13 @@ import torch
 from helpers import tiny_vit
 
 import peftlib as pl
-from peftlib import metamer_test as test
-from peftlib.datasets import EarthData
-from peftlib.datasets.metamers import PAIRS
-from peftlib.datasets.spectral_scenes import SpectralScenes
-from peftlib.results import read_table
-from peftlib.study import SETTINGS
-from peftlib.tasks import Segmentation
+from peftlib.data import EarthData
+from peftlib.data.simulated.metamers import PAIRS
+from peftlib.data.simulated.spectral_scenes import SpectralScenes
+from peftlib.experiments import metamers as test
+from peftlib.experiments.results import read_table
+from peftlib.studies.comparison import SETTINGS
+from peftlib.training.tasks import Segmentation
 
 ROWS = Path(__file__).parents[1] / "data" / "results" / "spectral_scenes.csv"
 

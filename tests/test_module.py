@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from toy_data import Toy, toy_data
 
 import peftlib as pl
-from peftlib.batches import random_turn, resize_image, resize_mask, turn
-from peftlib.datasets import ChipCrops
-from peftlib.datasets.module import EarthData
+from peftlib.data import ChipCrops
+from peftlib.data.datamodule import EarthData
+from peftlib.training.augmentation import random_turn, resize_image, resize_mask, turn
 
 # --- batches and order ---
 

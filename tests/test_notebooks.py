@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from peftlib.results import read_table
-from peftlib.runner import declared_parameters
+from peftlib.experiments.results import read_table
+from peftlib.studies.notebooks import declared_parameters
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb"))
 

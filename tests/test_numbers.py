@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from toy_data import Toy
 
 import peftlib as pl
-from peftlib.attention import constrain_norm, inverse_deviation
-from peftlib.batches import resize_image
-from peftlib.datasets.module import EarthData
-from peftlib.embedding import mapped_moments
-from peftlib.metrics import label_metrics, mask_metrics, multilabel_metrics
-from peftlib.reflectance import FARTHEST, POSSIBLE
-from peftlib.tasks import Classification, Segmentation
-from peftlib.training import fit
+from peftlib.data.datamodule import EarthData
+from peftlib.deflect.attention import constrain_norm, inverse_deviation
+from peftlib.deflect.patch_embedding import mapped_moments
+from peftlib.sensors.reflectance import FARTHEST, POSSIBLE
+from peftlib.training.augmentation import resize_image
+from peftlib.training.fit import fit
+from peftlib.training.metrics import label_metrics, mask_metrics, multilabel_metrics
+from peftlib.training.tasks import Classification, Segmentation
 
 NAN, INF = math.nan, math.inf
 CLASSES = ("a", "b", "c")

@@ -7,7 +7,7 @@ import torch
 from helpers import SAVANNA, SENTINEL2, adapted, images, randomise
 
 import peftlib as pl
-from peftlib.series import series_bands
+from peftlib.deflect.time_series import series_bands
 
 # (method, field) -> (config to start from, other value of the field). A field without a case fails the first test.
 CASES = {

@@ -8,12 +8,12 @@ import torch
 from helpers import tiny_vit
 
 import peftlib as pl
-from peftlib.bands import band_set
-from peftlib.calendar_test import calendar_scores, field_accuracy
-from peftlib.datasets import EarthData, Phenology, load
-from peftlib.datasets.phenology import CALENDARS, CLASSES, DAYS, greenness
-from peftlib.series import best_date, series_bands
-from peftlib.tasks import Segmentation
+from peftlib.data import EarthData, Phenology, load
+from peftlib.data.simulated.phenology import CALENDARS, CLASSES, DAYS, greenness
+from peftlib.deflect.time_series import best_date, series_bands
+from peftlib.experiments.calendars import calendar_scores, field_accuracy
+from peftlib.sensors.bands import band_set
+from peftlib.training.tasks import Segmentation
 
 FIELDS = len(CALENDARS)
 ONE = band_set(tuple(pl.SENSORS["sentinel2"]))

@@ -14,8 +14,8 @@ from rasterio.transform import from_origin
 from toy_data import classification, segmentation
 
 import peftlib as pl
-from peftlib.predict import NO_CLASS, Mapper, fading, predict_folder, starts
-from peftlib.tasks import Segmentation
+from peftlib.training.predict import NO_CLASS, Mapper, fading, predict_folder, starts
+from peftlib.training.tasks import Segmentation
 
 FILE_BANDS = ("B08", "B01", "B04", "B03", "B02")  # the model knows B02, B03, B04, B08
 PICKED = [4, 3, 2, 0]

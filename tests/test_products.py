@@ -6,7 +6,7 @@ from helpers import SENTINEL2, adapted, randomise
 from torch import nn
 
 import peftlib as pl
-from peftlib.attention import constrain_norm, inverse_deviation
+from peftlib.deflect.attention import constrain_norm, inverse_deviation
 from peftlib.methods.lora import LoRALinear, MergedProduct
 
 

@@ -9,11 +9,17 @@ import torch
 import yaml
 
 import peftlib as pl
-from peftlib import beyond_plots, decoder_study, regions_study, scoring, sensor_study, series_study, tables
-from peftlib.bench import read_bench
-from peftlib.cost_plots import plain_rows
-from peftlib.results import read_table
-from peftlib.study import ABLATION
+from peftlib.experiments import statistics as scoring
+from peftlib.experiments.results import read_table
+from peftlib.studies import decoders as decoder_study
+from peftlib.studies import regions as regions_study
+from peftlib.studies import sensor_plots as beyond_plots
+from peftlib.studies import sensors as sensor_study
+from peftlib.studies import series as series_study
+from peftlib.studies import tables
+from peftlib.studies.bench import read_bench
+from peftlib.studies.comparison import ABLATION
+from peftlib.studies.cost_plots import plain_rows
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -181,7 +187,7 @@ def test_advice_on_time_series_rests_on_committed_rows():
 
 
 def test_every_data_set_is_named():
-    from peftlib.datasets import DATASETS
+    from peftlib.data import DATASETS
 
     assert all(f"`{name}`" in README for name in DATASETS)
 

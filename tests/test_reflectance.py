@@ -6,8 +6,8 @@ import torch
 from helpers import SAVANNA, SENTINEL2, adapted, images
 
 import peftlib as pl
-from peftlib.bands import SENSORS, band_set
-from peftlib.reflectance import ReflectanceInput, check_reflectance
+from peftlib.sensors.bands import SENSORS, band_set
+from peftlib.sensors.reflectance import ReflectanceInput, check_reflectance
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

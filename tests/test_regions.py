@@ -13,11 +13,12 @@ from study_rows import TUNED, row_of
 from toy_runs import do
 
 import peftlib as pl
-from peftlib import region_plots, regions_study
-from peftlib.regions_study import ELSEWHERE, HERE, REGIONS, region_runs, region_scores
-from peftlib.results import read_table, tidy
-from peftlib.study import chosen
-from peftlib.tables import label
+from peftlib.experiments.results import read_table, tidy
+from peftlib.studies import region_plots
+from peftlib.studies import regions as regions_study
+from peftlib.studies.comparison import chosen
+from peftlib.studies.regions import ELSEWHERE, HERE, REGIONS, region_runs, region_scores
+from peftlib.studies.tables import label
 
 METHODS = ("frozen", "full", "lora", "deflect")
 

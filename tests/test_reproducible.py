@@ -5,8 +5,8 @@ import pytest
 from toy_runs import MEASURED, assert_same, do
 
 import peftlib as pl
-from peftlib.runs import Run
-from peftlib.trial import Place
+from peftlib.experiments.config import Run
+from peftlib.experiments.run import Place
 
 # Sums are taken in another order on other threads, and training carries the rounding on. Measured over two epochs of
 # DINOv2 ViT-S: losses differ by up to 6e-6 of themselves. The bound leaves room for other processors.

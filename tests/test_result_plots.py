@@ -11,11 +11,11 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
 from study_rows import TUNED, plausible, tidy_rows
 
-from peftlib import result_plots, tables
-from peftlib.figure_parts import name_points, spread
+from peftlib.experiments.statistics import choice
 from peftlib.methods import METHODS
-from peftlib.plots import METHOD_COLOURS, save_figure, use_style
-from peftlib.scoring import choice
+from peftlib.studies import result_plots, tables
+from peftlib.studies.figure_parts import name_points, spread
+from peftlib.studies.plots import METHOD_COLOURS, save_figure, use_style
 
 FIGURES = ("choice", "datasets", "models", "bands", "stability", "sensitivity", "ablation", "ranks")
 MODELS = ("dino_mc_small", "scalemae_large")

@@ -8,15 +8,15 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from helpers import images
 
-from peftlib import doctor as doctor_module
-from peftlib.plots import composite, save_figure, use_style
-from peftlib.results import check_reference
+from peftlib.experiments.results import check_reference
+from peftlib.studies import doctor as doctor_module
+from peftlib.studies.plots import composite, save_figure, use_style
 
 
 @pytest.fixture
 def committed(tmp_path, monkeypatch):
     """A repository whose numbers are a = 1, b = 2."""
-    monkeypatch.setattr("peftlib.results.root", lambda: tmp_path)
+    monkeypatch.setattr("peftlib.experiments.results.root", lambda: tmp_path)
     check_reference("book", {"a": 1.0, "b": 2.0}, "quick", 0.1, update=True)
     return tmp_path / "data" / "reference" / "book.csv"
 

@@ -14,8 +14,8 @@ import torch
 from toy_data import Toy, classification, same, segmentation, toy_data, tuned
 
 import peftlib as pl
-from peftlib.datasets.module import EarthData
-from peftlib.training import fit
+from peftlib.data.datamodule import EarthData
+from peftlib.training.fit import fit
 
 TESTS = Path(__file__).parent
 EPOCHS = 4

@@ -8,7 +8,7 @@ from helpers import SAVANNA, adapted, images, randomise, tiny_vit
 from torch import nn
 
 import peftlib as pl
-from peftlib.backbones import resize_
+from peftlib.backbones.loading import resize_
 
 
 def test_a_model_can_be_pickled():
@@ -81,7 +81,7 @@ def test_the_ground_sampling_distance_belongs_to_an_adapter(tmp_path):
 
 def test_an_adapter_keeps_the_indices_it_was_trained_with(tmp_path, monkeypatch):
     path = pl.save_adapter(adapted(pl.Deflect()), tmp_path / "a.safetensors")
-    monkeypatch.setattr("peftlib.indices.available_indices.__defaults__", (("NDVI",),))
+    monkeypatch.setattr("peftlib.sensors.spectral_indices.available_indices.__defaults__", (("NDVI",),))
     with pytest.raises(ValueError, match=r"reads indices \['NDVI', 'NDWI'"):
         pl.load_adapter(tiny_vit(), path)
 

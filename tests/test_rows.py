@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import peftlib as pl
-from peftlib.results import COLUMNS, gather, read_row, read_table, tidy, write_row, write_table
-from peftlib.runs import Run
+from peftlib.experiments.config import Run
+from peftlib.experiments.results import COLUMNS, gather, read_row, read_table, tidy, write_row, write_table
 
 METRICS = {"val": {"loss": 0.25, "miou": 1 / 3, "iou_water": 0.5}, "test": {"loss": 0.5, "miou": 0.75}}
 
 
 def row(key: str = "0123456789012345", status: str = "done", **facts) -> dict:
-    """As ``peftlib.trial`` writes it."""
+    """As ``peftlib.experiments.run`` writes it."""
     run = Run(dataset="spectral_scenes", method=pl.LoRA(rank=2), data={"length": 4}, lr=5e-4, tile=8, seed=3)
     found = {"key": key, "run": run.facts(), "versions": {"torch": "2.8", "timm": "1.0"}, "commit": "1234567"}
     found |= {"wall_s": 2.5, "status": status, "error": ""}
@@ -137,7 +137,7 @@ def test_the_same_rows_in_any_order_give_the_same_file(tmp_path):
 
 
 def test_tables_are_read_by_profile_and_others_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("peftlib.results.root", lambda: tmp_path)
+    monkeypatch.setattr("peftlib.experiments.results.root", lambda: tmp_path)
     write_table(tidy([row("ab")]), tmp_path / "data" / "results" / "quick.csv")
     assert read_table("quick")["key"].unique().tolist() == ["ab"]
     with pytest.raises(FileNotFoundError, match=r"paper\.csv"):

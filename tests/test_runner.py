@@ -6,7 +6,7 @@ import nbformat
 import pytest
 
 from peftlib.__main__ import main
-from peftlib.runner import convert, declared_parameters, find_notebook, read_parameters, run_notebooks
+from peftlib.studies.notebooks import convert, declared_parameters, find_notebook, read_parameters, run_notebooks
 
 PARAMETERS = """\
 profile: str = "quick"  # quick, real or paper
@@ -146,7 +146,7 @@ def test_parameter_cells_of_another_form_are_refused(parameters, tag, says, tmp_
 
 
 def test_a_missing_notebook_lists_what_there_is(tmp_path, monkeypatch, capsys, outputs):
-    monkeypatch.setattr("peftlib.runner.root", lambda: tmp_path)
+    monkeypatch.setattr("peftlib.studies.notebooks.root", lambda: tmp_path)
     write_notebook(tmp_path / "notebooks" / "07_seventh.ipynb")
     with pytest.raises(FileNotFoundError, match=r"08_eighth.*07_seventh"):
         find_notebook("08_eighth")
@@ -213,7 +213,7 @@ def test_run_skip_fail_and_run_again(notebook, outputs, monkeypatch, capsys):
 
 
 def test_digest_sees_sources_and_parameters_but_not_outputs(notebook):
-    from peftlib.runner import digest
+    from peftlib.studies.notebooks import digest
 
     before = digest(notebook, {"steps": 3})
     document = nbformat.read(notebook, 4)

@@ -16,10 +16,10 @@ from archives import ARCHIVES, write_tif
 from toy_runs import forget, image_path, toy, write_eurosat
 
 import peftlib as pl
-from peftlib.datasets import DATASETS
-from peftlib.results import read_table
-from peftlib.runs import Run
-from peftlib.study import chosen, finals, settings
+from peftlib.data import DATASETS
+from peftlib.experiments.config import Run
+from peftlib.experiments.results import read_table
+from peftlib.studies.comparison import chosen, finals, settings
 
 ROOT = Path(__file__).parents[1]
 # Another value of each field, and what the field needs beside it.

@@ -11,10 +11,11 @@ from matplotlib import pyplot as plt
 from test_notebooks import run_elsewhere
 
 import peftlib as pl
-from peftlib import beyond_plots, sensor_study
-from peftlib.bands import band_set
-from peftlib.runs import Run
-from peftlib.sensor_study import BY_BANDS, BY_WAVELENGTHS, OWN, SOURCE, SOURCE_BANDS, stand_ins, study
+from peftlib.experiments.config import Run
+from peftlib.sensors.bands import band_set
+from peftlib.studies import sensor_plots as beyond_plots
+from peftlib.studies import sensors as sensor_study
+from peftlib.studies.sensors import BY_BANDS, BY_WAVELENGTHS, OWN, SOURCE, SOURCE_BANDS, stand_ins, study
 
 HLS = ("B02", "B03", "B04", "B8A", "B11", "B12")
 
@@ -94,7 +95,7 @@ def test_the_transferred_score_is_that_of_the_transferred_model(small):
 
 
 def pl_scenes(sensor: str):
-    from peftlib.datasets import load
+    from peftlib.data import load
 
     return load("spectral_scenes", split="test", length=2, size=32, sensor=sensor)
 

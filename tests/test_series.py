@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import peftlib as pl
-from peftlib.bands import DAY, band_set
+from peftlib.deflect.time_series import best_date, series_bands, stack
 from peftlib.methods import method_from
-from peftlib.series import best_date, series_bands, stack
+from peftlib.sensors.bands import DAY, band_set
 
 BANDS = ("B02", "B03", "B04", "B08", "B11")
 ONE = band_set(BANDS)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
-from peftlib import series_plots
-from peftlib.experiments import execute
-from peftlib.results import read_table
-from peftlib.series_study import APPROACHES, KNOWABLE, NAME, SEES, chosen, scores, searches, setting, study
-from peftlib.study import LEARNING_RATES, SEEDS
-from peftlib.trial import Place
+from peftlib.experiments.grid import execute
+from peftlib.experiments.results import read_table
+from peftlib.experiments.run import Place
+from peftlib.studies import series_plots
+from peftlib.studies.comparison import LEARNING_RATES, SEEDS
+from peftlib.studies.series import APPROACHES, KNOWABLE, NAME, SEES, chosen, scores, searches, setting, study
 
 TINY = dict(backbone="test_vit", weights="random", image_size=32, batch_size=4)
 FEW = ("LoRA, mean over dates with days", "DEFLECT, set of dates")

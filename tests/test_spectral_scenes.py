@@ -9,10 +9,10 @@ from scipy.optimize import nnls
 from scipy.stats import ks_2samp
 
 import peftlib as pl
-from peftlib.bands import band_set, default_statistics
-from peftlib.datasets import landscape, spectra
-from peftlib.datasets.metamers import PAIRS, TOLERANCE, _pair, metamers, pools
-from peftlib.datasets.spectral_scenes import CLASSES, SpectralScenes
+from peftlib.data.simulated import landscape, spectra
+from peftlib.data.simulated.metamers import PAIRS, TOLERANCE, _pair, metamers, pools
+from peftlib.data.simulated.spectral_scenes import CLASSES, SpectralScenes
+from peftlib.sensors.bands import band_set, default_statistics
 
 RGB = [3, 2, 1]
 SENSORS = ("sentinel2", "hls", "landsat8", "hyperspectral")

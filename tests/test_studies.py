@@ -2,10 +2,11 @@
 
 import pytest
 
-from peftlib import decoder_study, experiments
 from peftlib.__main__ import main
-from peftlib.paths import root
-from peftlib.results import RESULTS, read_table
+from peftlib.experiments import grid as experiments
+from peftlib.experiments.results import RESULTS, read_table
+from peftlib.files import root
+from peftlib.studies import decoders as decoder_study
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 
 import peftlib as pl
-from peftlib import study
-from peftlib.datasets import DATASETS
+from peftlib.data import DATASETS
+from peftlib.experiments.config import Run
+from peftlib.experiments.results import read_table, tidy, write_table
 from peftlib.methods.base import IGNORE
-from peftlib.results import read_table, tidy, write_table
-from peftlib.runs import Run
-from peftlib.study import (
+from peftlib.studies import comparison as study
+from peftlib.studies.comparison import (
     EXTRAS,
     EXTRAS_OF,
     SEEDS,
@@ -36,7 +36,7 @@ every_method = pytest.mark.parametrize("name", pl.METHODS)
 
 
 def row(run: Run, score: float | None, loss: float = 1.0, test: float = 0.5) -> dict:
-    """As ``peftlib.trial`` writes it, under a key of the run alone; a failed one has no score."""
+    """As ``peftlib.experiments.run`` writes it, under a key of the run alone; a failed one has no score."""
     key = sha256(json.dumps(run.facts(), sort_keys=True).encode()).hexdigest()[:16]
     found = {"key": key, "run": run.facts()}
     found |= {"versions": {}, "commit": "", "wall_s": 1.0, "status": "failed", "error": "ValueError: diverged"}

@@ -8,11 +8,12 @@ import pandas as pd
 import pytest
 from study_rows import TUNED, plausible, row_of, study_runs, tidy_rows
 
-from peftlib import scoring, tables
+from peftlib.experiments import statistics as scoring
+from peftlib.experiments.results import read_table, tidy, write_table
+from peftlib.experiments.statistics import ALL_BANDS, RGB, START, VARIANT
 from peftlib.methods import METHODS
-from peftlib.results import read_table, tidy, write_table
-from peftlib.scoring import ALL_BANDS, RGB, START, VARIANT
-from peftlib.study import LAYERS
+from peftlib.studies import tables
+from peftlib.studies.comparison import LAYERS
 
 FEW = ("frozen", "lora", "deflect")
 LEVEL = {"frozen": 0.3, "lora": 0.6, "deflect": 0.5}

@@ -7,9 +7,9 @@ from helpers import SAVANNA, adapted, images
 from torch.utils.data import DataLoader
 
 import peftlib as pl
-from peftlib.datasets import ChipCrops, savanna_chip, savanna_classes
-from peftlib.decoders import LinearDecoder
-from peftlib.tasks import Segmentation, crop_accuracy, quiet_trainer, train_on_crops
+from peftlib.data import ChipCrops, savanna_chip, savanna_classes
+from peftlib.training.decoders import LinearDecoder
+from peftlib.training.tasks import Segmentation, crop_accuracy, quiet_trainer, train_on_crops
 
 
 def problem(size=(48, 112)) -> tuple[torch.Tensor, torch.Tensor]:

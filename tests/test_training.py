@@ -10,9 +10,9 @@ from helpers import adapted
 from toy_data import Toy, classification, same, segmentation, toy_data, tuned
 
 import peftlib as pl
-from peftlib.datasets.module import EarthData
-from peftlib.tasks import Classification
-from peftlib.training import fit, read_checkpoint, restore
+from peftlib.data.datamodule import EarthData
+from peftlib.training.fit import fit, read_checkpoint, restore
+from peftlib.training.tasks import Classification
 
 
 class Watch(lightning.Callback):

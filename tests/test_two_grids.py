@@ -10,10 +10,10 @@ from helpers import PATIENCE, wait_for
 from toy_runs import HERE, assert_same, do, toy
 
 import peftlib as pl
-from peftlib import trial
-from peftlib.experiments import grid
-from peftlib.results import gather
-from peftlib.runs import Run
+from peftlib.experiments import run as trial
+from peftlib.experiments.config import Run
+from peftlib.experiments.grid import grid
+from peftlib.experiments.results import gather
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 from toy_data import Toy
 
-from peftlib.datasets.base import collate
-from peftlib.datasets.views import Held, Joined, Part, Tiles, folds, held_if_small, spread
+from peftlib.data.dataset import collate
+from peftlib.data.subsets import Held, Joined, Part, Tiles, folds, held_if_small, spread
 
 
 class Masked(Dataset):

@@ -6,9 +6,9 @@ import torch
 from helpers import SAVANNA, SENTINEL2, adapted, images, pretrained_tokens, randomise
 
 import peftlib as pl
-from peftlib.bands import band_set
-from peftlib.datasets import load
-from peftlib.wavelengths import KNOTS, resampling, surface_bands
+from peftlib.data import load
+from peftlib.sensors.bands import band_set
+from peftlib.sensors.wavelengths import KNOTS, resampling, surface_bands
 
 LANDSAT = ("B1", "B2", "B3", "B4", "B5", "B6", "B7")
 HLS = ("B02", "B03", "B04", "B8A", "B11", "B12")

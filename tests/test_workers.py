@@ -16,9 +16,9 @@ from helpers import PATIENCE, wait_for
 from toy_runs import assert_same, do, toy, values, write_eurosat
 
 import peftlib as pl
-from peftlib.experiments import grid, pool
-from peftlib.results import gather
-from peftlib.trial import Place
+from peftlib.experiments.grid import grid, pool
+from peftlib.experiments.results import gather
+from peftlib.experiments.run import Place
 
 TESTS = Path(__file__).parent
 
@@ -166,8 +166,8 @@ SCRIPT = """
 import os, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from peftlib import training
-from peftlib.trial import Place
+from peftlib.training import fit as training
+from peftlib.experiments.run import Place
 from test_workers import SCENES, TWO
 from toy_runs import do, toy
 
@@ -205,7 +205,7 @@ import signal, sys
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # started in the background, a process may be deaf to it
 sys.path.insert(0, sys.argv[1])
-from peftlib.experiments import grid, pool
+from peftlib.experiments.grid import grid, pool
 from toy_runs import do, toy
 
 workers = pool(2, threads=1) if sys.argv[3] == "pool" else None

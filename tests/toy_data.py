@@ -5,9 +5,9 @@ from helpers import SAVANNA, adapted, images
 from torch.utils.data import Dataset
 
 import peftlib as pl
-from peftlib.datasets.module import EarthData
-from peftlib.learning import Task
-from peftlib.tasks import Classification, Segmentation
+from peftlib.data.datamodule import EarthData
+from peftlib.training.learning import Task
+from peftlib.training.tasks import Classification, Segmentation
 
 
 class Toy(Dataset):

@@ -7,10 +7,10 @@ import pandas as pd
 from archives import write_text, write_tif
 
 import peftlib as pl
-from peftlib import runs
-from peftlib.experiments import execute
-from peftlib.runs import Run
-from peftlib.trial import Place
+from peftlib.experiments import config as runs
+from peftlib.experiments.config import Run
+from peftlib.experiments.grid import execute
+from peftlib.experiments.run import Place
 
 CLASSES = ("Forest", "River", "SeaLake")
 IMAGES = Path("ds/images/remote_sensing/otherDatasets/sentinel_2/tif")

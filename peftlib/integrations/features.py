@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from peftlib.adapt import AdaptedViT
+from peftlib.model.adapted_vit import AdaptedViT
 
 
 class LayerFeatures(nn.Module):

@@ -13,11 +13,11 @@ from functools import partial
 
 from torch import nn
 
-from peftlib.adapt import adapt
-from peftlib.backbones import BACKBONES, load_backbone
+from peftlib.backbones.loading import BACKBONES, load_backbone
 from peftlib.integrations.blocks import BLOCK_METHODS, adapt_blocks
 from peftlib.integrations.features import LayerFeatures
 from peftlib.methods import METHODS
+from peftlib.model.adapted_vit import adapt
 
 try:
     from terratorch.registry import TERRATORCH_BACKBONE_REGISTRY

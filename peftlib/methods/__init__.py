@@ -3,9 +3,9 @@
 ``HFPeft`` is not in it: it is a bridge to many methods, and has no default.
 """
 
+from peftlib.deflect.method import Deflect
 from peftlib.methods.base import Method
 from peftlib.methods.bitfit import BitFit
-from peftlib.methods.deflect import Deflect
 from peftlib.methods.earth_adapter import EarthAdapter
 from peftlib.methods.frozen import Frozen, Full
 from peftlib.methods.hf_peft import HFPeft

@@ -10,9 +10,9 @@ from typing import ClassVar, Self
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from peftlib.backbones import encoder_parameters, spec_of
-from peftlib.bands import BandSet
-from peftlib.embedding import INFLATIONS, inflate_patch_embed
+from peftlib.backbones.loading import encoder_parameters, spec_of
+from peftlib.deflect.patch_embedding import INFLATIONS, inflate_patch_embed
+from peftlib.sensors.bands import BandSet
 
 IGNORE = "ignore"
 # Metadata of fields that came after rows had been committed: at their default they are no part of a run's facts, and
@@ -109,7 +109,7 @@ class InputMethod(Method):
 
     Attributes:
         new_bands: ``"ignore"`` (RGB only), or how the kernels of the new bands start: ``"zero"`` (and are trained),
-            ``"repeat"``, ``"mean"``, ``"random"``, ``"nearest"`` (see ``peftlib.embedding.inflate_patch_embed``).
+            ``"repeat"``, ``"mean"``, ``"random"``, ``"nearest"`` (see ``peftlib.deflect.patch_embedding.inflate_patch_embed``).
         train_patch_embed: whether the patch embedding is trained too.
     """
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from peftlib.backbones import BEYOND_TOKENS, encoder_parameters
+from peftlib.backbones.loading import BEYOND_TOKENS, encoder_parameters
+from peftlib.files import fingerprint
 from peftlib.methods.base import InputMethod
-from peftlib.weights import fingerprint
 
 if TYPE_CHECKING:  # importing peft takes seconds, and it is an optional extra
     from peft import PeftConfig

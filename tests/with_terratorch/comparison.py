@@ -17,7 +17,7 @@ from terratorch.tasks import SemanticSegmentationTask
 
 import peftlib as pl
 import peftlib.integrations.terratorch
-from peftlib.tasks import quiet_trainer
+from peftlib.training.tasks import quiet_trainer
 
 _INPUT = {"backbone_bands": list(BANDS), "backbone_image_size": SIZE}
 _LORA = {"backbone_rank": 16, "backbone_alpha": 16.0, "backbone_targets": ["q", "v", "fc1", "fc2"]}

@@ -22,7 +22,7 @@ from terratorch.tasks import ClassificationTask
 import peftlib as pl
 from peftlib.integrations import BLOCK_METHODS, adapt_blocks
 from peftlib.integrations.terratorch import BAND_NAMES, own_names
-from peftlib.tasks import quiet_trainer
+from peftlib.training.tasks import quiet_trainer
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 RANDOM = {"pretrained": False, "image_size": SIZE}

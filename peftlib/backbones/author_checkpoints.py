@@ -1,0 +1,79 @@
+"""Checkpoints as their authors published them, put into timm's names.
+
+A tensor's name decides: one of the encoder is renamed, one of a part that we do not need (head, decoder) is left out by
+its prefix, and everything else stays, for strict loading to complain about.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from peftlib.files import load_state
+
+
+def dino_mc_state(path: str | Path) -> dict[str, Tensor]:
+    """DINO-MC (Wanyan et al., 2023): a DINO checkpoint whose entry ``teacher`` holds backbone and projection head.
+
+    Raises:
+        ValueError: not a readable checkpoint.
+    """
+    state = load_state(path, entry="teacher")
+    bare = {re.sub(r"^(module\.)?(backbone\.)?", "", name): tensor for name, tensor in state.items()}
+    return {name: tensor for name, tensor in bare.items() if not name.startswith("head.")}
+
+
+# The decoder of the masked autoencoder, its predictor of the second scale, a classifier.
+_CROSS_SCALE_REST = ("decoder", "mask_token", "predictor.", "head.")
+_CROSS_SCALE_NAMES = (
+    (r"^module\.", ""),
+    (r"^encoder_pos_embed$", "pos_embed"),
+    (r"^encoder_norm\.", "norm."),
+    (r"^encoder\.(encoders\.)?(?=\d+\.)", "blocks."),
+    (r"^encoder\.", ""),
+)
+
+
+def cross_scale_mae_state(path: str | Path) -> dict[str, Tensor]:
+    """Cross-Scale MAE (Tang et al., 2023): a masked autoencoder under ``model``, perhaps with split q, k, v.
+
+    Raises:
+        ValueError: not a readable checkpoint, or one of xformers' blocks, which put their norms elsewhere than timm's.
+    """
+    state = load_state(path, entry="model")
+    if any(".wrap_att." in name for name in state):
+        raise ValueError(
+            f"{path} holds xformers' blocks; they place norms otherwise than timm's ViT and can't be loaded"
+        )
+    renamed = {}
+    for name, tensor in state.items():
+        for theirs, ours in _CROSS_SCALE_NAMES:
+            name = re.sub(theirs, ours, name)
+        if not name.startswith(_CROSS_SCALE_REST):
+            renamed[name] = tensor
+    return fuse_qkv(renamed)
+
+
+_SPLIT = re.compile(r"(.*\.attn\.)(?:in_proj_container\.)?(q|k|v)(?:_proj|uery|ey|alue)?\.(weight|bias)")
+
+
+def fuse_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``attn.q``, ``attn.k``, ``attn.v`` (or ``q_proj``, ``query``, ...) -> timm's ``attn.qkv``, rows in that order.
+
+    Raises:
+        ValueError: one or two of the three.
+    """
+    fused: dict[str, Tensor] = {}
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in state.items():
+        if match := _SPLIT.fullmatch(name):
+            parts.setdefault(f"{match[1]}qkv.{match[3]}", {})[match[2]] = tensor
+        else:
+            fused[name] = tensor
+    for name, found in parts.items():
+        if set(found) != set("qkv"):
+            raise ValueError(f"{name} cannot be fused: found {sorted(found)}, need q, k and v")
+        fused[name] = torch.cat([found[part] for part in "qkv"])
+    return fused

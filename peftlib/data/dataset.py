@@ -1,0 +1,205 @@
+"""One sample form for every data set, and the checks that no reader skips."""
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from peftlib.files import data_dir
+from peftlib.sensors.bands import band_set
+from peftlib.sensors.reflectance import check_reflectance
+
+TASKS = ("classification", "multilabel", "segmentation")
+NODATA = ("error", "nan")
+MOST_VALUES = 2**30  # of an image that is read whole
+
+
+class EarthDataset(Dataset):
+    """Images of the Earth with labels. A data set gives its facts, finds its files and reads one; the rest is here.
+
+    A sample is a dict:
+
+    * ``image`` (C, H, W) float32 reflectance, channels in the order of ``bands`` (thermal bands in kelvin);
+    * ``label``, a class number, or for ``multilabel`` (classes,) float of 0 and 1; or ``mask`` (H, W) class numbers,
+      with ``ignore_index`` where nothing is known;
+    * ``bands``, ``sensor``: as ``pl.adapt`` takes them;
+    * ``meta``: ``gsd`` in metres, ``source`` (the file), and, where known, ``location`` (latitude, longitude) and
+      ``date`` (YYYY-MM-DD).
+
+    Args:
+        split: one of ``splits``.
+        root: folder of the files; None is ``folder`` under ``PEFTLIB_DATA`` (``data/``), or the first of
+            ``other_folders`` that is there.
+        bands: names to read, in this order; None is all. Red, green and blue must be among them.
+        download: fetch what is missing, where the publisher's files can be fetched.
+        nodata: ``"error"`` refuses an image with pixels without data, ``"nan"`` gives them as NaN, for models adapted
+            with ``nodata="zero"``; None is the data set's own default.
+
+    Raises:
+        ValueError: an unknown split or band; at reading, a file that is damaged or not what it should be.
+        FileNotFoundError: a missing file: which, where it should lie, where it comes from.
+    """
+
+    name: ClassVar[str]
+    folder: ClassVar[str]  # under PEFTLIB_DATA
+    other_folders: ClassVar[tuple[str, ...]] = ()  # names that it may have instead
+    task: str
+    classes: tuple[str, ...]
+    sensor: str
+    all_bands: tuple[str, ...]  # in the order of the files
+    gsd: float  # metres
+    splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
+    ignore_index: ClassVar[int] = -1
+    nodata: str = "error"
+    source: ClassVar[str]  # where people get it
+    licence: ClassVar[str]
+    split: str
+    bands: tuple[str, ...] | Mapping[str, float]  # as ``pl.adapt`` takes them
+    items: Sequence
+
+    def __init__(
+        self,
+        split: str = "train",
+        root: str | Path | None = None,
+        bands: Sequence[str] | None = None,
+        download: bool = False,
+        nodata: str | None = None,
+    ):
+        if split not in self.splits:
+            raise ValueError(f"{self.name} has no split {split!r}; choose from {self.splits}")
+        self.split = split
+        folders = [data_dir() / folder for folder in (self.folder, *self.other_folders)]
+        there = next((folder for folder in folders if folder.is_dir()), folders[0])
+        self.root = Path(root) if root is not None else there
+        self.bands = tuple(self.all_bands if bands is None else bands)
+        missing = [band for band in self.bands if band not in self.all_bands]
+        if missing:
+            raise ValueError(f"{self.name} has no bands {missing}; it has {self.all_bands}")
+        self.band_set = band_set(self.bands, self.sensor)  # refuses repeated bands, and those without red, green, blue
+        if nodata is not None:
+            self.nodata = nodata
+        if self.nodata not in NODATA:
+            raise ValueError(f"nodata={nodata!r}; choose from {NODATA}")
+        if download:
+            self.download()
+        self.items = self.find()
+        if not self.items:
+            raise FileNotFoundError(self.missing(f"images of the split {split!r}"))
+
+    # --- what a data set writes ---
+
+    def find(self) -> list:
+        """What there is in the split, an item a sample, without opening images."""
+        raise NotImplementedError
+
+    def read(self, item) -> dict:
+        """One item: ``image`` (all bands, H, W) reflectance with NaN for no data, ``label`` or ``mask``, and ``meta``.
+
+        ``meta["source"]`` names the file.
+        """
+        raise NotImplementedError
+
+    def files(self, item) -> list[Path]:
+        """The files that ``read`` opens for an item: what the key of a run hashes."""
+        parts = item if isinstance(item, tuple | list) else [item]
+        return [part for part in parts if isinstance(part, Path)]
+
+    def download(self) -> None:
+        """Fetch what is missing into ``root``."""
+        raise ValueError(
+            f"{self.name} cannot be fetched by a program; get it from {self.source} and put it into {self.root}"
+        )
+
+    # --- what all share ---
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.checked(self.read(self.items[index]))
+
+    def checked(self, sample: dict) -> dict:
+        """What ``read`` gave, with the chosen bands, in the form that all data sets share."""
+        sample["meta"] = {"gsd": self.gsd} | sample["meta"]
+        where = sample["meta"]["source"]
+        image = sample["image"]
+        if image.ndim != 3 or image.shape[0] != len(self.all_bands):
+            raise ValueError(f"{where}: image of shape {tuple(image.shape)}, need ({len(self.all_bands)}, H, W)")
+        if self.band_set.names != self.all_bands:
+            image = image[[self.all_bands.index(band) for band in self.band_set.names]]
+        image = image.float()
+        try:
+            passes = "error" if self.nodata == "error" else "zero"
+            check_reflectance(image[None], self.band_set, tuple(image.shape[1:]), passes)
+            self.check_truth(sample, tuple(image.shape[1:]))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        return sample | {"image": image, "bands": self.bands, "sensor": self.sensor}
+
+    def check_truth(self, sample: Mapping, size: tuple[int, int]) -> None:
+        """Raise ValueError for a label that is no class, or a mask of another size than the image."""
+        if self.task == "segmentation":
+            mask = sample["mask"]
+            if tuple(mask.shape) != size:
+                raise ValueError(f"mask of {tuple(mask.shape)} pixels, image of {size}")
+            known = (mask >= 0) & (mask < len(self.classes)) | (mask == self.ignore_index)
+            if not known.all():
+                raise ValueError(
+                    f"mask holds {mask[~known].unique().tolist()}, classes are 0 to {len(self.classes) - 1}"
+                )
+        elif self.task == "multilabel":
+            label = sample["label"]
+            if tuple(label.shape) != (len(self.classes),) or not ((label == 0) | (label == 1)).all():
+                raise ValueError(f"label {label.tolist()}, need {len(self.classes)} values of 0 or 1")
+        elif not 0 <= int(sample["label"]) < len(self.classes):
+            raise ValueError(f"label {sample['label']}, classes are 0 to {len(self.classes) - 1}")
+
+    def missing(self, what: str | Path) -> str:
+        """The message for something that is not there."""
+        return (
+            f"{self.name}: no {what} in {self.root}. Get it from {self.source} and put it there, or point PEFTLIB_DATA "
+            f"to the folder that holds {self.folder}/"
+        )
+
+
+def collate(samples: Iterable[dict]) -> dict:
+    """Samples of one data set -> a batch: tensors stacked, ``bands`` and ``sensor`` once, ``meta`` a list."""
+    samples = list(samples)
+    batch = default_collate([{k: v for k, v in s.items() if k in ("image", "label", "mask")} for s in samples])
+    return batch | {"bands": samples[0]["bands"], "sensor": samples[0]["sensor"], "meta": [s["meta"] for s in samples]}
+
+
+def read_tif(path: Path) -> tuple[Tensor, dict]:
+    """A GeoTIFF: values (bands, H, W) as stored; ``location`` (latitude, longitude of the centre) where it has one.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: damaged, or no image; the message names the file.
+    """
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
+    from rasterio.warp import transform
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # many published chips have no place
+            file = rasterio.open(path)
+        with file:
+            if (count := file.count * file.height * file.width) > MOST_VALUES:
+                # a header of a few bytes may promise what no memory holds
+                raise ValueError(f"{Path(path).name} has {count:,} values, at most {MOST_VALUES:,} are read; cut it up")
+            values = torch.from_numpy(file.read())
+            meta = {}
+            if file.crs is not None and not file.transform.is_identity:
+                x, y = file.xy(file.height / 2, file.width / 2, offset="ul")  # the centre
+                (longitude,), (latitude,) = transform(file.crs, "EPSG:4326", [x], [y])
+                meta["location"] = (latitude, longitude)
+            return values, meta
+    except (RasterioError, RasterioIOError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a readable GeoTIFF; truncated or damaged? ({error})") from error

@@ -1,0 +1,73 @@
+"""HLS Burn Scars: burnt or not, 804 chips of 512 px at 30 m of the contiguous United States, 2018 to 2021.
+
+* Source: Hugging Face ``ibm-nasa-geospatial/hls_burn_scars``; CC-BY-4.0.
+* Files: ``subsetted_512x512_HLS.S30.<tile>.<year and day>.v1.4_merged.tif`` with B02, B03, B04, B8A, B11, B12 and
+  ``....mask.tif``, in any folders under the root (the publisher's are ``training`` and ``validation``).
+* Splits: the publisher's two folders were drawn at random, so that one place lies in both. The leak-free split of
+  524 / 160 / 120 is three lists, ``splits/train.txt``, ``val.txt`` and ``test.txt``, a part of a file name a line; they
+  come with the model ``ibm-nasa-geospatial/Prithvi-EO-2.0-300M-BurnScars``, folder ``splits``.
+* Values: float reflectance, -9999 or 9999 where there is no data. Masks: 0 not burnt, 1 burnt, -1 unknown.
+"""
+
+from datetime import datetime
+from pathlib import Path
+
+import torch
+
+from peftlib.data.dataset import EarthDataset, read_tif
+from peftlib.data.download import obtain
+from peftlib.data.files import read_list, read_mask
+
+HUB = "https://huggingface.co/"
+ARCHIVE = "hls_burn_scars.tar.gz"
+REVISION = "1864285e25010d346a842e4f068b1a1d4248ed6d"
+URL = f"{HUB}datasets/ibm-nasa-geospatial/hls_burn_scars/resolve/{REVISION}/{ARCHIVE}"
+CHECKSUM, SIZE = "sha256:4e6f99a75cb2c500547b20662a15cbd531dc421376f815e91846ea542798e8e6", 2_645_552_531
+NO_DATA = 9999.0
+
+
+class BurnScars(EarthDataset):
+    """HLS Burn Scars with the leak-free split; the module says what its files hold."""
+
+    name = "burn_scars"
+    folder = "hls_burn_scars"
+    task = "segmentation"
+    classes = ("not burnt", "burnt")
+    sensor = "hls"
+    all_bands = ("B02", "B03", "B04", "B8A", "B11", "B12")
+    gsd = 30.0
+    nodata = "nan"
+    source = (
+        f"{HUB}datasets/ibm-nasa-geospatial/hls_burn_scars (images) and "
+        f"{HUB}ibm-nasa-geospatial/Prithvi-EO-2.0-300M-BurnScars (folder splits)"
+    )
+    licence = "CC-BY-4.0"
+
+    def download(self) -> None:
+        """The images, 2.6 GB. The three lists are small: copy them by hand."""
+        obtain(URL, self.root / ARCHIVE, self.root / "chips", CHECKSUM, SIZE)
+
+    def find(self) -> list[Path]:
+        files = sorted(self.root.rglob("*_merged.tif"))
+        found = []
+        for part in read_list(self, f"splits/{self.split}.txt"):
+            matches = [path for path in files if part in path.name]
+            if len(matches) != 1:
+                raise FileNotFoundError(self.missing(f"image for {part!r} of splits/{self.split}.txt ({len(matches)})"))
+            found.append(matches[0])
+        return found
+
+    def read(self, item: Path) -> dict:
+        values, meta = read_tif(item)
+        image = torch.where(values.abs() == NO_DATA, torch.nan, values.float())
+        mask = read_mask(item.with_name(item.name.replace("_merged.tif", ".mask.tif")))
+        meta |= {"source": str(item), "date": date_of(item)}
+        return {"image": image, "mask": mask, "meta": meta}
+
+
+def date_of(path: Path) -> str:
+    """The day in a name like ``subsetted_512x512_HLS.S30.T10SEH.2018190.v1.4_merged.tif``."""
+    try:
+        return datetime.strptime(path.name.split(".")[3], "%Y%j").date().isoformat()
+    except (IndexError, ValueError):
+        raise ValueError(f"{path}: no year and day in the name, as in HLS.S30.T10SEH.2018190.v1.4") from None

@@ -1,0 +1,107 @@
+"""EuroSAT, all bands: ten classes of land use, 27,000 Sentinel-2 chips of 64 px of Europe at 10 m.
+
+* Source: Helber et al. 2019, github.com/phelber/EuroSAT; torchgeo's copy and split lists are fetched.
+* Files: 13-band GeoTIFFs ``<Class>_<n>.tif`` in a folder a class; **B8A is the last band**, after B12.
+* Splits: torchgeo's lists ``eurosat-<split>.txt`` (16,200 / 5,400 / 5,400), or, with ``spatial=True``, its
+  ``eurosat-spatial-<split>.txt``, which hold out longitudes; images in ``ds/images/...`` as torchgeo unpacks them.
+  Folders ``train/<Class>/*.tif`` and ``test/<Class>/*.tif`` are read too; that layout has no val and no spatial split.
+* Values: top-of-atmosphere reflectance x 1e4. No pixels without data. The place is in the files, no date.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from peftlib.data.dataset import EarthDataset, read_tif
+from peftlib.data.download import fetch, obtain
+from peftlib.data.files import read_list
+
+IMAGES = Path("ds/images/remote_sensing/otherDatasets/sentinel_2/tif")
+URL = "https://hf.co/datasets/torchgeo/eurosat/resolve/1ce6f1bfb56db63fd91b6ecc466ea67f2509774c/"
+ARCHIVE, CHECKSUM = "EuroSATallBands.zip", "md5:5ac12b3b2557aa56e1826e981e8e200e"
+LISTS = {
+    "eurosat-train.txt": "md5:908f142e73d6acdf3f482c5e80d851b1",
+    "eurosat-val.txt": "md5:95de90f2aa998f70a3b2416bfe0687b4",
+    "eurosat-test.txt": "md5:7ae5ab94471417b6e315763121e67c5f",
+    "eurosat-spatial-train.txt": "md5:7be3254be39f23ce4d4d144290c93292",
+    "eurosat-spatial-val.txt": "md5:acf392290050bb3df790dc8fc0ebf193",
+    "eurosat-spatial-test.txt": "md5:5ec1733f9c16116bf0aa2d921fc613ef",
+}
+
+
+class EuroSAT(EarthDataset):
+    """EuroSAT; the module says what its files hold.
+
+    Args:
+        spatial: the split by longitude instead of the random one.
+        longitudes: chips between two only, in degrees east (the first within, the second not), by the place in each
+            file: one part in the west to train and test on, another in the east to test on. None is all.
+        options: as of ``EarthDataset``.
+    """
+
+    name = "eurosat"
+    folder = "eurosat"
+    other_folders = ("eurosat_ms_270",)
+    task = "classification"
+    classes = (
+        "AnnualCrop",
+        "Forest",
+        "HerbaceousVegetation",
+        "Highway",
+        "Industrial",
+        "Pasture",
+        "PermanentCrop",
+        "Residential",
+        "River",
+        "SeaLake",
+    )
+    sensor = "sentinel2"
+    all_bands = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B09", "B10", "B11", "B12", "B8A")
+    gsd = 10.0
+    source = "https://github.com/phelber/EuroSAT (split lists: https://huggingface.co/datasets/torchgeo/eurosat)"
+    licence = "MIT; Copernicus Sentinel terms for the images"
+
+    def __init__(
+        self, split: str = "train", *, spatial: bool = False, longitudes: Sequence[float] | None = None, **options
+    ):
+        self.spatial, self.longitudes = spatial, longitudes
+        super().__init__(split, **options)
+
+    def download(self) -> None:
+        """The archive, 2 GB, and the lists of the splits."""
+        for name, checksum in LISTS.items():
+            fetch(URL + name, self.root / name, checksum)
+        obtain(URL + ARCHIVE, self.root / ARCHIVE, self.root / "ds", CHECKSUM, inner="ds")
+
+    def find(self) -> list[Path]:
+        if (self.root / "train").is_dir() and not (self.root / "ds").is_dir() and not self.spatial:
+            found = sorted((self.root / self.split).glob("*/*.tif"))
+        else:
+            names = read_list(self, f"eurosat-{'spatial-' if self.spatial else ''}{self.split}.txt")
+            stems = [Path(name).stem for name in names]
+            found = [self.root / IMAGES / stem.rsplit("_", 1)[0] / f"{stem}.tif" for stem in stems]
+        for path in found:
+            if path.parent.name not in self.classes:
+                raise ValueError(f"{path}: {path.parent.name!r} is no class; classes are {self.classes}")
+        if self.longitudes is not None:
+            west, east = self.longitudes
+            found = [path for path in found if west <= longitude(path) < east]
+        return found
+
+    def read(self, item: Path) -> dict:
+        values, meta = read_tif(item)
+        label = self.classes.index(item.parent.name)
+        return {"image": values.float() / 1e4, "label": label, "meta": meta | {"source": str(item)}}
+
+
+@cache
+def longitude(path: Path) -> float:
+    """Of the centre of a chip, in degrees east.
+
+    Raises:
+        ValueError: a file without a place.
+    """
+    _, meta = read_tif(path)
+    if "location" not in meta:
+        raise ValueError(f"{path} has no place; longitudes cannot be chosen")
+    return meta["location"][1]

@@ -1,0 +1,72 @@
+"""Sen1Floods11, hand-labelled: water or not in floods of eleven events, 446 Sentinel-2 chips of 512 px at 10 m.
+
+* Source: Bonafilia et al. 2020, github.com/cloudtostreet/Sen1Floods11, bucket ``gs://sen1floods11``, folder ``v1.1``.
+* Files, under the root or its folder ``v1.1``: ``data/flood_events/HandLabeled/S2Hand/<event>_<id>_S2Hand.tif`` with
+  the 13 bands of Sentinel-2 in their order, ``.../LabelHand/<event>_<id>_LabelHand.tif``; Sentinel-1 is not read.
+* Splits: ``splits/flood_handlabeled/flood_<split>_data.csv``, 252 / 89 / 90, and 15 chips of Bolivia, an event that
+  none of the others has: the test of an unseen region.
+* Values: top-of-atmosphere reflectance x 1e4; a pixel that is 0 in every band has no data and becomes NaN. Masks: 0
+  not water, 1 water, -1 unknown.
+* The day of the image is that of its event in ``Sen1Floods11_Metadata.geojson``, where that file lies beside.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+
+from peftlib.data.dataset import EarthDataset, read_tif
+from peftlib.data.files import read_list, read_mask
+from peftlib.sensors.bands import SENSORS
+
+LISTS = {"train": "train", "val": "valid", "test": "test", "bolivia": "bolivia"}
+RENAMED = {"Mekong": "Cambodia"}  # in the names of files -> in the metadata
+
+
+class Sen1Floods11(EarthDataset):
+    """Sen1Floods11, its hand-labelled chips; the module says what its files hold."""
+
+    name = "sen1floods11"
+    folder = "sen1floods11"
+    other_folders = ("sen1floods11_v1.1",)
+    task = "segmentation"
+    classes = ("not water", "water")
+    sensor = "sentinel2"
+    all_bands = tuple(SENSORS["sentinel2"])
+    gsd = 10.0
+    splits = tuple(LISTS)
+    nodata = "nan"
+    source = "https://github.com/cloudtostreet/Sen1Floods11 (gsutil -m rsync -r gs://sen1floods11 <folder>)"
+    licence = "not stated by its publisher; Copernicus Sentinel terms for the images"
+
+    def find(self) -> list[tuple[Path, Path]]:
+        if (self.root / "v1.1").is_dir():
+            self.root = self.root / "v1.1"
+        folder = self.root / "data" / "flood_events" / "HandLabeled"
+        found = []
+        for line in read_list(self, f"splits/flood_handlabeled/flood_{LISTS[self.split]}_data.csv"):
+            chip = line.split(",")[0].removesuffix("_S1Hand.tif")
+            found.append((folder / "S2Hand" / f"{chip}_S2Hand.tif", folder / "LabelHand" / f"{chip}_LabelHand.tif"))
+        self.dates = self.event_dates()
+        return found
+
+    def read(self, item: tuple[Path, Path]) -> dict:
+        path, mask_path = item
+        values, meta = read_tif(path)
+        image = torch.where((values == 0).all(0), torch.nan, values.float() / 1e4)
+        event = path.name.split("_")[0]
+        meta |= {"source": str(path), "event": event}
+        if date := self.dates.get(RENAMED.get(event, event)):
+            meta["date"] = date
+        return {"image": image, "mask": read_mask(mask_path), "meta": meta}
+
+    def event_dates(self) -> dict[str, str]:
+        """Event -> YYYY-MM-DD of its Sentinel-2 images; empty without the publisher's metadata."""
+        path = self.root / "Sen1Floods11_Metadata.geojson"
+        if not path.is_file():
+            return {}
+        try:
+            events = [feature["properties"] for feature in json.loads(path.read_text())["features"]]
+            return {event["location"]: event["s2_date"].replace("/", "-") for event in events}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is not the publisher's list of events ({error!r})") from error

@@ -1,0 +1,117 @@
+"""Metamers: pairs of covers that a camera cannot tell apart, made of measured spectra.
+
+Two spectra are metamers when they give the same red, green and blue. Here each is a mixture (positive weights, a little
+more or less light on it) of measured spectra of its own class, and the weights are solved for so that Sentinel-2's B04,
+B03 and B02 agree to 1e-4. Whatever RGB can say about such a pair, it says of both: by RGB alone the best score is a
+coin's.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from peftlib.data.simulated import spectra
+
+PAIRS = {
+    "canopy": ("healthy canopy", "stressed canopy"),
+    "dry": ("bare soil", "dry grass"),
+    "dark": ("char", "wet soil"),
+    "flood": ("flooded", "dry dark cover"),
+}
+TOLERANCE = 1e-4  # in reflectance; the sensor's noise is twenty times that
+LIGHT = (0.7, 1.3)  # how bright a mixture may be made, as slopes do
+
+
+@dataclass(frozen=True)
+class Pools:
+    """The spectra (n, 180) that the two members of each pair are mixed from."""
+
+    members: dict[str, tuple[np.ndarray, np.ndarray]]
+    water: np.ndarray
+    built: np.ndarray
+
+
+@cache
+def pools(continents: tuple[str, ...] = ()) -> Pools:
+    """What the scenes of some continents are made of.
+
+    Soils are those measured there. Canopies carry no coordinates: continents take them by leaf mass per area, thin
+    leaves first in the order of ``CONTINENTS``, an assumption. Char, litter and built surfaces are the same everywhere.
+    """
+    draw = np.random.default_rng(0)
+    soil = spectra.measured("soil", source="icraf-isric-soil-database", continents=continents)
+    leaves, (lai, mass, chlorophyll, _) = spectra.canopies()[0], spectra.canopies()[1].T
+    here = _leaf_mass_of(mass, continents)
+    litter = spectra.measured("litter", "npv")
+    sparse_or_yellow = leaves[here & ((lai <= 2) | (chlorophyll <= 18))]
+    ground = np.concatenate([soil[draw.permutation(len(soil))[:800]], leaves[here][:400]])
+    return Pools(
+        members={
+            "canopy": (leaves[here & (chlorophyll >= 35) & (lai >= 3)], np.concatenate([sparse_or_yellow, litter])),
+            "dry": (soil, litter),
+            "dark": (spectra.measured("char"), spectra.wetted(soil, draw.uniform(0.1, 0.5, (len(soil), 1)))),
+            "flood": (
+                spectra.flooded(ground, draw.uniform(30, 300, (len(ground), 1))),
+                spectra.measured("asphalt", "road", "parking_lot", "comp_shingle"),
+            ),
+        },
+        water=spectra.open_water(draw.uniform(0.5, 30, (200, 1)), draw.uniform(0.05, 1.0, (200, 1))),
+        built=spectra.measured("metal", "concrete_tile", "paint", "tile", "wood_shingle", "gravel"),
+    )
+
+
+def _leaf_mass_of(mass: np.ndarray, continents: tuple[str, ...]) -> np.ndarray:
+    if not continents:
+        return np.ones(len(mass), dtype=bool)
+    names = list(spectra.CONTINENTS)
+    fifth = np.searchsorted(np.quantile(mass, np.linspace(0, 1, len(names) + 1)[1:-1]), mass, side="right")
+    return np.isin(fifth, [names.index(name) for name in continents])
+
+
+@cache
+def metamers(continents: tuple[str, ...] = (), count: int = 160) -> dict[str, np.ndarray]:
+    """Pair -> spectra (count, 2, 180) float32: row i holds a metamer of each class. Takes about a second."""
+    return {name: _pair(*members, count) for name, members in pools(continents).members.items()}
+
+
+def _pair(first: np.ndarray, second: np.ndarray, count: int) -> np.ndarray:
+    """Mixtures of one class, drawn at random, and of the other, solved for: half the draws from either."""
+    draw = np.random.default_rng(0)
+    members = (first, second)
+    rgb = spectra.response("sentinel2")[1][[3, 2, 1]]
+    colours = tuple(member @ rgb.T for member in members)
+    found: tuple[list, list] = ([], [])
+    for attempt in range(400 * count):
+        drawn = attempt % 2
+        if len(found[drawn]) >= count * 3 // 4:  # one class may hold few colours of the other
+            continue
+        i = draw.choice(len(members[drawn]), 2)
+        mixture = draw.dirichlet([1, 1]) @ members[drawn][i] * draw.uniform(0.8, 1.2)
+        weights = _same_colour(colours[1 - drawn], rgb @ mixture, draw)
+        if weights is not None:
+            solved = weights @ members[1 - drawn]
+            found[drawn].append((mixture, solved) if drawn == 0 else (solved, mixture))
+            if len(found[0]) + len(found[1]) == count:
+                pairs = np.array(found[0] + found[1])
+                return pairs[draw.permutation(count)].astype(np.float32)
+    raise ValueError(f"only {len(found[0]) + len(found[1])} of {count} metamer pairs: too few spectra in this region")
+
+
+def _same_colour(colours: np.ndarray, goal: np.ndarray, draw: np.random.Generator) -> np.ndarray | None:
+    """Weights (n,) >= 0 of a mixture of colours (n, 3) that has the colour of the goal, or None."""
+    from scipy.optimize import nnls
+
+    chroma = colours / np.maximum(colours.sum(1, keepdims=True), 1e-6)
+    near = np.argsort(((chroma - goal / max(goal.sum(), 1e-6)) ** 2).sum(1))[:150]
+    chosen = draw.choice(near, min(40, len(near)), replace=False)
+    rows = np.vstack(
+        [100 * colours[chosen].T, np.full(len(chosen), 0.1)]
+    )  # the last row asks for weights that sum to one
+    solved, _ = nnls(rows, np.append(100 * goal, 0.1))
+    exact = np.abs(colours[chosen].T @ solved - goal).max() < TOLERANCE
+    if not exact or not LIGHT[0] <= solved.sum() <= LIGHT[1]:
+        return None
+    weights = np.zeros(len(colours))
+    weights[chosen] = solved
+    return weights

@@ -1,0 +1,145 @@
+"""``phenology``: time series of simulated fields whose class is a calendar, and is on no single date.
+
+Every field has a green and a withered member of one colour: PROSAIL canopies with much leaf and chlorophyll, and
+metamers of them (``metamers``) with little, mixed with litter. A class says when in the year the first one stands
+there. By red, green and blue all classes are one; by all bands each date halves them:
+
+    evergreen        ● ● ● ●        known are, of the six classes of fields,
+    winter crop      ● ● ○ ○            red, green, blue                     1 of 6
+    summer crop      ○ ● ● ○            all bands, one date                  2 of 6
+    late crop        ○ ○ ● ●            all dates, in no order               3 of 6 (all, none or two are green)
+    winter cover     ● ○ ○ ●            all dates, with their days           6 of 6
+    withered         ○ ○ ○ ○
+"""
+
+from collections.abc import Sequence
+from datetime import date, timedelta
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from peftlib.data.simulated import landscape
+from peftlib.data.simulated.metamers import metamers, pools
+from peftlib.data.simulated.simulated import SAMPLES, Simulated
+from peftlib.deflect.time_series import best_date, series_bands, stack
+from peftlib.sensors.bands import SENSORS, band_set
+
+# Calendar -> the days of the year on which its fields turn green and wither. Northern, and as even as no real land is.
+CALENDARS = {
+    "evergreen": ((-365, 730),),
+    "winter crop": ((-105, 195),),
+    "summer crop": ((135, 255),),
+    "late crop": ((195, 315),),
+    "winter cover": ((-105, 135), (255, 315)),
+    "withered": (),
+}
+CLASSES = (*CALENDARS, "water", "built")
+_WATER, _BUILT = CLASSES.index("water"), CLASSES.index("built")
+DAYS = (105, 165, 225, 285)  # of the year, each with a jitter
+JITTER = 12  # days, at most
+_SHIFT, _PACE = 3.0, 4.0  # days: how far fields are from their calendar, and how long they take to turn
+VIEWS = ("series", "best", "each")
+
+
+class Phenology(Simulated):
+    """Simulated time series with masks; item i depends on the arguments and i alone.
+
+    Args:
+        split: ``"train"``, ``"val"`` or ``"test"``: other fields, of other spectra.
+        length: number of scenes.
+        size: side in pixels of 10 m.
+        view: ``"series"``: the four dates as one image (``peftlib.deflect.time_series``); ``"best"``: the best date alone;
+            ``"each"``: each date an image of its own, four to a scene, one after the other. ``meta["date"]`` is there
+            in the latter two.
+        bands: channels, in order; None is all: of a series with the days, ``series_bands(..., day=False)`` is without.
+        seed: of everything.
+
+    Raises:
+        ValueError: an unknown choice, which is named with the choices.
+    """
+
+    name = "phenology"
+    classes = CLASSES
+    all_bands = series_bands(tuple(SENSORS["sentinel2"]), len(DAYS))
+
+    def __init__(
+        self,
+        split: str = "train",
+        length: int = 1000,
+        size: int = 64,
+        view: str = "series",
+        bands: Sequence[str] | None = None,
+        seed: int = 0,
+    ):
+        super().__init__(split, size, seed, "sentinel2", [("view", view, VIEWS)])
+        self.items = range(length * (len(DAYS) if view == "each" else 1))
+        self.view, self._one_date = view, tuple(self.centres)
+        self.all_bands = type(self).all_bands if view == "series" else self._one_date
+        self.bands = self.all_bands if bands is None else tuple(bands)
+        if unknown := [name for name in self.bands if name not in self.all_bands]:
+            raise ValueError(f"phenology has no bands {unknown} in view {view!r}; it has {self.all_bands}")
+        self.band_set = band_set(self.bands, self.sensor)
+
+        shuffle = np.random.default_rng(1).permutation
+        self._canopies = self.seen(metamers()["canopy"])  # (n, 2, bands): green, withered
+        self._others = {_WATER: self.seen(shuffle(pools().water)), _BUILT: self.seen(shuffle(pools().built))}
+
+    def read(self, item: int) -> dict:
+        scene, number = divmod(item, len(DAYS)) if self.view == "each" else (item, None)
+        images, days, mask = self.scene(scene)
+        meta = {"source": f"phenology {self.split} {scene}, seed {self.seed}"}
+        if self.view == "series":
+            return {"image": stack(images, days.tolist(), self._one_date), "mask": mask, "meta": meta}
+        if number is None:
+            number = best_date(images, band_set(self._one_date))
+        meta["date"] = (date(2024, 1, 1) + timedelta(days=int(days[number]) - 1)).isoformat()
+        return {"image": images[number], "mask": mask, "meta": meta}
+
+    def scene(self, index: int) -> tuple[Tensor, np.ndarray, Tensor]:
+        """One scene: images (4, 13, H, W) reflectance, days of the year (4,), class numbers (H, W)."""
+        draw = self.stream(index)
+        number, classes = self._plan(draw)
+        days = np.array(DAYS) + draw.integers(-JITTER, JITTER + 1, len(DAYS))
+        ends, green = self._fields(draw, classes, days)
+        blend = self.blend(draw)
+        images = []
+        for share in green.T:  # of the parcels, on one date
+            withered = 1 - share[:, None, None]
+            now = ends[:, :, 0] * (1 - withered) + ends[:, :, 1] * withered  # (parcels, 2, bands)
+            images.append(self.picture(draw, number, now, blend))
+        return torch.from_numpy(np.stack(images)), days, torch.from_numpy(self.majority(classes[number]))
+
+    def _plan(self, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Parcel numbers (samples down, across), and the class of each parcel."""
+        side, kinds = self.side, len(CALENDARS)
+        number = landscape.parcels(draw, side, SAMPLES)
+        classes = draw.choice([*range(kinds), _BUILT], number.max() + 1, p=[*[0.94 / kinds] * kinds, 0.06])
+        for cover, width, winding in ((_WATER, draw.uniform(3, 8), 6), (_BUILT, draw.uniform(1, 3), 0)):
+            if draw.random() < 0.3:
+                number = np.where(landscape.line(draw, side, width * SAMPLES, winding * SAMPLES), len(classes), number)
+                classes = np.append(classes, cover)
+        return number, classes
+
+    def _fields(self, draw: np.random.Generator, classes: np.ndarray, days: np.ndarray):
+        """Of each parcel two spectra to lie between, green and withered (parcels, 2, 2, bands), and how green it is on
+        each day, from 0 to 1 (parcels, dates)."""
+        ends = np.empty((len(classes), 2, 2, len(self.centres)), dtype=np.float32)
+        green = np.zeros((len(classes), len(days)), dtype=np.float32)
+        for i, name in enumerate(classes):
+            if name in self._others:
+                pool = self._others[name]
+                ends[i] = pool[draw.integers(len(pool), size=2)][:, None]
+            else:
+                ends[i] = self._canopies[draw.integers(len(self._canopies), size=2)]
+                green[i] = greenness(CLASSES[name], days - draw.normal(0, _SHIFT))
+        return ends, green
+
+
+def greenness(calendar: str, days: np.ndarray) -> np.ndarray:
+    """How much of a field is green on days of the year, from 0 to 1: a double logistic curve, as leaf area follows."""
+
+    def turned(day: float) -> np.ndarray:
+        return 1 / (1 + np.exp(-(np.asarray(days, dtype=float) - day) / _PACE))
+
+    return sum((turned(start) - turned(end) for start, end in CALENDARS[calendar]), np.zeros(len(days)))

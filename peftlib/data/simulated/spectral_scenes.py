@@ -1,0 +1,154 @@
+"""``spectral_scenes``: simulated images with known truth, made by physics from measured spectra, without a download.
+
+Covers of metamer pairs (``metamers``) lie in parcels (``landscape``) with a river, a road, a burn scar, seen through
+haze and over slopes by a sensor (``spectra``) with noise. In every pair the class is a coin toss that leaves red, green
+and blue as they are, so the best score without other bands is known: half of the pixels of the pairs.
+"""
+
+from collections.abc import Sequence
+from datetime import date, timedelta
+
+import numpy as np
+import torch
+
+from peftlib.data.simulated import landscape, spectra
+from peftlib.data.simulated.metamers import PAIRS, metamers, pools
+from peftlib.data.simulated.simulated import SAMPLES, Simulated
+from peftlib.sensors.bands import band_set
+
+CLASSES = (*(member for pair in PAIRS.values() for member in pair), "water", "built")
+_WATER, _BUILT = CLASSES.index("water"), CLASSES.index("built")
+_DARK = list(PAIRS).index("dark")
+
+
+class SpectralScenes(Simulated):
+    """Simulated scenes; item i depends on the arguments and i alone.
+
+    ``segmentation``: a mask of ten classes. ``classification``: most of a scene is one cover, which is its label.
+
+    Args:
+        split: ``"train"``, ``"val"`` or ``"test"``: other scenes, of other spectra.
+        length: number of scenes.
+        size: side in pixels of 10 m.
+        sensor: ``"sentinel2"`` (13 bands), ``"hls"`` (6), ``"landsat8"`` (7) or ``"hyperspectral"`` (180 of 10 nm).
+            Pairs are exact metamers for Sentinel-2 and HLS; other sensors' red, green and blue differ by a little.
+        task: ``"segmentation"`` or ``"classification"``.
+        continents: where the soils were measured, some of ``spectra.CONTINENTS``; none is everywhere.
+        located: each scene lies on one of the continents (none is all of them), and ``meta`` says where and on which
+            day of 2024; the day has no effect.
+        bands: names, in order; None is all of the sensor.
+        seed: of everything.
+
+    Raises:
+        ValueError: an unknown choice, which is named with the choices.
+    """
+
+    name = "spectral_scenes"
+    classes = CLASSES
+
+    def __init__(
+        self,
+        split: str = "train",
+        length: int = 1000,
+        size: int = 64,
+        sensor: str = "sentinel2",
+        task: str = "segmentation",
+        continents: Sequence[str] = (),
+        located: bool = False,
+        bands: Sequence[str] | None = None,
+        seed: int = 0,
+    ):
+        regions = [("continents", place, tuple(spectra.CONTINENTS)) for place in continents]
+        super().__init__(split, size, seed, sensor, [("task", task, ("segmentation", "classification")), *regions])
+        self.task, self.items, self._located = task, range(length), located
+        self.all_bands = tuple(self.centres)
+        names = self.all_bands if bands is None else tuple(bands)
+        if unknown := [name for name in names if name not in self.centres]:
+            raise ValueError(f"{sensor} has no bands {unknown} here; it has {self.all_bands}")
+        custom = sensor == spectra.HYPERSPECTRAL
+        self.sensor = "custom" if custom else sensor
+        # What pl.adapt takes: names, or for the hyperspectral camera names with their wavelengths.
+        self.bands = {name: self.centres[name] for name in names} if custom else names
+        self.band_set = band_set(self.bands, self.sensor)
+
+        def covers(places: tuple[str, ...]) -> dict[int, np.ndarray]:
+            """Cover -> its spectra, of a pair those of both members."""
+            shuffle, others = np.random.default_rng(1).permutation, pools(places)
+            plain = ((_WATER, shuffle(others.water)), (_BUILT, shuffle(others.built)))
+            return {number: self.seen(rows) for number, rows in (*enumerate(metamers(places).values()), *plain)}
+
+        places = tuple(sorted(continents))
+        groups = {place: (place,) for place in places or spectra.CONTINENTS} if located else {"": places}
+        self._covers = {place: covers(group) for place, group in groups.items()}
+
+    def read(self, item: int) -> dict:
+        return self.scene(item)
+
+    def twin(self, index: int) -> dict:
+        """The scene with every coin turned: the same picture in red, green and blue, the other class of each pair."""
+        return self.checked(self.scene(self.items[index], turned=True))
+
+    def scene(self, index: int, turned: bool = False) -> dict:
+        """One scene with all bands, before the checks that every data set's samples pass."""
+        draw, coins = self.stream(index), self.stream(index, 1)
+        place, meta = self._whereabouts(index)
+        number, covers, label = self._plan(draw)
+        ends, classes = self._spectra(draw, coins, self._covers[place], covers, turned)
+        image = np.ascontiguousarray(self.picture(draw, number, ends, self.blend(draw)))
+        meta |= {"source": f"spectral_scenes {self.split} {index}, seed {self.seed}"}
+        sample = {"image": torch.from_numpy(image), "meta": meta}
+        if label is None:
+            return sample | {"mask": torch.from_numpy(self.majority(classes[number]))}
+        return sample | {"label": int(classes[label])}
+
+    def _whereabouts(self, index: int) -> tuple[str, dict]:
+        """The continent of a scene, and its place and day; nothing where scenes are not located."""
+        if not self._located:
+            return "", {}
+        draw = self.stream(index, 2)
+        place = list(self._covers)[draw.integers(len(self._covers))]
+        south, north, west, east = spectra.CONTINENTS[place]
+        location = round(draw.uniform(south, north), 3), round(draw.uniform(west, east), 3)
+        day = date(2024, 1, 1) + timedelta(days=int(draw.integers(366)))
+        return place, {"location": location, "date": day.isoformat()}
+
+    def _plan(self, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int | None]:
+        """Parcel numbers (side, side), their covers (a pair, or water or built), the parcel that gives the label."""
+        side, kinds = self.side, len(PAIRS)
+        number = landscape.parcels(draw, side, SAMPLES)
+        covers = draw.choice([*range(kinds), _BUILT], number.max() + 1, p=[*[0.92 / kinds] * kinds, 0.08])
+        label = None
+        if self.task == "classification":  # one cover takes two parcels of three; no other parcel may be of its pair
+            main = draw.choice([*range(kinds), _WATER, _BUILT], p=[*[0.8 / kinds] * kinds, 0.1, 0.1])
+            others = [cover for cover in (*range(kinds), _BUILT) if cover != main]
+            covers = np.where(draw.random(len(covers)) < 0.67, -1, draw.choice(others, len(covers)))
+            covers[draw.integers(len(covers))] = -1
+            number = np.where((covers == -1)[number], 0, number + 1)  # one parcel, one coin
+            covers, label = np.concatenate([[main], np.where(covers == -1, main, covers)]), 0
+        extra = [
+            (0.35, _WATER, lambda: landscape.line(draw, side, draw.uniform(3, 8) * SAMPLES, 6 * SAMPLES)),
+            (0.35, _BUILT, lambda: landscape.line(draw, side, draw.uniform(1, 3) * SAMPLES, 0)),
+            (0.3, _DARK, lambda: landscape.blob(draw, side, draw.uniform(8, 16) * SAMPLES)),
+        ]
+        for chance, cover, shape in extra:
+            if draw.random() < chance and self.task == "segmentation":
+                number = np.where(shape(), len(covers), number)
+                covers = np.append(covers, cover)
+        return number, covers, label
+
+    def _spectra(
+        self, draw, coins, pools: dict[int, np.ndarray], covers: np.ndarray, turned: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Of each parcel two spectra to lie between, (parcels, 2, bands), and the class (parcels,)."""
+        ends = np.empty((len(covers), 2, len(self.centres)), dtype=np.float32)
+        classes = np.empty(len(covers), dtype=np.int64)
+        for i, cover in enumerate(covers):
+            pool = pools[int(cover)]
+            if cover in (_WATER, _BUILT):
+                classes[i] = cover
+                ends[i] = pool[draw.integers(len(pool), size=2)]
+            else:
+                member = int(coins.integers(2)) ^ turned
+                classes[i] = 2 * cover + member
+                ends[i] = pool[draw.integers(len(pool), size=2), member]
+        return ends, classes

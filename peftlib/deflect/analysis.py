@@ -1,0 +1,224 @@
+"""What the notebooks look at: embedding parts, attention products, displacements, drift."""
+
+from dataclasses import dataclass
+
+import lightning
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from peftlib.deflect.attention import UntangledBlock, auxiliary_after_norm, constrain_norm, split_heads
+from peftlib.model.adapted_vit import AdaptedViT
+
+RGB, SPECTRAL = "RGB", "spectral"
+PRODUCTS = tuple((query, key) for query in (RGB, SPECTRAL) for key in (RGB, SPECTRAL))
+
+
+@torch.no_grad()
+def embedding_parts(model: AdaptedViT, x: Tensor) -> tuple[Tensor, Tensor]:
+    """x_P and x_A of images, before positions are added: each (B, n, d). x: (B, C, H, W) reflectance."""
+    x_P, x_A = model.embed_patches(model.reflectance(x))
+    if x_A is None:
+        raise ValueError(f"method {model.method.name!r} has no auxiliary tokens; use Deflect")
+    return x_P, x_A
+
+
+def shuffle_pixels(x: Tensor, patch: int, seed: int = 0) -> Tensor:
+    """Shuffle the pixels inside every patch, all bands of a pixel together. x: (B, C, H, W) -> same shape."""
+    B, C, H, W = x.shape
+    pixels = F.unfold(x, patch, stride=patch).reshape(B, C, patch * patch, -1)
+    draw = torch.Generator().manual_seed(seed)
+    order = torch.rand(B, 1, *pixels.shape[2:], generator=draw).argsort(dim=2).expand(-1, C, -1, -1)
+    return F.fold(pixels.gather(2, order).flatten(1, 2), (H, W), patch, stride=patch)
+
+
+# --- attention products ----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def attention_products(block: UntangledBlock, z: Tensor, z_A: Tensor) -> dict[tuple[str, str], Tensor]:
+    """The four products that make up the attention logits, query part x key part.
+
+        (n_P W_Q + n_A W_A,Q) (n_P W_K + n_A W_A,K)^T / sqrt(d_h)
+
+    z, z_A: (B, N, d) entering the block -> {("RGB", "spectral"): (B, h, N, N), ...}; "RGB", "spectral" is an RGB query
+    looking at spectral keys. They sum to the logits that the fused path uses.
+
+    Raises:
+        ValueError: queries or keys go through a norm of their own, so their product does not split.
+    """
+    attn = block.block.attn
+    if not isinstance(attn.q_norm, torch.nn.Identity):
+        raise ValueError("queries and keys are normalised in this ViT, so the attention product does not split in four")
+    adapted, _ = block.qkv(z, z_A)
+    n_A = auxiliary_after_norm(block.block.norm1, z, z_A)
+    spectral = F.linear(n_A, attn.qkv.weight) + block.auxiliary(n_A)
+    q, k = {}, {}
+    for part, qkv in ((SPECTRAL, spectral), (RGB, adapted - spectral)):
+        q[part], k[part], _ = split_heads(attn, qkv)
+    return {(a, b): q[a] @ k[b].transpose(-2, -1) * attn.scale for a, b in PRODUCTS}
+
+
+@torch.no_grad()
+def attention_maps(block: UntangledBlock, z: Tensor, z_A: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention of the adapted block, and of the pretrained one on the same tokens: each (B, h, N, N)."""
+    attn = block.block.attn
+    maps = []
+    for qkv in block.qkv(z, z_A):
+        q, k, _ = split_heads(attn, qkv)
+        maps.append((attn.q_norm(q) @ attn.k_norm(k).transpose(-2, -1) * attn.scale).softmax(dim=-1))
+    return maps[0], maps[1]
+
+
+def attention_change(adapted: Tensor, pretrained: Tensor) -> Tensor:
+    """Total variation, 0 (same) to 1 (disjoint), between attention maps, mean over queries: (B, h, N, N) -> (h,)."""
+    return 0.5 * (adapted - pretrained).abs().sum(-1).mean(dim=(0, 2))
+
+
+def product_shares(products: dict[tuple[str, str], Tensor]) -> dict[tuple[str, str], float]:
+    """How much each product shapes the attention: its share of the variance over keys.
+
+    Softmax does not see what is constant over the keys of a query, so only the variance over keys counts. Cross terms
+    between products are left out; shares sum to one.
+    """
+    energy = {pair: float(logits.var(dim=-1, unbiased=False).mean()) for pair, logits in products.items()}
+    total = sum(energy.values()) or 1.0
+    return {pair: value / total for pair, value in energy.items()}
+
+
+# --- displacements ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BlockTrace:
+    """What one adapted block did to the tokens. All tensors (B, N, d).
+
+    Attributes:
+        layer: block number.
+        z, z_A: tokens entering the block, and their auxiliary part.
+        D: displacement by the attention, as the model applies it.
+        D_free: the same before the norm constraint.
+        D_ref: what the pretrained block would have done to the same tokens.
+        out: tokens leaving the block.
+    """
+
+    layer: int
+    z: Tensor
+    z_A: Tensor
+    D: Tensor
+    D_free: Tensor
+    D_ref: Tensor
+    out: Tensor
+
+
+@torch.no_grad()
+def trace(model: AdaptedViT, x: Tensor) -> list[BlockTrace]:
+    """Follow images through the adapted blocks. x: (B, C, H, W) reflectance."""
+    z, z_A = model.embed(x)
+    traces = []
+    for layer, block in enumerate(model.vit.blocks):
+        if not isinstance(block, UntangledBlock) or z_A is None:
+            z = model.through(block, z, z_A)
+            continue
+        adapted, pretrained = block.qkv(z, z_A)
+        D_free, D_ref = block.attend(adapted), block.attend(pretrained)
+        D = constrain_norm(D_free, D_ref) if block.constrain else D_free
+        out = block(z, z_A)
+        traces.append(BlockTrace(layer, z, z_A, D, D_free, D_ref, out))
+        z = out
+    if not traces:
+        raise ValueError("the model has no untangled block; use Deflect with at least one layer")
+    return traces
+
+
+def angle(a: Tensor, b: Tensor) -> Tensor:
+    """Angle in degrees between vectors along the last dimension: (..., d), (..., d) -> (...)."""
+    cosine = F.cosine_similarity(a.double(), b.double(), dim=-1)
+    return torch.rad2deg(torch.acos(cosine.clamp(-1.0, 1.0)))
+
+
+def linear_cka(a: Tensor, b: Tensor) -> float:
+    """Linear centred kernel alignment of two sets of features (Kornblith et al., 2019): 1 is the same up to rotation.
+
+    a: (m, d_a), b: (m, d_b), rows the same samples.
+    """
+    a, b = (t.double() - t.double().mean(0) for t in (a, b))
+    cross, own_a, own_b = (torch.linalg.matrix_norm(p.T @ q) for p, q in ((a, b), (a, a), (b, b)))
+    return float(cross.square() / (own_a * own_b))
+
+
+def displacement_table(traces: list[BlockTrace], pretrained_out: list[Tensor]) -> pd.DataFrame:
+    """One row a block: lengths, angle, spectral part and drift.
+
+    Args:
+        traces: of ``trace``.
+        pretrained_out: tokens (B, N, d) that leave each block of the pretrained model on the same images.
+
+    Returns:
+        columns ``layer``; ``norm_ratio``, mean ||D|| / ||D_ref||; ``free_ratio``, the same before the constraint;
+        ``angle``, mean angle in degrees between D and D_ref; ``z_A``, mean ||z_A|| / ||z||; ``cka``, linear CKA of the
+        tokens leaving the block with the pretrained ones.
+    """
+    rows = []
+    for t in traces:
+        reference = t.D_ref.norm(dim=-1).clamp_min(1e-12)
+        rows.append(
+            {
+                "layer": t.layer,
+                "norm_ratio": float((t.D.norm(dim=-1) / reference).mean()),
+                "free_ratio": float((t.D_free.norm(dim=-1) / reference).mean()),
+                "angle": float(angle(t.D, t.D_ref).mean()),
+                "z_A": float((t.z_A.norm(dim=-1) / t.z.norm(dim=-1)).mean()),
+                "cka": linear_cka(t.out.flatten(0, 1), pretrained_out[t.layer].flatten(0, 1)),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def block_outputs(model: AdaptedViT, x: Tensor) -> list[Tensor]:
+    """Tokens (B, N, d) leaving every block, without keeping a graph."""
+    z, z_A = model.embed(x)
+    outputs = []
+    for block in model.vit.blocks:
+        z = model.through(block, z, z_A)
+        outputs.append(z)
+    return outputs
+
+
+class DeflectionRecorder(lightning.Callback):
+    """Record ``displacement_table`` on fixed images every few training steps, in ``rows``.
+
+    Args:
+        x: (B, C, H, W) reflectance to look at.
+        pretrained: the model before any training, to measure drift from: ``adapt(vit, Frozen(), ...)``.
+        every: steps between two looks; step 0, before any update, and the last step are always recorded.
+    """
+
+    def __init__(self, x: Tensor, pretrained: AdaptedViT, every: int = 10):
+        self.x, self.every = x, every
+        self.tables: list[pd.DataFrame] = []
+        self.pretrained_out = block_outputs(pretrained.eval(), x)
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self._record(module, step=0)
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_) -> None:
+        if trainer.global_step % self.every == 0:
+            self._record(module, trainer.global_step)
+
+    def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        if trainer.global_step % self.every:
+            self._record(module, trainer.global_step)
+
+    def _record(self, module: lightning.LightningModule, step: int) -> None:
+        training = module.training
+        module.eval()
+        self.tables.append(displacement_table(trace(module.model, self.x), self.pretrained_out).assign(step=step))
+        module.train(training)
+
+    @property
+    def rows(self) -> pd.DataFrame:
+        """All looks: the columns of ``displacement_table`` and ``step``."""
+        return pd.concat(self.tables, ignore_index=True)

@@ -1,0 +1,163 @@
+"""Folders, writes that are whole or absent, hashes, and state dicts that are read without unpickling code."""
+
+import argparse
+import hashlib
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path, PosixPath, WindowsPath
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+_SOURCE = Path(__file__).resolve().parents[1]
+
+
+def root() -> Path:
+    """The repository in a checkout, else a folder of the user's own (``~/.cache/peftlib``)."""
+    if (_SOURCE / "notebooks").is_dir() and (_SOURCE / "pyproject.toml").is_file():
+        return _SOURCE
+    return Path.home() / ".cache" / "peftlib"
+
+
+def data_dir() -> Path:
+    """Data sets: ``$PEFTLIB_DATA``, or ``data/`` under the root."""
+    return Path(os.environ.get("PEFTLIB_DATA") or root() / "data")
+
+
+def weights_dir() -> Path:
+    """Backbone weights: ``$PEFTLIB_WEIGHTS``, or ``data/weights/`` under the root. Needs to be writable once."""
+    return Path(os.environ.get("PEFTLIB_WEIGHTS") or root() / "data" / "weights")
+
+
+def figures_dir(profile: str) -> Path:
+    """Figures of a profile: ``$PEFTLIB_FIGURES/<profile>``, or ``figures/<profile>`` under the root."""
+    return Path(os.environ.get("PEFTLIB_FIGURES") or root() / "figures") / profile
+
+
+def runs_dir() -> Path:
+    """Executed notebooks: ``$PEFTLIB_RUNS``, or ``runs/`` under the root."""
+    return Path(os.environ.get("PEFTLIB_RUNS") or root() / "runs")
+
+
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """sha256 over names, types, shapes and bytes of tensors, in the order of their names. Same weights, same hash."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        if not tensor.is_meta:
+            digest.update(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@contextmanager
+def atomic_path(path: Path):
+    """A temporary path beside ``path`` that takes its place only if the block ends well: no half file is ever seen.
+
+    Raises:
+        OSError: it cannot be written; names ``path`` or its folder.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes private files; this one is an ordinary one
+        os.replace(temporary, path)
+    except SafetensorError as error:
+        raise OSError(f"could not write {path} ({error})") from error
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # a full disk's error says nothing of where
+            error.filename = str(path)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_state(path: str | Path, entry: str | None = None) -> dict[str, Tensor]:
+    """Read a state dict from ``.safetensors``, or from ``.pt``/``.pth`` without unpickling code.
+
+    Args:
+        path: the file.
+        entry: where a training checkpoint holds the state dict beside other things; a file without it is one itself.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: truncated, damaged, or not a plain dict of tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights file at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        check_zip(path)
+        with torch.serialization.safe_globals([argparse.Namespace, PosixPath, WindowsPath]):  # a run's arguments
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError, _unpickling_error()) as error:
+        raise ValueError(
+            f"{path} ({path.stat().st_size:,} bytes) is not a readable weights file; truncated or damaged? ({error})"
+        ) from error
+    if entry is not None and isinstance(state, dict) and isinstance(state.get(entry), dict):
+        state = state[entry]
+    plain = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    if not plain:
+        kind = list(state)[:5] if isinstance(state, dict) else type(state).__name__
+        wanted = "" if entry is None else f", at its top or in its entry {entry!r}"
+        raise ValueError(f"{path} holds no plain dict name -> tensor{wanted} (found {kind})")
+    return state
+
+
+def check_zip(path: Path) -> None:
+    """Raise ValueError where a part of a zip file, as ``torch.save`` writes them, is not what its checksum says.
+
+    (``torch.load`` looks at no checksum: a flipped bit would be another number.)
+    """
+    try:
+        if not zipfile.is_zipfile(path):
+            return
+        with zipfile.ZipFile(path) as file:
+            part = file.testzip()
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
+        raise ValueError(f"damaged: {error}") from error
+    if part is not None:
+        raise ValueError(f"its part {part!r} is damaged")
+
+
+def _unpickling_error() -> type[Exception]:
+    import pickle
+
+    return pickle.UnpicklingError
+
+
+def load_strictly(module: torch.nn.Module, state: Mapping[str, Tensor], source: object) -> None:
+    """``load_state_dict`` whose error names what is missing, unexpected or of another shape, and where it came from."""
+    own = module.state_dict()
+    missing = sorted(set(own) - set(state))
+    unexpected = sorted(set(state) - set(own))
+    shapes = [
+        f"{n}: {tuple(state[n].shape)} in the file, {tuple(own[n].shape)} in the model"
+        for n in own
+        if n in state and own[n].shape != state[n].shape
+    ]
+    if missing or unexpected or shapes:
+        report = [f"{label}: {_shorten(names)}" for label, names in
+                  (("missing", missing), ("unexpected", unexpected), ("other shape", shapes)) if names]  # fmt: skip
+        raise ValueError(f"{source} does not fit {type(module).__name__}; " + "; ".join(report))
+    module.load_state_dict(state)
+
+
+def _shorten(names: list[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" ... ({len(names)} in all)" if len(names) > most else "")

@@ -1,0 +1,159 @@
+"""The adapter alone, on disk: what a task adds to a backbone, with the facts that make it readable again."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from peftlib.backbones.loading import BackboneSpec, backbone_hash, pair, spec_of
+from peftlib.files import atomic_path, fingerprint
+from peftlib.methods import method_from
+from peftlib.model.adapted_vit import AdaptedViT, adapt
+
+FORMAT = "peftlib adapter 1"
+
+
+def save_adapter(model: AdaptedViT, path: str | Path) -> Path:
+    """Write tuned parameters and normalisation, with the config and the backbone's hash, as safetensors.
+
+    Written by rename: an interrupted call leaves the former file whole.
+    """
+    state, metadata = _contents(model)
+    path = Path(path)
+    with atomic_path(path) as temporary:
+        save_file(state, temporary, metadata=metadata)
+    return path
+
+
+def adapter_bytes(model: AdaptedViT) -> int:
+    """Size of the file that ``save_adapter`` writes, in bytes; also of a model without weights."""
+    state, metadata = _contents(model)
+    header: dict = {"__metadata__": metadata}
+    offset = 0
+    for name, tensor in sorted(state.items(), key=lambda item: (-item[1].element_size(), item[0])):
+        end = offset + tensor.nbytes
+        dtype = {"torch.bfloat16": "BF16"}.get(str(tensor.dtype), f"F{8 * tensor.element_size()}")
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return 8 + -(-len(text) // 8) * 8 + offset  # its length, itself padded to eight bytes, the data
+
+
+def _contents(model: AdaptedViT) -> tuple[dict[str, Tensor], dict[str, str]]:
+    bands = model.bands
+    config = {
+        "method": model.method.name,
+        "options": model.method.options(),
+        "bands": dict(zip(bands.names, bands.wavelengths, strict=True)) if bands.sensor == "custom" else bands.names,
+        "sensor": bands.sensor,
+        "image_size": model.image_size,
+        "rgb_white": model.reflectance.rgb_white,
+        "nodata": model.reflectance.nodata,
+        "indices": None if model.auxiliary is None else model.auxiliary.indices.names,
+        "input": _input_facts(model.spec),
+    }
+    if model.metadata is not None:
+        config["metadata"] = model.metadata.names
+    state = {name: tensor.contiguous() for name, tensor in model.adapter_state().items()}
+    state = {name: tensor if tensor.is_meta else tensor.cpu() for name, tensor in state.items()}
+    metadata = {
+        "format": FORMAT,
+        "config": json.dumps(config),
+        "backbone": model.spec.name,
+        "backbone_hash": model.backbone_hash,
+    }
+    metadata["digest"] = _digest(metadata, state)
+    return state, metadata
+
+
+def load_adapter(
+    vit: VisionTransformer,
+    path: str | Path,
+    image_size: int | tuple[int, int] | None = None,
+    inplace: bool = False,
+) -> AdaptedViT:
+    """Adapt a backbone with an adapter from disk.
+
+    Args:
+        vit: the backbone that the adapter was trained on.
+        path: a file of ``save_adapter``.
+        image_size: side, or (H, W), in pixels, where images are of another size than in training.
+        inplace: as in ``adapt``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a whole adapter file, or one of another backbone.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no adapter at {path}")
+    metadata, state = _read_adapter(path)
+    found = backbone_hash(vit)
+    if found != metadata["backbone_hash"]:
+        raise ValueError(
+            f"adapter {path.name} belongs to backbone {metadata['backbone']} ({metadata['backbone_hash'][:12]}), "
+            f"and this is {spec_of(vit).name} with other weights ({found[:12]})"
+        )
+    config = json.loads(metadata["config"])
+    here = _input_facts(spec_of(vit))
+    if config["input"] != here:
+        raise ValueError(
+            f"adapter {path.name} was trained with {config['input']}, this backbone has {here} "
+            "(res: ground sampling distance in metres, see load_backbone)"
+        )
+    method = method_from(config["method"], config["options"])
+    trained_at = tuple(config["image_size"])
+    if "vit.pos_embed" in state and image_size is not None and pair(image_size) != trained_at:
+        raise ValueError(
+            f"adapter {path.name} tuned the position embedding at {trained_at}; it has no other image size"
+        )
+    model = adapt(
+        vit, method, config["bands"], config["sensor"], trained_at if image_size is None else image_size,
+        rgb_white=config["rgb_white"], nodata=config["nodata"], inplace=inplace,
+        metadata=config.get("metadata", ()),
+    )  # fmt: skip
+    names = None if model.auxiliary is None else list(model.auxiliary.indices.names)
+    if names != config["indices"]:
+        raise ValueError(f"adapter {path.name} reads indices {config['indices']}, here they would be {names}")
+    expected = model.adapter_state()
+    wrong = sorted(
+        set(expected) ^ set(state) | {n for n in set(expected) & set(state) if expected[n].shape != state[n].shape}
+    )
+    if wrong:
+        raise ValueError(f"adapter {path.name} does not fit {method}: {wrong[:5]} ({len(wrong)} in all)")
+    model.load_state_dict(state, strict=False)  # names and shapes were checked above; the rest is the backbone
+    return model
+
+
+def _read_adapter(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file; truncated or damaged? ({error})") from error
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path} is no adapter of this library (format {metadata.get('format')!r}, need {FORMAT!r})")
+    if metadata.get("digest") != _digest(metadata, state):
+        raise ValueError(f"{path} is damaged: its contents are not those that were saved")
+    bad = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise ValueError(f"{path} has non-finite values in {bad[:5]}")
+    return metadata, state
+
+
+def _input_facts(spec: BackboneSpec) -> dict:
+    """What the weights do not show and the tokens depend on."""
+    return {"mean": list(spec.mean), "std": list(spec.std), "channels": spec.channels, "res": spec.res}
+
+
+def _digest(metadata: Mapping[str, str], state: Mapping[str, Tensor]) -> str:
+    """sha256 over everything in an adapter file, so that a flipped bit is an error and no other model."""
+    facts = json.dumps({key: value for key, value in metadata.items() if key != "digest"}, sort_keys=True)
+    return hashlib.sha256((facts + fingerprint(state)).encode()).hexdigest()

@@ -1,0 +1,42 @@
+"""transfer: an adapter that was trained on one sensor reads the bands of another."""
+
+import copy
+from collections.abc import Mapping, Sequence
+
+from peftlib.model.adapted_vit import AdaptedViT
+from peftlib.sensors.bands import band_set
+from peftlib.sensors.spectral_indices import SpectralIndices
+
+
+def transfer(model: AdaptedViT, bands: Sequence[str] | Mapping[str, float], sensor: str = "sentinel2") -> AdaptedViT:
+    """The same tuned tensors, reading other bands. Without training, and without images of the new sensor.
+
+    What was fitted by ``fit_normalization`` belongs to wavelengths and comes along. Where the new sensor's images
+    differ in more than their bands (another product, atmosphere or season), ``fit_normalization`` of the result with
+    unlabelled images of it is the alternative; where they do not, it may lose (other land has other statistics).
+
+    Args:
+        model: adapted with ``Deflect(spectral="wavelengths")``, or with a method that reads red, green and blue alone.
+        bands, sensor: of the new images, as for ``adapt``.
+
+    Returns:
+        a copy; the model stays as it is.
+
+    Raises:
+        ValueError: a model whose tensors belong to its bands, bands that it cannot read, or that lack what one of its
+            spectral indices needs.
+    """
+    if not isinstance(model, AdaptedViT):
+        raise ValueError(f"transfer needs a model made by adapt, got {type(model).__name__}")
+    if not model.method.reads_any_bands:
+        raise ValueError(
+            f"{model.method} has tensors for bands {model.bands.names} alone; train on the new sensor, or adapt with "
+            "Deflect(spectral='wavelengths') from the start"
+        )
+    new = copy.deepcopy(model)
+    new.bands = band_set(bands, sensor)
+    new.reflectance = new.reading(new.bands, model.reflectance.rgb_white, model.reflectance.nodata)
+    if new.auxiliary is not None and model.auxiliary is not None:
+        new.reflectance.load_state_dict(model.reflectance.state_dict())
+        new.auxiliary.indices = SpectralIndices(model.auxiliary.indices.names, new.bands)
+    return new.train(model.training)

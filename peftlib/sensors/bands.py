@@ -1,0 +1,210 @@
+"""Sensors, band names, wavelengths, RGB order.
+
+Bands are names, never positions: Sentinel-2 files come as B, G, R, NIR ... or with B8A last, and a channel taken by its
+position is the classic silent error.
+"""
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+# Band -> (centre wavelength in nm, mean, standard deviation of top-of-atmosphere reflectance).
+# Wavelengths: Sentinel-2A (ESA). Means and deviations: EuroSAT, 27,000 European chips, as torchgeo publishes them.
+_SENTINEL2 = {
+    "B01": (442.7, 0.1354, 0.0246),
+    "B02": (492.4, 0.1118, 0.0333),
+    "B03": (559.8, 0.1043, 0.0395),
+    "B04": (664.6, 0.0948, 0.0594),
+    "B05": (704.1, 0.1199, 0.0566),
+    "B06": (740.5, 0.2000, 0.0861),
+    "B07": (782.8, 0.2369, 0.1087),
+    "B08": (832.8, 0.2297, 0.1118),
+    "B8A": (864.7, 0.2594, 0.1232),
+    "B09": (945.1, 0.0732, 0.0405),
+    "B10": (1373.5, 0.0012, 0.0005),
+    "B11": (1613.7, 0.1819, 0.1003),
+    "B12": (2202.4, 0.1119, 0.0761),
+}
+# USGS band centres. B10 and B11 are thermal: brightness temperature in kelvin, not reflectance.
+_LANDSAT8 = {
+    "B1": 443.0,
+    "B2": 482.0,
+    "B3": 561.4,
+    "B4": 654.6,
+    "B5": 864.7,
+    "B6": 1608.9,
+    "B7": 2200.7,
+    "B8": 589.5,
+    "B9": 1373.4,
+    "B10": 10895.0,
+    "B11": 12005.0,
+}
+_WAVELENGTHS_S2 = {name: row[0] for name, row in _SENTINEL2.items()}
+
+SENSORS: dict[str, dict[str, float]] = {
+    "sentinel2": _WAVELENGTHS_S2,
+    "landsat8": _LANDSAT8,
+    "hls": _WAVELENGTHS_S2,  # HLS S30 keeps Sentinel-2's names
+}
+_RGB = {"sentinel2": ("B04", "B03", "B02"), "landsat8": ("B4", "B3", "B2"), "hls": ("B04", "B03", "B02")}
+_RGB_RANGE = {"red": (620, 690), "green": (510, 600), "blue": (440, 530)}  # nm, for sensor="custom"
+DAY = ("cos", "sin")  # channels of a time series that hold the day of the year, see ``peftlib.deflect.time_series``
+THERMAL_FROM = 4000.0  # nm; longer waves are emitted by the ground, not reflected
+
+
+@dataclass(frozen=True)
+class BandSet:
+    """The bands of an image, in the order of its channels.
+
+    Attributes:
+        sensor: one of ``SENSORS``, or ``"custom"``.
+        names: band names, one a channel.
+        wavelengths: centre wavelengths in nm, one a channel; NaN for the day of a date.
+        rgb: positions of red, green and blue.
+    """
+
+    sensor: str
+    names: tuple[str, ...]
+    wavelengths: tuple[float, ...]
+    rgb: tuple[int, int, int]
+
+    @property
+    def beyond_rgb(self) -> tuple[int, ...]:
+        """Positions of the other bands, in order."""
+        return tuple(i for i in range(len(self.names)) if i not in self.rgb)
+
+    @property
+    def thermal(self) -> tuple[int, ...]:
+        """Positions of thermal bands (kelvin)."""
+        return tuple(i for i, nm in enumerate(self.wavelengths) if nm >= THERMAL_FROM)
+
+    @property
+    def dates(self) -> int:
+        """How many dates a time series has (``peftlib.deflect.time_series``); 0 for a single image."""
+        return len({name.rpartition("@")[2] for name in self.names if "@" in name})
+
+    @property
+    def of_one_date(self) -> "BandSet":
+        """The bands of each date of a time series, by their own names; of a single image all bands."""
+        if not self.dates:
+            return self
+        size = len(self.beyond_rgb) // self.dates
+        first = slice(3, 3 + size)
+        names = tuple(name.rpartition("@")[0] for name in self.names[first])
+        red, green, blue = (names.index(self.names[i]) for i in self.rgb)
+        return replace(self, names=names, wavelengths=self.wavelengths[first], rgb=(red, green, blue))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def band_set(bands: Sequence[str] | Mapping[str, float], sensor: str = "sentinel2") -> BandSet:
+    """Resolve band names of a sensor.
+
+    Args:
+        bands: names in channel order; for ``sensor="custom"`` a mapping name -> centre wavelength in nm. Those of a
+            time series come from ``peftlib.deflect.time_series.series_bands``.
+        sensor: one of ``SENSORS`` or ``"custom"``.
+
+    Raises:
+        ValueError: unknown sensor or band, repeated band, red, green or blue missing, or a time series whose dates have
+            not all the same bands.
+    """
+    if sensor == "custom":
+        return _custom_band_set(bands)
+    if sensor not in SENSORS:
+        raise ValueError(f"unknown sensor {sensor!r}; choose from {', '.join(SENSORS)} or 'custom'")
+    if isinstance(bands, str | Mapping):
+        raise ValueError(f"bands must be a sequence of names such as {_RGB[sensor]}, got {bands!r}")
+    names = tuple(bands)
+    if any("@" in str(name) for name in names):
+        return _series_band_set(names, sensor)
+    table = SENSORS[sensor]
+    unknown = [name for name in names if name not in table]
+    if unknown:
+        padded = str(unknown[0]).upper().replace("B", "B0", 1)  # B8 is B08, not B8A
+        near = [padded] if padded in table else difflib.get_close_matches(str(unknown[0]), table, n=1, cutoff=0.4)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ValueError(f"unknown {sensor} bands {unknown}{hint}; choose from {', '.join(table)}")
+    _refuse_repeated(names)
+    missing = [name for name in _RGB[sensor] if name not in names]
+    if missing:
+        raise ValueError(
+            f"bands {names} lack {missing}: an RGB-pretrained model needs red, green and blue "
+            f"({', '.join(_RGB[sensor])} of {sensor})"
+        )
+    red, green, blue = (names.index(name) for name in _RGB[sensor])
+    return BandSet(sensor, names, tuple(table[name] for name in names), (red, green, blue))
+
+
+def _custom_band_set(bands: Sequence[str] | Mapping[str, float]) -> BandSet:
+    if not isinstance(bands, Mapping):
+        raise ValueError(
+            f"sensor='custom' needs bands as a mapping name -> centre wavelength in nm, "
+            f"e.g. {{'red': 665, 'green': 560, 'blue': 490, 'nir': 833}}; got {bands!r}"
+        )
+    names, wavelengths = tuple(bands), tuple(float(nm) for nm in bands.values())
+    bad = {n: nm for n, nm in zip(names, wavelengths, strict=True) if not 300 <= nm <= 15000}
+    if bad:
+        raise ValueError(f"wavelengths {bad} are outside 300..15000 nm; give centre wavelengths in nanometres")
+    rgb = []
+    for colour, (low, high) in _RGB_RANGE.items():
+        inside = [i for i, nm in enumerate(wavelengths) if low <= nm <= high]
+        if not inside:
+            raise ValueError(f"no {colour} band ({low}..{high} nm) among {dict(bands)}: RGB is needed")
+        rgb.append(min(inside, key=lambda i: abs(wavelengths[i] - (low + high) / 2)))
+    red, green, blue = rgb
+    return BandSet("custom", names, wavelengths, (red, green, blue))
+
+
+def _series_band_set(names: tuple[str, ...], sensor: str) -> BandSet:
+    """Names of ``peftlib.deflect.time_series.series_bands`` -> their band set."""
+    dates = [name.rpartition("@")[::2] for name in names[3:]]
+    order = list(dict.fromkeys(date for _, date in dates))
+    each = [[name for name, of in dates if of == date] for date in order]
+    ordered = dates == [(name, date) for date, own in zip(order, each, strict=True) for name in own]
+    alike = order == [str(i + 1) for i in range(len(order))] and all(own == each[0] for own in each)
+    if names[:3] != _RGB[sensor] or not ordered or not alike:
+        raise ValueError(
+            f"bands {names} are no time series: it has {_RGB[sensor]}, then for each date the same bands in the same "
+            "order, 'B08@1', 'B08@2', ...; peftlib.deflect.time_series.series_bands makes the names"
+        )
+    optical = [name for name in each[0] if name not in DAY]
+    one = band_set(optical, sensor)
+    table = dict(zip(one.names, one.wavelengths, strict=True)) | dict.fromkeys(DAY, math.nan)
+    wavelengths = [table[name.rpartition("@")[0] or name] for name in names]
+    return BandSet(sensor, names, tuple(wavelengths), (0, 1, 2))
+
+
+def _refuse_repeated(names: Sequence[str]) -> None:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"bands {tuple(names)} repeat {repeated}; each channel needs its own band")
+
+
+def default_statistics(bands: BandSet) -> tuple[Tensor, Tensor]:
+    """Per-band mean and standard deviation of reflectance before any data was seen: ``(C,), (C,)``.
+
+    Sentinel-2's values, for other sensors those of the nearest Sentinel-2 band; thermal bands 290 K and 15 K.
+    Fit your own with ``AdaptedViT.fit_normalization``.
+    """
+    mean, std = [], []
+    for name, nm in zip(bands.names, bands.wavelengths, strict=True):
+        name = name.partition("@")[0]
+        if name in DAY:
+            row = (nm, 0.5, 0.35)
+        elif nm >= THERMAL_FROM:
+            row = (nm, 290.0, 15.0)
+        elif bands.sensor in ("sentinel2", "hls"):
+            row = _SENTINEL2[name]
+        else:
+            # B10 (cirrus) is dark for its own reason, water vapour: only a band inside that window may borrow it.
+            near = [r for n, r in _SENTINEL2.items() if n != "B10" or 1350 <= nm <= 1400]
+            row = min(near, key=lambda r: abs(r[0] - nm))
+        mean.append(row[1])
+        std.append(row[2])
+    return torch.tensor(mean), torch.tensor(std)

@@ -1,0 +1,261 @@
+"""From reflectance to what the layers read: value checks, the RGB stretch, per-band standardisation, no-data pixels.
+
+The model normalises inside, so that users cannot get it wrong.
+"""
+
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from peftlib.sensors.bands import BandSet, default_statistics
+
+NODATA = ("error", "zero")
+
+# Surface and top-of-atmosphere reflectance stays near [0, 1]: clouds, snow and glint reach 1.6, saturated pixels of
+# published data sets 2.8; atmospheric correction leaves slightly negative water.
+USUAL = (-0.2, 1.6)
+POSSIBLE = (-1.0, 10.0)
+KELVIN = (100.0, 400.0)
+UNUSUAL_SHARE = 0.05  # more than this share of values outside USUAL is not reflectance
+FARTHEST = 4e3  # deviations from the mean; farther is what a band that was nearly constant in ``fit`` makes of others
+
+
+class Channels:
+    """An image as the layers read it. Each reading is made when it is asked for: none is kept for a backward pass.
+
+    Args:
+        x: (B, C, H, W) reflectance, checked.
+        how: what normalises it.
+    """
+
+    def __init__(self, x: Tensor, how: "ReflectanceInput"):
+        self.x, self.how = x, how
+
+    @property
+    def rgb(self) -> Tensor:
+        """(B, 3, H, W) in the backbone's order and normalisation; without data, its mean colour."""
+        rgb = self.how.stretch(self.reflectance)
+        return rgb if self.how.nodata == "error" else rgb * torch.isfinite(self.x[:, self.how.rgb])
+
+    @property
+    def beyond(self) -> Tensor:
+        """(B, C - 3, H, W) the other bands, standardised; without data, their mean. Resampled: (B, K, H, W).
+
+        No value is farther than ``FARTHEST`` from the mean: float16 ends at 65504.
+        """
+        others = self.how.others(self.x)
+        beyond = (others - self.how.each_date(self.how.mean)) / self.how.each_date(self.how.std)
+        beyond = beyond.clamp(-FARTHEST, FARTHEST)
+        return beyond if self.how.nodata == "error" else torch.where(torch.isfinite(others), beyond, 0.0)
+
+    @property
+    def reflectance(self) -> Tensor:
+        """(B, C, H, W) as given, no-data replaced by zero; spectral indices are computed from it."""
+        return self.x if self.how.nodata == "error" else torch.where(torch.isfinite(self.x), self.x, 0.0)
+
+    @property
+    def valid(self) -> Tensor | None:
+        """(B, 1, H, W) 1 where every band has data, of a time series (B, T, H, W); None when all pixels do."""
+        if self.how.nodata == "error":
+            return None
+        known = torch.isfinite(self.x)
+        if self.how.dates:
+            return known[:, 3:].unflatten(1, (self.how.dates, -1)).all(dim=2).to(self.x.dtype)
+        return known.all(dim=1, keepdim=True).to(self.x.dtype)
+
+    def split(self, images: int) -> list["Channels"]:
+        """The batch in parts of so many images."""
+        return [Channels(part, self.how) for part in self.x.split(images)]
+
+
+def check_reflectance(x: Tensor, bands: BandSet, image_size: tuple[int, int], nodata: str = "error") -> None:
+    """Refuse an image that the model would silently misread.
+
+    Args:
+        x: (B, C, H, W) reflectance in [0, 1] (thermal bands in kelvin).
+        image_size: (H, W) the model was adapted for.
+        nodata: ``"error"`` refuses NaN and infinite pixels, ``"zero"`` lets them pass.
+
+    Raises:
+        ValueError: wrong shape or dtype, non-finite pixels, digital numbers instead of reflectance.
+    """
+    check_shape(x, bands, image_size)
+    if x.numel() == 0:
+        return
+    values = x.detach()
+    low, high = values.aminmax()
+    if not bands.thermal and low >= USUAL[0] and high <= USUAL[1]:  # nearly always; NaN is neither
+        return
+    finite = torch.isfinite(values)
+    whole = bool(finite.all())
+    if not whole and nodata == "error":
+        bad = (~finite).flatten(2).sum(dim=(0, 2))
+        counts = {bands.names[i]: int(n) for i, n in enumerate(bad) if n}
+        raise ValueError(
+            f"image has NaN or infinite pixels, per band {counts}; mask them, or adapt with nodata='zero' "
+            "to leave them out of the pixel set"
+        )
+    for i in bands.thermal:
+        kelvin = values[:, i][finite[:, i]]
+        if kelvin.numel() and not (kelvin.min() >= KELVIN[0] and kelvin.max() <= KELVIN[1]):
+            raise ValueError(
+                f"thermal band {bands.names[i]} lies in [{kelvin.min():.4g}, {kelvin.max():.4g}], "
+                f"expected brightness temperature in kelvin, {KELVIN[0]:g}..{KELVIN[1]:g}"
+            )
+    rows = [i for i in range(len(bands)) if i not in bands.thermal]
+    optical = values[:, rows] if whole else values[:, rows][finite[:, rows]]
+    if optical.numel() == 0:
+        return
+    least, most = (float(v) for v in optical.aminmax())
+    unusual = float(((optical < USUAL[0]) | (optical > USUAL[1])).float().mean())
+    if least < POSSIBLE[0] or most > POSSIBLE[1] or unusual > UNUSUAL_SHARE:
+        raise ValueError(
+            f"image lies in [{least:.4g}, {most:.4g}], {unusual:.0%} of it outside {list(USUAL)}: expected reflectance "
+            f"in [0, 1]. Digital numbers? Divide by the product's scale (10000 for Sentinel-2, 255 for 8-bit), and "
+            f"turn fill values into NaN"
+        )
+
+
+def check_shape(x: Tensor, bands: BandSet, image_size: tuple[int, int]) -> None:
+    """The part of the check that reads no values, so it costs nothing on any device.
+
+    Raises:
+        ValueError: not a floating-point (B, C, H, W) tensor with these bands and this size.
+    """
+    if x.ndim != 4 or not x.is_floating_point():
+        raise ValueError(f"expected float reflectance (B, C, H, W), got shape {tuple(x.shape)}, {x.dtype}")
+    if x.shape[1] != len(bands):
+        raise ValueError(f"image has {x.shape[1]} channels, the model was adapted to {len(bands)} bands: {bands.names}")
+    if tuple(x.shape[2:]) != tuple(image_size):
+        raise ValueError(
+            f"image is {tuple(x.shape[2:])} pixels, the model was adapted to {tuple(image_size)}; "
+            "resize the image or pass image_size= to adapt"
+        )
+
+
+class ReflectanceInput(nn.Module):
+    """Check, mask and normalise an image.
+
+    RGB is divided by ``rgb_white`` and clipped to [0, 1] (pretraining saw bright 8-bit pictures, reflectance is dark),
+    then takes the backbone's own mean and deviation. Other bands are standardised with buffers that travel with the
+    adapter: sensor defaults until ``fit``. All dates of a time series share those of a band.
+
+    Args:
+        bands: the image's bands.
+        image_size: (H, W) in pixels.
+        rgb_mean, rgb_std: the backbone's normalisation of RGB in [0, 1].
+        rgb_white: reflectance that the stretch maps to 1.
+        nodata: ``"error"`` or ``"zero"``: non-finite RGB values become the backbone's mean colour, and a pixel with any
+            non-finite band is absent from the pixel set. What lies under it (NaN, inf, -inf) never matters.
+        rgb_order: positions in (red, green, blue) of the backbone's channels; ``rgb_mean`` is in that order.
+        resample: (K, C) what turns all bands into the K values that are standardised in place of those beyond RGB.
+    """
+
+    def __init__(
+        self,
+        bands: BandSet,
+        image_size: tuple[int, int],
+        rgb_mean: Iterable[float],
+        rgb_std: Iterable[float],
+        rgb_white: float = 0.3,
+        nodata: str = "error",
+        rgb_order: Sequence[int] = (0, 1, 2),
+        resample: Tensor | None = None,
+    ):
+        super().__init__()
+        if nodata not in NODATA:
+            raise ValueError(f"nodata={nodata!r}; choose from {NODATA}")
+        if not rgb_white > 0:
+            raise ValueError(f"rgb_white={rgb_white!r}; it is a reflectance and must be positive")
+        self.bands, self.image_size = bands, (image_size[0], image_size[1])
+        self.beyond, self.dates = list(bands.beyond_rgb), bands.dates
+        self.rgb = [bands.rgb[i] for i in rgb_order]
+        self.rgb_white, self.nodata = float(rgb_white), nodata
+        self.register_buffer("resample", resample, persistent=False)
+        for name, values in zip(("mean", "std"), default_statistics(bands), strict=True):
+            self.register_buffer(name, self.read(values))
+        self.register_buffer("rgb_mean", torch.tensor(list(rgb_mean)).view(3, 1, 1), persistent=False)
+        self.register_buffer("rgb_std", torch.tensor(list(rgb_std)).view(3, 1, 1), persistent=False)
+        self._checked_on_device = False
+
+    def forward(self, x: Tensor) -> Channels:
+        """x: (B, C, H, W) reflectance."""
+        self._check(x)
+        return Channels(x, self)
+
+    def others(self, x: Tensor) -> Tensor:
+        """What is standardised, (B, C, H, W) -> (B, C - 3, H, W): the bands beyond RGB; or resampled, (B, K, H, W)."""
+        if self.resample is None:
+            return x[:, self.beyond]
+        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):  # differences matter
+            return torch.einsum("kc,bchw->bkhw", self.resample.to(x.dtype), x)
+
+    def read(self, values: Tensor) -> Tensor:
+        """A statistic of each channel, (C,) -> of what is standardised, (K, 1, 1); the mean over a series' dates."""
+        if self.resample is not None:
+            return (self.resample @ values).view(-1, 1, 1)
+        dates = max(self.dates, 1)
+        return values[self.beyond].view(dates, len(self.beyond) // dates).mean(0).view(-1, 1, 1)
+
+    def each_date(self, values: Tensor) -> Tensor:
+        """What is known of each band, (K, 1, 1), as often as a time series has dates."""
+        return values.repeat(max(self.dates, 1), 1, 1)
+
+    def stretch(self, x: Tensor) -> Tensor:
+        """The RGB part as the backbone knows it: (B, C, H, W) reflectance -> (B, 3, H, W)."""
+        rgb = (x[:, self.rgb] / self.rgb_white).clamp(0.0, 1.0)
+        return (rgb - self.rgb_mean) / self.rgb_std
+
+    def _check(self, x: Tensor) -> None:
+        """Every CPU batch, and on other devices the first one only: reading values back would make each step wait."""
+        if torch.compiler.is_compiling() or x.is_meta:
+            return
+        if x.device.type == "cpu" or not self._checked_on_device:
+            check_reflectance(x, self.bands, self.image_size, self.nodata)
+            self._checked_on_device = x.device.type != "cpu"
+        else:
+            check_shape(x, self.bands, self.image_size)
+
+    @torch.no_grad()
+    def fit(self, batches: Iterable) -> None:
+        """Set mean and deviation of the bands beyond RGB from data, ignoring no-data pixels.
+
+        A constant band keeps the deviation 1, so that it reads as zero.
+
+        Args:
+            batches: (B, C, H, W) tensors, or dicts or tuples whose ``"image"`` or first item is one.
+
+        Raises:
+            ValueError: no batches, or a band without a single valid pixel.
+        """
+        count = torch.zeros(len(self.mean), dtype=torch.float64)
+        mean, squares = torch.zeros_like(count), torch.zeros_like(count)
+        for batch in batches:
+            x = batch["image"] if isinstance(batch, dict) else batch[0] if isinstance(batch, tuple | list) else batch
+            check_reflectance(x, self.bands, tuple(x.shape[2:]), self.nodata)
+            values = self.others(x.to(self.mean.device)).double().cpu()
+            values = values.unflatten(1, (-1, len(self.mean))).movedim(2, 0).flatten(1)  # dates are more pixels
+            finite = torch.isfinite(values)
+            values = torch.where(finite, values, torch.zeros_like(values))
+            # Chan's update: exact for any number of batches, and without the cancellation of E[x²] - E[x]².
+            n = finite.sum(1)
+            batch_mean = values.sum(1) / n.clamp_min(1)
+            deviation = torch.where(finite, values - batch_mean[:, None], torch.zeros_like(values))
+            total = (count + n).clamp_min(1)
+            shift = batch_mean - mean
+            squares += deviation.square().sum(1) + shift.square() * count * n / total
+            mean += shift * n / total
+            count += n
+        if (count == 0).any():
+            empty = list(self.bands.names)  # resampled, a pixel counts where every band has data
+            if self.resample is None:
+                empty = [self.bands.names[b] for b, n in zip(self.beyond, count, strict=True) if n == 0]
+            raise ValueError(f"no valid pixels to fit the normalisation of {empty}; was the loader empty?")
+        std = (squares / count).sqrt()
+        self.mean.copy_(mean.view(-1, 1, 1))
+        self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)).view(-1, 1, 1))  # a constant band stays 0
+
+    def extra_repr(self) -> str:
+        return f"bands={self.bands.names}, image_size={self.image_size}, {self.rgb_white=}, {self.nodata=}"

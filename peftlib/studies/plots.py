@@ -1,0 +1,236 @@
+"""One style, one colour per method, pictures of images and tokens, figures that are saved the same way each time."""
+
+import io
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from peftlib.files import atomic_path, figures_dir
+
+_PALETTE = sns.color_palette("colorblind")
+METHOD_COLOURS = {
+    name: _PALETTE[i]
+    for i, name in enumerate(
+        ["deflect", "lora", "slr", "full", "houlsby", "vpt", "earth_adapter", "frozen", "bitfit", "norm_tuning"]
+    )
+} | {"patch_embed": (0.0, 0.0, 0.0)}
+# The two parts of an embedding, everywhere: blue is what RGB gives, orange what the other bands give.
+PART_COLOURS = {"x_P": _PALETTE[0], "x_A": _PALETTE[1], "both": _PALETTE[2]}
+PRODUCT_COLOURS = {
+    ("RGB", "RGB"): _PALETTE[0],
+    ("RGB", "spectral"): _PALETTE[2],
+    ("spectral", "RGB"): _PALETTE[4],
+    ("spectral", "spectral"): _PALETTE[1],
+}
+
+
+# Of the covers of spectral_scenes: a hue a pair, light and dark for its members.
+_TWELVE = sns.color_palette("Paired")
+COVER_COLOURS = (*_TWELVE[2:4], *_TWELVE[6:8], *_TWELVE[4:6], *_TWELVE[8:10], _PALETTE[0], (0.5, 0.5, 0.5))
+
+
+def use_style() -> None:
+    """The style of every figure; call it once at the top of a notebook."""
+    sns.set_theme(context="notebook", style="ticks", palette="colorblind")
+    plt.rcParams.update(
+        {
+            "figure.dpi": 80,
+            "savefig.dpi": 120,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlesize": 11,
+            "axes.labelsize": 10,
+            "legend.frameon": False,
+            "legend.fontsize": 9,
+            "xtick.labelsize": 9,
+            "ytick.labelsize": 9,
+            "image.interpolation": "nearest",
+            "pdf.fonttype": 42,
+            "figure.constrained_layout.use": True,
+        }
+    )
+
+
+def save_figure(figure: Figure, name: str, profile: str) -> list[Path]:
+    """Write ``figures/<profile>/<name>.png`` and ``.pdf``; the same picture gives the same bytes.
+
+    Written by rename: an interrupted call leaves the former file whole.
+    """
+    folder = figures_dir(profile)
+    metadata = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
+    paths = []
+    for suffix, facts in metadata.items():
+        path = folder / f"{name}.{suffix}"
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format=suffix, metadata=facts, bbox_inches="tight")
+        paths.append(path)
+    return paths
+
+
+def show_paths(paths: list[Path]) -> None:
+    """Print the figures written, by profile and name."""
+    for path in paths:
+        print(f"wrote {path.parent.name}/{path.name}")
+
+
+def composite(image: Tensor, bands: tuple[str, ...], shown: tuple[str, str, str]) -> np.ndarray:
+    """Three bands as red, green and blue, each stretched to its 2nd..98th percentile: (C, H, W) -> (H, W, 3)."""
+    missing = [band for band in shown if band not in bands]
+    if missing:
+        raise ValueError(f"bands {missing} are not among {bands}")
+    stack = image[[bands.index(band) for band in shown]].float().cpu().numpy()
+    low, high = np.percentile(stack, [2, 98], axis=(1, 2), keepdims=True)
+    return np.clip((stack - low) / np.maximum(high - low, 1e-9), 0, 1).transpose(1, 2, 0)
+
+
+def show_image(ax: Axes, picture: np.ndarray | Tensor, title: str = "", **options):
+    """A picture without axes."""
+    shown = ax.imshow(np.asarray(picture), **options)
+    ax.set_title(title)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    return shown
+
+
+def show_map(ax: Axes, values: Tensor, grid: tuple[int, int], title: str = "", label: str = "", **options):
+    """One number a patch, as a map with its colour bar. values: (n,)."""
+    shown = show_image(ax, values.reshape(grid).float().cpu().numpy(), title, **({"cmap": "viridis"} | options))
+    ax.figure.colorbar(shown, ax=ax, label=label, shrink=0.8)
+    return shown
+
+
+def show_classes(ax: Axes, mask: Tensor, names: tuple[str, ...], title: str = ""):
+    """Class numbers as a map with a key of their names. mask: (H, W) in 0..len(names) - 1."""
+    colours = sns.color_palette("YlGn", len(names))
+    shown = show_image(ax, mask, title, cmap=ListedColormap(colours), vmin=-0.5, vmax=len(names) - 0.5)
+    keys = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in colours]
+    ax.legend(keys, names, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2)
+    return shown
+
+
+def show_truth(ax: Axes, mask: Tensor, names: tuple[str, ...], title: str = "", ignore_index: int = -1):
+    """Class numbers in fixed colours, white where unknown. mask: (H, W). The key is ``class_key``."""
+    shown = np.ma.masked_equal(np.asarray(mask), ignore_index)
+    return show_image(
+        ax, shown, title, cmap=ListedColormap(class_colours(len(names))), vmin=-0.5, vmax=len(names) - 0.5
+    )
+
+
+def class_colours(count: int) -> list[tuple]:
+    """A colour a class: those of the simulated covers for ten classes, else an even wheel."""
+    return list(COVER_COLOURS) if count == len(COVER_COLOURS) else sns.color_palette("husl", count)
+
+
+def class_key(figure: Figure, names: tuple[str, ...], ncols: int = 5) -> None:
+    """The key of ``show_truth`` under a figure."""
+    keys = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in class_colours(len(names))]
+    figure.legend(keys, names, loc="outside lower center", ncols=ncols)
+
+
+def spectrum_band(ax: Axes, wavelengths: tuple[float, ...], spectra: np.ndarray, colour, label: str) -> None:
+    """Median reflectance by wavelength, and where the middle 80% lie. spectra: (n, bands)."""
+    order = np.argsort(wavelengths)
+    nm = np.asarray(wavelengths)[order]
+    low, middle, high = np.percentile(spectra[:, order], [10, 50, 90], axis=0)
+    ax.fill_between(nm, low, high, color=colour, alpha=0.25, linewidth=0)
+    ax.plot(nm, middle, "o-", color=colour, label=label, markersize=3)
+    ax.set_xlabel("wavelength, nm")
+    ax.set_ylabel("reflectance")
+    ax.set_ylim(bottom=0)
+
+
+def probe_bars(ax: Axes, table: pd.DataFrame, colours: dict[str, tuple]) -> None:
+    """Held-out R² as grouped horizontal bars: rows targets, columns feature sets."""
+    height = 0.8 / len(table.columns)
+    for j, column in enumerate(table.columns):
+        y = np.arange(len(table)) + (j - (len(table.columns) - 1) / 2) * height
+        ax.barh(y, table[column].clip(lower=0), height=height, label=column, color=colours.get(column, "0.6"))
+    ax.set_yticks(range(len(table)), table.index)
+    ax.set_ylim(len(table) - 0.5, -0.5)  # first row on top
+    ax.set_xlim(0, 1)
+    ax.set_xlabel("held-out R² (negative values drawn as 0)")
+
+
+def attention_figure(
+    picture: np.ndarray,
+    products: dict[tuple[str, str], Tensor],
+    adapted: Tensor,
+    pretrained: Tensor,
+    grid: tuple[int, int],
+    query: tuple[int, int],
+    title: str = "",
+) -> Figure:
+    """Where one query token looks: the image, the four products, and attention before and after.
+
+    Args:
+        picture: (H, W, 3) what to show the query on.
+        products: query part, key part -> (N,) logits of one query and head.
+        adapted, pretrained: (N,) attention of the same query and head.
+        grid: patches (down, across); the last of the N tokens are the patches.
+        query: (row, column) of the query patch.
+    """
+    n = grid[0] * grid[1]
+    # Not through pyplot: sliders redraw from another thread, and pyplot's list of figures is not made for that.
+    figure = Figure(figsize=(13, 6.2))
+    axes = figure.subplots(2, 4)
+    for ax, (pair, logits) in zip(axes[0], products.items(), strict=True):
+        values = logits[-n:] - logits[-n:].mean()
+        limit = float(values.abs().max()) or 1.0
+        label = "logit, centred"
+        show_map(ax, values, grid, f"{pair[0]} query, {pair[1]} key", label, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    show_image(axes[1, 0], picture, "query patch")
+    highest = float(max(adapted[-n:].max(), pretrained[-n:].max()))
+    show_map(axes[1, 1], pretrained[-n:], grid, "attention, pretrained weights", "weight", vmin=0, vmax=highest)
+    show_map(axes[1, 2], adapted[-n:], grid, "attention, adapted", "weight", vmin=0, vmax=highest)
+    change = adapted[-n:] - pretrained[-n:]
+    limit = float(change.abs().max()) or 1.0
+    show_map(axes[1, 3], change, grid, "adapted - pretrained", "weight", cmap="PuOr_r", vmin=-limit, vmax=limit)
+    scale = (picture.shape[1] / grid[1], picture.shape[0] / grid[0])
+    for ax in axes.flat:
+        x, y = scale if ax is axes[1, 0] else (1.0, 1.0)
+        corner = (query[1] * x - 0.5, query[0] * y - 0.5)
+        ax.add_patch(plt.Rectangle(corner, x, y, fill=False, edgecolor="black", linewidth=2.4))
+        ax.add_patch(plt.Rectangle(corner, x, y, fill=False, edgecolor="yellow", linewidth=1.2))
+    figure.suptitle(title)
+    return figure
+
+
+def to_png(figure: Figure) -> bytes:
+    """A figure as PNG, for an ``ipywidgets.Image``."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=80)
+    return buffer.getvalue()
+
+
+def share_bars(ax: Axes, shares: pd.DataFrame) -> None:
+    """Stacked bars, one a layer: rows layers, columns (query part, key part), values that sum to one."""
+    bottom = np.zeros(len(shares))
+    for pair in shares.columns:
+        ax.bar(shares.index, shares[pair], bottom=bottom, label=f"{pair[0]} → {pair[1]}", color=PRODUCT_COLOURS[pair])
+        bottom += shares[pair].to_numpy()
+    ax.set_xlabel("block")
+    ax.set_ylabel("share of logit variance over keys")
+    ax.set_ylim(0, 1)
+    ax.legend(title="query → key", bbox_to_anchor=(1.0, 1.0), loc="upper left")
+
+
+def layer_lines(ax: Axes, rows: pd.DataFrame, value: str, label: str) -> None:
+    """One line a block over training steps, early blocks dark and late ones bright. rows: step, layer, value."""
+    layers = sorted(rows["layer"].unique())
+    colours = sns.color_palette("viridis", len(layers))
+    for colour, layer in zip(colours, layers, strict=True):
+        part = rows[rows["layer"] == layer]
+        ax.plot(part["step"], part[value], color=colour, linewidth=1.6)
+    ax.set_xlabel("training step")
+    ax.set_ylabel(label)
+    bar = plt.cm.ScalarMappable(plt.Normalize(layers[0], layers[-1]), "viridis")
+    ax.figure.colorbar(bar, ax=ax, label="block", shrink=0.8)
