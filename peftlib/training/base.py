@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from peftlib.model.adapted_vit import AdaptedViT
-from peftlib.model.metadata import describe
+from peftlib.model.metadata import encode_metadata
 from peftlib.training.augmentation import random_d4, resize_image, resize_mask
 from peftlib.training.metrics import MeanLoss
 
@@ -112,7 +112,7 @@ class Task(lightning.LightningModule):
         """Images and masks of a batch at the model's size, and the metadata that the model reads as numbers."""
         changed = {"image": resize_image(batch["image"], self.model.image_size)}
         if self.model.metadata is not None:
-            changed["metadata"] = describe(batch["meta"], self.model.metadata.names).to(batch["image"].device)
+            changed["metadata"] = encode_metadata(batch["meta"], self.model.metadata.names).to(batch["image"].device)
         if "mask" in batch:
             changed["mask"] = resize_mask(batch["mask"], self.model.image_size)
         return batch | changed

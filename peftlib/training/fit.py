@@ -189,7 +189,9 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 def _checkpoint(path: Path, **options) -> ModelCheckpoint:
     """One file that is replaced."""
-    return ModelCheckpoint(path.parent, path.stem, auto_insert_metric_name=False, enable_version_counter=False, **options)
+    return ModelCheckpoint(
+        path.parent, path.stem, auto_insert_metric_name=False, enable_version_counter=False, **options
+    )
 
 
 def _finished(checkpoint: Mapping, steps: int) -> bool:
