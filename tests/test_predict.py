@@ -1,4 +1,4 @@
-"""Class maps of GeoTIFFs: where they lie, how tiles join, what is refused, and going on after a stop."""
+"""Class maps of GeoTIFFs: where they lie, how tiles join, what is refused, and resuming."""
 
 import warnings
 
@@ -213,18 +213,18 @@ def test_digital_numbers_taken_for_reflectance_are_refused(task, tmp_path):
         assert predict(task, tmp_path, scale=1.0).written == []
 
 
-def test_a_stopped_run_goes_on(task, tmp_path, monkeypatch):
+def test_a_stopped_run_resumes(task, tmp_path, monkeypatch):
     for name in "abc":
         write(tmp_path / "images" / f"{name}.tif", (64, 64))
-    strips = TiledPredictor.strips
+    blocks = TiledPredictor.row_blocks
 
     def stopped(self, image):
-        for top, classes in strips(self, image):
+        for top, classes in blocks(self, image):
             if "b.tif" in image.name and top > 0:
                 raise KeyboardInterrupt
             yield top, classes
 
-    monkeypatch.setattr(TiledPredictor, "strips", stopped)
+    monkeypatch.setattr(TiledPredictor, "row_blocks", stopped)
     with pytest.raises(KeyboardInterrupt):
         predict(task, tmp_path)
     assert [p.name for p in (tmp_path / "maps").iterdir()] == ["a.tif"]
