@@ -9,8 +9,7 @@ from math import sqrt
 
 import numpy as np
 import pandas as pd
-from scipy import stats
-from scipy.optimize import brentq
+from scipy import special, stats
 
 PAIR = ("dataset", "backbone", "repeat", "fold", "seed")  # what two runs share that make a pair
 DRAWS = 10_000
@@ -109,7 +108,7 @@ def detectable_difference(std: float, n: int, test_to_train: float = 0.0, power:
         std: standard deviation of differences of single pairs; n: how many pairs.
     """
     limit = stats.t.ppf(0.975, n - 1)
-    shift = brentq(lambda d: stats.nct.sf(limit, n - 1, d) + stats.nct.cdf(-limit, n - 1, d) - power, 0, 100)
+    shift = special.nctdtrinc(n - 1, 1 - power, limit)  # in standard errors
     return float(shift * std * sqrt(1 / n + test_to_train))
 
 
