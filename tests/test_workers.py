@@ -38,7 +38,7 @@ def whole(data, tmp_path_factory):
 
 def many() -> list:
     """Runs that can be caught in the middle, with dropout: what is drawn must be drawn again."""
-    return grid(toy(method=pl.VPT(tokens=4, dropout=0.3), steps=120), seed=range(3))
+    return grid(toy(method=pl.VPT(tokens=4, dropout=0.3), steps=60), seed=range(3))
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_a_worker_that_dies_is_an_error_that_says_how_to_continue(long, tmp_path
         wait_for(lambda: begun(tmp_path))
         children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
         for child in children:
-            if "loky" in Path(f"/proc/{child}/cmdline").read_text():
+            if "popen_loky" in Path(f"/proc/{child}/cmdline").read_text():
                 os.kill(int(child), signal.SIGKILL)
 
     killer = threading.Thread(target=kill, daemon=True)

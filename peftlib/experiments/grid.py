@@ -82,8 +82,10 @@ def execute(
     planned = list({(one.key, one.role): one for one in experiments}.items())
     before = _known(known, [place for place, _ in planned])
     there = set() if before is None else set(before[0]["key"])
-    unique = {key: one for (key, _), one in reversed(planned) if key not in there}  # the first role of each
-    unique = dict(reversed(unique.items()))
+    unique: dict[str, Experiment] = {}
+    for (key, _), one in planned:
+        if key not in there:
+            unique.setdefault(key, one)
     rows = {key: row for key in unique if (row := read_row(folder / f"{key}.json")) is not None}
     missing = {k: v for k, v in unique.items() if k not in rows or (retry_failed and rows[k]["status"] == FAILED)}
     if progress and missing:
