@@ -11,7 +11,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from peftlib.data import DATASETS, load
-from peftlib.data.subsets import Joined, Part, Tiles, files_of, folds, held_if_small, spread
+from peftlib.data.subsets import Concat, Subset, Tiles, cache_if_small, every_nth, files_of, folds
 from peftlib.files import data_dir
 from peftlib.methods import Method
 from peftlib.methods.base import LATER, facts_of
@@ -157,16 +157,16 @@ class Run:
         train, val = (_opened(self.dataset, split, *where) for split in ("train", "val"))
         test = _opened(self.dataset, "test", *where) if final or self.folds else None
         if self.folds:
-            pool, val = (train, test) if val is None else (Joined(train, test), val)
+            pool, val = (train, test) if val is None else (Concat([train, test]), val)
             parts = folds(pool, self.folds)
             tested = parts.pop(self.seed % self.folds)
-            train, test = Part(pool, sorted(i for part in parts for i in part)), Part(pool, tested)
+            train, test = Subset(pool, sorted(i for part in parts for i in part)), Subset(pool, tested)
         if val is None:
             raise ValueError(f"{self.dataset} has no val part here; choose folds=3, say")
         if self.tile:
             train = Tiles(train, self.tile, self.train_tiles)
             val, test = Tiles(val, self.tile), Tiles(test, self.tile) if final else None
-        return spread(train, self.train_images), spread(val, self.val_images), test if final else None
+        return every_nth(train, self.train_images), every_nth(val, self.val_images), test if final else None
 
     def unseen_part(self) -> Dataset | None:
         """What is scored beside the test part; None in a search, or where nothing is asked for.
@@ -206,7 +206,7 @@ def _opened(dataset: str, split: str, data: str, root: Path, bands: tuple[str, .
         if split == "val":
             return None
         raise
-    return held_if_small(part, HELD_MEGABYTES)
+    return cache_if_small(part, HELD_MEGABYTES)
 
 
 @lru_cache(maxsize=64)

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from peftlib.data import SpectralScenes
-from peftlib.data.datamodule import gather
+from peftlib.data.dataset import collate
 from peftlib.data.simulated.metamers import PAIRS
-from peftlib.data.subsets import spread
+from peftlib.data.subsets import every_nth
 from peftlib.deflect.analysis import linear_cka
 from peftlib.methods import Frozen
 from peftlib.model.adapted_vit import AdaptedViT, adapt
@@ -63,7 +63,7 @@ def moved(model: AdaptedViT, vit: VisionTransformer, train: Dataset, test: Datas
 
 def seen(part: Dataset, model: AdaptedViT) -> tuple[Tensor, Tensor | None]:
     """Images (B, C, H, W) at the model's size, and the class of each patch, (B n,) row by row; None without masks."""
-    batch = next(iter(DataLoader(part := spread(part, IMAGES), len(part), collate_fn=gather)))
+    batch = next(iter(DataLoader(part := every_nth(part, IMAGES), len(part), collate_fn=collate)))
     image = resize_image(batch["image"], model.image_size)
     if "mask" not in batch:
         return image, None

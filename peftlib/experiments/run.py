@@ -155,7 +155,7 @@ def _trained(run: Run, work: Path, place: Place) -> dict:
         whole = images()  # without a trainer, which would share them out: all of them, here
         metrics["test"] |= own(task, whole.test_dataloader())
         if unseen is not None:
-            metrics["unseen"] |= own(task, whole.elsewhere().test_dataloader())
+            metrics["unseen"] |= own(task, whole.unseen_split().test_dataloader())
     if run.moved and run.stage == "final":
         metrics["rgb"] = moved(task.model, _backbone(run), train, test)
     counts = count_parameters(task.model)

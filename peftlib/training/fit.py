@@ -145,7 +145,7 @@ def fit(
     if getattr(data, "test", data) is not None:
         metrics["test"] = dict(trainer.test(task, datamodule=data, verbose=False)[0])
     if isinstance(data, EarthData) and data.unseen is not None:
-        metrics["unseen"] = dict(trainer.test(task, datamodule=data.elsewhere(), verbose=False)[0])
+        metrics["unseen"] = dict(trainer.test(task, datamodule=data.unseen_split(), verbose=False)[0])
     if trainer.is_global_zero:
         results = {"metrics": metrics, "epochs": keeper.epoch + 1, "best_epoch": keeper.best_epoch, "facts": facts}
         with atomic_path(folder / RESULTS) as temporary:
