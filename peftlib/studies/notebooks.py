@@ -60,6 +60,8 @@ def convert(name: str, kind: str, text: str) -> object:
     """
     try:
         wanted = eval(kind, {"__builtins__": {}}, _TYPES)
+        if (get_origin(wanted) or wanted) not in _TYPES.values():
+            raise TypeError
     except (NameError, SyntaxError, TypeError) as error:
         raise ValueError(f"type {kind!r} of parameter {name}; use {', '.join(_TYPES)}, list[int]") from error
     if wanted is str:
