@@ -6,52 +6,24 @@ model = pl.adapt(vit, pl.Deflect(), bands=("B02", "B03", "B04", "B08"), sensor="
 """
 
 from peftlib.backbones.loading import BACKBONES, BackboneSpec, load_backbone
-from peftlib.methods import (
-    METHODS,
-    SLR,
-    VPT,
-    BitFit,
-    Deflect,
-    EarthAdapter,
-    Frozen,
-    Full,
-    HFPeft,
-    Houlsby,
-    LoRA,
-    NormTuning,
-    PatchEmbedding,
-)
-from peftlib.model.adapted_vit import AdaptedViT, adapt, count_parameters, merge
+from peftlib.deflect import EMB, Deflect
+from peftlib.methods import INPUTS, METHODS, RGB, BitFit, Frozen, Full, Inflated, NormTuning
+from peftlib.methods.earth_adapter import EarthAdapter
+from peftlib.methods.hf_peft import HFPeft
+from peftlib.methods.houlsby import Houlsby
+from peftlib.methods.lora import LoRA
+from peftlib.methods.slr import SLR
+from peftlib.methods.vpt import VPT
+from peftlib.model.adapted_vit import AdaptedViT, adapt, count_parameters
 from peftlib.model.adapter_file import load_adapter, save_adapter
 from peftlib.model.costs import cost_table
+from peftlib.model.merge import merge
 from peftlib.model.transfer import transfer
 from peftlib.sensors.bands import SENSORS
 
 __version__ = "0.1.0"
 __all__ = [
-    "BACKBONES",
-    "METHODS",
-    "SENSORS",
-    "SLR",
-    "VPT",
-    "AdaptedViT",
-    "BackboneSpec",
-    "BitFit",
-    "Deflect",
-    "EarthAdapter",
-    "Frozen",
-    "Full",
-    "HFPeft",
-    "Houlsby",
-    "LoRA",
-    "NormTuning",
-    "PatchEmbedding",
-    "adapt",
-    "cost_table",
-    "count_parameters",
-    "load_adapter",
-    "load_backbone",
-    "merge",
-    "save_adapter",
-    "transfer",
-]
+    "BACKBONES", "EMB", "INPUTS", "METHODS", "RGB", "SENSORS", "SLR", "VPT", "AdaptedViT", "BackboneSpec", "BitFit",
+    "Deflect", "EarthAdapter", "Frozen", "Full", "HFPeft", "Houlsby", "Inflated", "LoRA", "NormTuning", "adapt",
+    "cost_table", "count_parameters", "load_adapter", "load_backbone", "merge", "save_adapter", "transfer",
+]  # fmt: skip

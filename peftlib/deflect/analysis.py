@@ -1,4 +1,7 @@
-"""What the notebooks look at: embedding parts, attention products, displacements, drift."""
+"""What the notebooks look at: embedding parts, attention products, displacements, drift.
+
+``model`` is what ``pl.adapt`` made.
+"""
 
 from dataclasses import dataclass
 
@@ -6,21 +9,21 @@ import lightning
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from peftlib.deflect.attention import UntangledBlock, auxiliary_after_norm, constrain_norm, split_heads
-from peftlib.model.adapted_vit import AdaptedViT
+from peftlib.deflect.attention import UntangledBlock, auxiliary_after_norm, split_heads
+from peftlib.deflect.norm_constraint import constrain_norm
 
 RGB, SPECTRAL = "RGB", "spectral"
 PRODUCTS = tuple((query, key) for query in (RGB, SPECTRAL) for key in (RGB, SPECTRAL))
 
 
 @torch.no_grad()
-def embedding_parts(model: AdaptedViT, x: Tensor) -> tuple[Tensor, Tensor]:
+def embedding_parts(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """x_P and x_A of images, before positions are added: each (B, n, d). x: (B, C, H, W) reflectance."""
-    x_P, x_A = model.embed_patches(model.reflectance(x))
+    x_P, x_A = model.embed_patches(x)
     if x_A is None:
-        raise ValueError(f"method {model.method.name!r} has no auxiliary tokens; use Deflect")
+        raise ValueError(f"input {model.input} gives no x_A; use pl.EMB()")
     return x_P, x_A
 
 
@@ -113,13 +116,13 @@ class BlockTrace:
 
 
 @torch.no_grad()
-def trace(model: AdaptedViT, x: Tensor) -> list[BlockTrace]:
+def trace(model: nn.Module, x: Tensor) -> list[BlockTrace]:
     """Follow images through the adapted blocks. x: (B, C, H, W) reflectance."""
     z, z_A = model.embed(x)
     traces = []
     for layer, block in enumerate(model.vit.blocks):
         if not isinstance(block, UntangledBlock) or z_A is None:
-            z = model.through(block, z, z_A)
+            z = model.run_block(block, z, z_A)
             continue
         adapted, pretrained = block.qkv(z, z_A)
         D_free, D_ref = block.attend(adapted), block.attend(pretrained)
@@ -177,12 +180,12 @@ def displacement_table(traces: list[BlockTrace], pretrained_out: list[Tensor]) -
 
 
 @torch.no_grad()
-def block_outputs(model: AdaptedViT, x: Tensor) -> list[Tensor]:
+def block_outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
     """Tokens (B, N, d) leaving every block, without keeping a graph."""
     z, z_A = model.embed(x)
     outputs = []
     for block in model.vit.blocks:
-        z = model.through(block, z, z_A)
+        z = model.run_block(block, z, z_A)
         outputs.append(z)
     return outputs
 
@@ -196,7 +199,7 @@ class DeflectionRecorder(lightning.Callback):
         every: steps between two looks; step 0, before any update, and the last step are always recorded.
     """
 
-    def __init__(self, x: Tensor, pretrained: AdaptedViT, every: int = 10):
+    def __init__(self, x: Tensor, pretrained: nn.Module, every: int = 10):
         self.x, self.every = x, every
         self.tables: list[pd.DataFrame] = []
         self.pretrained_out = block_outputs(pretrained.eval(), x)

@@ -1,4 +1,4 @@
-"""uAtt, the untangled attention, and the norm constraint (deflection).
+"""uAtt, the untangled attention.
 
 Notation: B batch, N tokens (patches plus prefix tokens), d width, h heads, r rank. z = z_P + z_A is the stream of
 tokens, z_A the part that came from the bands beyond RGB.
@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from timm.layers import Attention
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from peftlib.deflect.norm_constraint import constrain_norm
 
 
 def auxiliary_after_norm(norm: nn.LayerNorm, z: Tensor, z_A: Tensor) -> Tensor:
@@ -21,67 +23,6 @@ def auxiliary_after_norm(norm: nn.LayerNorm, z: Tensor, z_A: Tensor) -> Tensor:
     sigma = (z.var(dim=-1, keepdim=True, unbiased=False) + norm.eps).sqrt()
     n_A = (z_A - z_A.mean(dim=-1, keepdim=True)) / sigma
     return n_A if norm.weight is None else n_A * norm.weight
-
-
-def constrain_norm(D: Tensor, D_ref: Tensor, reference_grad: bool = True, eps: float = 1e-12) -> Tensor:
-    """Deflection: keep the direction of D and take the length of D_ref, token by token.
-
-        D' = D * ||D_ref|| / max(||D||, eps)
-
-    A token keeps its D where that is shorter than eps (zero stays zero), or a length is not finite. One that the
-    pretrained block does not move stays where it is. Gradients are finite at both zeros.
-
-    D, D_ref: (B, N, d) displacements of the adapted and of the pretrained block -> (B, N, d).
-    """
-    return _Deflection.apply(D, D_ref if reference_grad else D_ref.detach(), eps)
-
-
-class _Deflection(torch.autograd.Function):
-    """``constrain_norm``, its gradients written out: a fourth of the passes over (B, N, d) that autograd would make.
-
-    For a gradient g of D', and c = <g, D> / ||D||,
-
-        dD = (||D_ref|| / ||D||) (g - c D / ||D||),   dD_ref = c D_ref / ||D_ref||
-    """
-
-    @staticmethod
-    def forward(ctx, D: Tensor, D_ref: Tensor, eps: float) -> Tensor:
-        precision = None if D.dtype == torch.float64 else torch.float32  # lengths in bfloat16 would miss by 1e-2
-        length = torch.linalg.vector_norm(D, dim=-1, keepdim=True, dtype=precision)
-        reference = torch.linalg.vector_norm(D_ref, dim=-1, keepdim=True, dtype=precision)
-        scalable = (length > eps) & torch.isfinite(length) & torch.isfinite(reference)
-        shrink = scalable / length.clamp_min(eps)  # 1 / ||D||, or 0 where D stays
-        scale = torch.where(scalable, reference / length.clamp_min(eps), torch.ones_like(length))  # of equals exactly 1
-        ctx.save_for_backward(D, D_ref, shrink, scale, 1 / reference.clamp_min(eps))
-        return (D * scale).to(D.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        D, D_ref, shrink, scale, grow = ctx.saved_tensors
-        c = (g.to(scale.dtype) * D).sum(-1, keepdim=True) * shrink
-        dD = torch.addcmul(g * scale, D.to(scale.dtype), -c * scale * shrink).to(D.dtype)
-        return dD, (D_ref * (c * grow)).to(D.dtype) if ctx.needs_input_grad[1] else None, None
-
-
-def inverse_deviation(z: Tensor, eps: float) -> Tensor:
-    """1 / sigma(z) of each token, with LayerNorm's own fast kernel: (B, N, d) -> (B, N, 1)."""
-    return _InverseDeviation.apply(z, eps)
-
-
-class _InverseDeviation(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, z: Tensor, eps: float) -> Tensor:
-        _, mean, inverse = torch.native_layer_norm(z, z.shape[-1:], None, None, eps)
-        ctx.save_for_backward(z, mean, inverse)
-        return inverse
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g: Tensor) -> tuple[Tensor, None]:
-        z, mean, inverse = ctx.saved_tensors
-        steep = inverse.to(torch.promote_types(inverse.dtype, torch.float32)) ** 3  # float16 ends at 65504
-        return ((z - mean) * (-g * steep / z.shape[-1])).to(z.dtype), None
 
 
 class LowRank(nn.Module):
@@ -137,13 +78,34 @@ class UntangledBlock(nn.Module):
         return z + block.drop_path2(block.ls2(block.mlp(block.norm2(z))))
 
     def displacement(self, z: Tensor, z_A: Tensor) -> Tensor:
-        """How far, and where to, the attention moves each token: (B, N, d)."""
+        """How far, and where to, the attention moves each token: (B, N, d). Deflection keeps the pretrained length."""
         adapted, pretrained = self.qkv(z, z_A)
         D = self.attend(adapted)
         if not self.constrain:
             return D
         D_ref = self.attend(pretrained if self.reference_grad else pretrained.detach())
         return constrain_norm(D, D_ref, self.reference_grad)
+
+    def formula(self, z: Tensor, z_A: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries, keys and values as the equation reads; ``qkv`` computes the same in fewer passes (a test)."""
+        n_A = auxiliary_after_norm(self.block.norm1, z, z_A)
+        n_P = self.block.norm1(z) - n_A
+        W = self.block.attn.qkv  # W_Q, W_K and W_V side by side
+        adapted = W(n_P + n_A) + self.auxiliary(n_A)
+        if self.principal is not None:
+            adapted = adapted + self.principal(n_P)
+        return adapted, W(n_P + n_A)
+
+    def attend(self, qkv: Tensor) -> Tensor:
+        """ls1(proj(attention)) of fused queries, keys and values (B, N, 3d) -> (B, N, d)."""
+        attn = self.block.attn
+        q, k, v = split_heads(attn, qkv)
+        dropout = attn.attn_drop.p if self.training else 0.0
+        x = F.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v, dropout_p=dropout)
+        x = attn.norm(x.transpose(1, 2).flatten(2))
+        return self.block.ls1(attn.proj_drop(attn.proj(x)))
+
+    # --- the same, fast ---
 
     def qkv(self, z: Tensor, z_A: Tensor) -> tuple[Tensor, Tensor]:
         """Queries, keys and values (B, N, 3d), fused: with the new terms, and as pretrained on the same LN(z)."""
@@ -162,20 +124,31 @@ class UntangledBlock(nn.Module):
         U = U - U.mean(dim=-1, keepdim=True)  # taking z_A's mean away is taking U's away
         return F.linear(z_A, U) * inverse_deviation(z, norm.eps)
 
-    def attend(self, qkv: Tensor) -> Tensor:
-        """ls1(proj(attention)) of fused queries, keys and values (B, N, 3d) -> (B, N, d)."""
-        attn = self.block.attn
-        q, k, v = split_heads(attn, qkv)
-        dropout = attn.attn_drop.p if self.training else 0.0
-        x = F.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v, dropout_p=dropout)
-        x = attn.norm(x.transpose(1, 2).flatten(2))
-        return self.block.ls1(attn.proj_drop(attn.proj(x)))
-
 
 def added(y: Tensor, x: Tensor, layer: nn.Linear) -> Tensor:
     """y + layer(x) in one pass. y: (B, N, m), x: (B, N, r) -> (B, N, m)."""
     weight = layer.weight.T.contiguous()  # small; its gradient is then a product of the faster form
     return torch.addmm(y.flatten(0, 1), x.flatten(0, 1), weight).view_as(y)
+
+
+def inverse_deviation(z: Tensor, eps: float) -> Tensor:
+    """1 / sigma(z) of each token, with LayerNorm's own fast kernel: (B, N, d) -> (B, N, 1)."""
+    return _InverseDeviation.apply(z, eps)
+
+
+class _InverseDeviation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z: Tensor, eps: float) -> Tensor:
+        _, mean, inverse = torch.native_layer_norm(z, z.shape[-1:], None, None, eps)
+        ctx.save_for_backward(z, mean, inverse)
+        return inverse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g: Tensor) -> tuple[Tensor, None]:
+        z, mean, inverse = ctx.saved_tensors
+        steep = inverse.to(torch.promote_types(inverse.dtype, torch.float32)) ** 3  # float16 ends at 65504
+        return ((z - mean) * (-g * steep / z.shape[-1])).to(z.dtype), None
 
 
 def split_heads(attn: Attention, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,20 +1,73 @@
 """EMB, the untangled patch embedding: a pixel-set encoder beside the frozen RGB patch embedding.
 
 DEFLECT, equation (3): x = x_P + x_A. x_P is what the pretrained patch embedding makes of RGB; x_A carries the
-radiometry of the other bands. Also here: the inflated patch kernel by which the other methods read those bands.
+radiometry of the other bands. EMB is an input: it works under every method.
 """
 
 import math
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from peftlib.methods.base import Input, option
 from peftlib.sensors.bands import BandSet
-from peftlib.sensors.reflectance import Channels
-from peftlib.sensors.spectral_indices import SpectralIndices
+from peftlib.sensors.reflectance import Reflectance
+from peftlib.sensors.spectral_indices import SpectralIndices, available_indices
+from peftlib.sensors.wavelengths import KNOTS, resampling
+
+
+@dataclass(frozen=True)
+class EMB(Input):
+    """Untangled patch embedding: RGB as pretrained, plus x_A from the set of each patch's pixels.
+
+    Attributes:
+        width: hidden width of the pixel-set encoder.
+        cells: cells x cells pixel sets a patch. 1 is the pure set of the paper; more trade its bias for geometry.
+        indices: ``"auto"`` (those of NDVI, NDWI, MNDWI, NBR, NDMI, BI that the bands allow) or names of spyndex, of
+            indices that lie in [-1, 1]. ``pl.transfer`` refuses a sensor that lacks the bands of one.
+        spectral: what the encoder's first layer reads: ``"bands"``, those beyond RGB, by position; or
+            ``"wavelengths"``, the whole spectrum on a fixed grid (``peftlib.sensors.wavelengths``), so that one adapter
+            serves sensors with different bands (``pl.transfer``). Bands that water vapour hides are then left out.
+        pixels: in training, read so many pixels of each cell, drawn anew each step; 0 reads all, as evaluation does.
+    """
+
+    name, label, paper = "emb", "EMB", "Thoreau, Marsocci, Derksen, ICCV 2025"
+    learning_rates = (5e-4, 2e-3, 8e-3, 3.2e-2)
+    tunes = r"auxiliary\.(pixel_mlp\.[02]|patch_mlp\.[013])\.(weight|bias)"
+    gives_auxiliary = True
+
+    width: int = option(32, other=8, least=1)
+    cells: int = option(1, other=2, least=1)
+    indices: str | tuple[str, ...] = option("auto", other=())
+    spectral: str = option("bands", other="wavelengths", choices=("bands", "wavelengths"))
+    pixels: int = option(0, other=7, least=0)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if isinstance(self.indices, str) and self.indices != "auto":
+            raise ValueError(f"EMB(indices={self.indices!r}); choose 'auto' or a tuple of spyndex names")
+
+    @property
+    def reads_any_bands(self) -> bool:
+        return self.spectral == "wavelengths"
+
+    def resampling(self, bands: BandSet) -> Tensor | None:
+        return resampling(bands) if self.spectral == "wavelengths" else None
+
+    def inject(self, vit: VisionTransformer, bands: BandSet) -> nn.Module:
+        if not bands.beyond_rgb:
+            raise ValueError(f"EMB reads bands beyond RGB, and bands {bands.names} have none; use pl.RGB()")
+        indices = available_indices(bands) if self.indices == "auto" else tuple(self.indices)
+        channels = len(KNOTS) if self.spectral == "wavelengths" else len(bands.beyond_rgb)
+        return PixelSetEncoder(
+            SpectralIndices(indices, bands), channels + len(indices), vit.embed_dim, vit.patch_embed.patch_size,
+            self.width, self.cells, self.pixels,
+        ).to(vit.patch_embed.proj.weight)  # fmt: skip
 
 
 class PixelSetEncoder(nn.Module):
@@ -23,50 +76,32 @@ class PixelSetEncoder(nn.Module):
         s   = [ standardised bands beyond RGB (or the spectrum on a grid of wavelengths), spectral indices ]
         x_A = g( mean and standard deviation over the patch of f(s) )
 
-    Of a time series (``peftlib.deflect.time_series``) s is that of one date, its day included. As a ``"set"``, f reads each date of
-    a pixel, and a patch pools over pixels and dates: their order means nothing, and a date without data is one less. As
-    a ``"sequence"``, f reads all dates of a pixel side by side.
-
     f is a small MLP on every pixel, g a small MLP on the pooled code whose last layer starts at zero, so x_A starts at
     zero and the adapted model starts as the pretrained one. Shuffling the pixels inside a cell leaves x_A unchanged: it
     can carry radiometry, never geometry.
 
     Args:
-        bands: the image's bands.
-        indices: names of spectral indices (spyndex) to read beside the bands.
+        indices: spectral indices to read beside the bands.
+        channels: of s.
         dim: width d of the tokens.
         patch_size: (p_h, p_w) in pixels.
-        width: hidden width of f and, doubled by mean and deviation, of the pooled code.
-        cells: split each patch into cells x cells pixel sets. 1 is the pure set of the paper; more trade its bias
-            for geometry inside the patch.
-        knots: the spectrum comes on a grid of so many wavelengths (``peftlib.sensors.wavelengths``); 0: as bands beyond RGB.
-        series: how the dates of a time series are read, ``"set"`` or ``"sequence"``; of no effect on one image.
+        width, cells, pixels: see ``EMB``.
+
+    Raises:
+        ValueError: cells that do not divide the patch.
     """
 
     def __init__(
-        self,
-        bands: BandSet,
-        indices: tuple[str, ...],
-        dim: int,
-        patch_size: tuple[int, int],
-        width: int = 32,
-        cells: int = 1,
-        knots: int = 0,
-        series: str = "set",
-    ):
+        self, indices: SpectralIndices, channels: int, dim: int, patch_size: tuple[int, int],
+        width: int = 32, cells: int = 1, pixels: int = 0,
+    ):  # fmt: skip
         super().__init__()
-        self.dates, self.sequence = bands.dates, series == "sequence"
-        channels = (knots or len(bands.beyond_rgb) // max(self.dates, 1)) + len(indices)
-        if self.sequence:
-            channels *= max(self.dates, 1)
-        if channels == 0:
-            raise ValueError(f"the pixel-set encoder reads bands beyond RGB, and bands {bands.names} have none")
         fits = [c for c in range(1, min(patch_size) + 1) if all(p % c == 0 for p in patch_size)]
         if cells not in fits:
             raise ValueError(f"cells={cells!r} does not divide the patch {patch_size}; choose from {fits}")
-        self.cells = cells
+        self.indices, self.cells, self.pixels = indices, cells, pixels
         self.cell_size = tuple(p // cells for p in patch_size)
-        self.indices = SpectralIndices(indices, bands.of_one_date)
+        self.set_size = math.prod(self.cell_size)
         self.pixel_mlp = nn.Sequential(nn.Linear(channels, width), nn.GELU(), nn.Linear(width, width))
         code = 2 * width * cells**2
         self.patch_mlp = nn.Sequential(
@@ -75,57 +110,66 @@ class PixelSetEncoder(nn.Module):
         nn.init.zeros_(self.patch_mlp[-1].weight)
         nn.init.zeros_(self.patch_mlp[-1].bias)
 
-    def forward(self, channels: Channels) -> Tensor:
-        """-> x_A (B, n, d), patches row by row; zero for a patch without a single valid pixel."""
-        parts = channels.split(self._images_at_once(channels.x))
+    def formula(self, s: Tensor, valid: Tensor | None = None) -> Tensor:
+        """x_A as its equation reads; ``forward`` computes the same in less memory (a test holds that).
+
+        s: (B, c, H, W), valid: (B, 1, H, W) of 0 and 1, or None -> (B, n, d).
+        """
+        h = self.pixel_mlp(self.in_cells(s))  # f on every pixel: (B, rows, columns, P, w)
+        w = torch.ones_like(h[..., :1]) if valid is None else self.in_cells(valid).to(h.dtype)
+        mean = (w * h).sum(-2) / w.sum(-2).clamp_min(1e-6)
+        var = (w * (h - mean[..., None, :]) ** 2).sum(-2) / w.sum(-2).clamp_min(1e-6)
+        code = self.in_patches(torch.cat([mean, (var + 1e-6).sqrt()], dim=-1))
+        seen = self.in_patches(w.amax(-2)).amax(-1, keepdim=True)
+        return self.patch_mlp(code) * seen
+
+    # --- the same, fast ---
+
+    def forward(self, reflectance: Reflectance, x: Tensor) -> Tensor:
+        """x: (B, C, H, W) reflectance -> x_A (B, n, d), patches row by row; zero for a patch without a valid pixel.
+
+        What is made of each pixel is made again in the backward pass, not kept; on a CPU it also stays in cache.
+        """
+        whole = torch.compiler.is_compiling() or x.device.type != "cpu"
+        parts = x.split(len(x) if whole else max(1, 40_000 // (x.shape[-2] * x.shape[-1])))
+        keep = self._draw(x.device)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            codes = [checkpoint(self.code, part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+            again = dict(use_reentrant=False, preserve_rng_state=False)
+            codes = [checkpoint(self._code, reflectance, part, keep, **again) for part in parts]
         else:
-            codes = [self.code(part) for part in parts]
-        x_A = self.patch_mlp(torch.cat(codes).to(self.patch_mlp[-1].weight.dtype))
-        valid = self.valid(channels)
-        return x_A if valid is None else x_A * self._patches(valid.amax(-2)).amax(-1, keepdim=True)
+            codes = [self._code(reflectance, part, keep) for part in parts]
+        code, seen = (None if any(t is None for t in ts) else torch.cat(ts) for ts in zip(*codes, strict=True))
+        x_A = self.patch_mlp(code.to(self.patch_mlp[-1].weight.dtype))
+        return x_A if seen is None else x_A * seen
 
-    def code(self, channels: Channels) -> Tensor:
-        """Mean and standard deviation of f(s) over the pixels of each cell: (B, n, 2 width cells²)."""
-        hidden = self.pixel_mlp[:2](self.members(channels))
-        moments = mapped_moments(hidden, self.pixel_mlp[2], self.valid(channels))
-        return self._patches(torch.cat(moments, dim=-1))
-
-    def members(self, channels: Channels) -> Tensor:
-        """s of what each cell is a set of, its pixels or their dates: (B, rows, columns, members, c)."""
-        beyond, reflectance = channels.beyond, channels.reflectance
-        if self.dates:  # each date an image of its own
-            beyond, reflectance = (x.unflatten(1, (self.dates, -1)).flatten(0, 1) for x in (beyond, reflectance[:, 3:]))
-        spectrum = torch.cat([beyond, self.indices(reflectance)], dim=1)
-        if self.dates and self.sequence:
-            spectrum = spectrum.unflatten(0, (-1, self.dates)).flatten(1, 2)
-        return self._cells(spectrum)
-
-    def valid(self, channels: Channels) -> Tensor | None:
-        """1 or 0 for each of ``members``, (B, rows, columns, members, 1); None when all have data."""
-        valid = channels.valid
-        if valid is None:
+    def _draw(self, device: torch.device) -> Tensor | None:
+        """Which pixels of each cell to read in this step; None is all."""
+        if not (self.training and 0 < self.pixels < self.set_size):
             return None
-        if self.dates:
-            valid = valid.amax(1, keepdim=True) if self.sequence else valid.flatten(0, 1)[:, None]
-        return self._cells(valid)
+        return torch.randperm(self.set_size, device=device)[: self.pixels]
 
-    def _images_at_once(self, x: Tensor) -> int:
-        """What is made of each pixel is made again in the backward pass, not kept; on a CPU it also stays in cache."""
-        at_once = x.device.type != "cpu" or torch.compiler.is_compiling()
-        return max(1, len(x) if at_once else 40_000 // (math.prod(x.shape[2:]) * max(self.dates, 1)))
+    def _code(self, reflectance: Reflectance, x: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Mean and deviation of f(s) over each cell, (B, n, 2 width cells²), and which patches have a valid pixel."""
+        s, valid = self.members(reflectance, x)
+        if keep is not None:
+            s, valid = s[..., keep, :], None if valid is None else valid[..., keep, :]
+        moments = torch.cat(mapped_moments(self.pixel_mlp[:2](s), self.pixel_mlp[2], valid), dim=-1)
+        seen = None if valid is None else self.in_patches(valid.amax(-2)).amax(-1, keepdim=True)
+        return self.in_patches(moments), seen
 
-    def _cells(self, x: Tensor) -> Tensor:
-        """(B, c, H, W) -> (B, rows of cells, columns of cells, pixels of a cell, c). Dates, (B T, ...), are pixels."""
+    def members(self, reflectance: Reflectance, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """s of each cell's pixels: (B, rows, columns, P, c); and (..., P, 1), 1 where all bands have data, or None."""
+        s = torch.cat([reflectance.beyond(x), self.indices(reflectance.filled(x))], dim=1)
+        valid = reflectance.valid(x)
+        return self.in_cells(s), None if valid is None else self.in_cells(valid.all(1, keepdim=True).to(x.dtype))
+
+    def in_cells(self, x: Tensor) -> Tensor:
+        """(B, c, H, W) -> (B, rows of cells, columns of cells, pixels P of a cell, c)."""
         height, width = self.cell_size
         x = x.unflatten(3, (-1, width)).unflatten(2, (-1, height))
-        x = x.permute(0, 2, 4, 3, 5, 1).flatten(3, 4)
-        if self.dates and not self.sequence:
-            x = x.unflatten(0, (-1, self.dates)).movedim(1, 3).flatten(3, 4)
-        return x
+        return x.permute(0, 2, 4, 3, 5, 1).flatten(3, 4)
 
-    def _patches(self, x: Tensor) -> Tensor:
+    def in_patches(self, x: Tensor) -> Tensor:
         """(B, rows of cells, columns of cells, c) -> (B, n, c·cells²): the codes of a patch's cells side by side."""
         x = x.unflatten(2, (-1, self.cells)).unflatten(1, (-1, self.cells))
         return x.permute(0, 1, 3, 5, 2, 4).flatten(3).flatten(1, 2)
@@ -137,13 +181,8 @@ def mapped_moments(hidden: Tensor, layer: nn.Linear, valid: Tensor | None = None
     The layer itself never runs on a pixel: the mean of W h + b is W mean(h) + b, its variances are the diagonal of
     W cov(h) W^T, and the covariance of a cell's pixels is one small matrix product.
 
-    Args:
-        hidden: (..., P, w) P pixels a cell.
-        layer: w -> c.
-        valid: (..., P, 1) 1 or 0, or None when all pixels are valid. A cell without any has mean and deviation near 0.
-
-    Returns:
-        two of (..., c).
+    hidden: (..., P, w) P pixels a cell; layer: w -> c; valid: (..., P, 1) 1 or 0, or None -> two of (..., c). A cell
+    without a valid pixel has mean and deviation near 0.
     """
     exact = hidden.dtype if hidden.dtype == torch.float64 else torch.float32  # squares lose too much in bfloat16
     with nullcontext() if hidden.is_meta else torch.autocast(hidden.device.type, enabled=False):
@@ -156,58 +195,3 @@ def mapped_moments(hidden: Tensor, layer: nn.Linear, valid: Tensor | None = None
         std = variance.clamp_min(0.0).add(1e-6).sqrt()  # the constant keeps the gradient of sqrt finite
         mean = F.linear(mean.squeeze(-2), W, layer.bias.to(exact))
         return mean if valid is None else mean * valid.to(exact).amax(-2), std
-
-
-# --- how the other methods read bands beyond RGB ---------------------------------------------------------------------
-
-INFLATIONS = ("zero", "repeat", "mean", "random", "nearest")
-
-
-def inflate_patch_embed(
-    patch_embed: nn.Module, bands: BandSet, how: str, rgb_order: tuple[int, int, int] = (0, 1, 2)
-) -> None:
-    """Give a timm ``PatchEmbed`` kernels for the bands beyond RGB, in place: behind the model's own three channels.
-
-    Args:
-        patch_embed: with ``proj``, an RGB ``nn.Conv2d``; its three kernels stay those of red, green and blue, by name.
-        how: kernels of the new bands:
-            ``zero``     zero, so the model starts as the pretrained one;
-            ``repeat``   red, green, blue in turn;
-            ``mean``     the mean of the three;
-            ``random``   as a fresh layer would draw them;
-            ``nearest``  that of the colour nearest in wavelength.
-            ``repeat``, ``mean`` and ``nearest`` scale all kernels by 3 / C: the blocks see values of the same size.
-        rgb_order: positions in (red, green, blue) of the model's own channels.
-    """
-    if how not in INFLATIONS:
-        raise ValueError(f"unknown inflation {how!r}; choose from {INFLATIONS}")
-    old = patch_embed.proj
-    rgb = old.weight.detach()  # (d, 3, p_h, p_w)
-    new_bands = len(bands.beyond_rgb)
-    new = nn.Conv2d(
-        3 + new_bands, old.out_channels, old.kernel_size, old.stride, bias=old.bias is not None,
-        device=rgb.device, dtype=rgb.dtype,
-    )  # fmt: skip
-    colours = {
-        "repeat": [i % 3 for i in range(new_bands)],
-        "nearest": [_nearest_colour(bands, i) for i in bands.beyond_rgb],
-    }
-    with torch.no_grad():
-        if how == "zero":
-            extra = torch.zeros_like(new.weight[:, 3:])
-        elif how == "random":
-            extra = new.weight[:, 3:].clone()
-        elif how == "mean":
-            extra = rgb.mean(1, keepdim=True).expand(-1, new_bands, -1, -1)
-        else:
-            extra = rgb[:, [rgb_order.index(colour) for colour in colours[how]]]
-        scale = 1.0 if how in ("zero", "random") else 3 / (3 + new_bands)
-        new.weight.copy_(torch.cat([rgb, extra], dim=1) * scale)
-        if new.bias is not None:
-            new.bias.copy_(old.bias)
-    patch_embed.proj = new
-
-
-def _nearest_colour(bands: BandSet, band: int) -> int:
-    """0, 1 or 2: which of red, green and blue lies nearest to a band."""
-    return min(range(3), key=lambda c: abs(bands.wavelengths[bands.rgb[c]] - bands.wavelengths[band]))

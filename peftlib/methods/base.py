@@ -1,78 +1,146 @@
-"""What every adaptation method shares: a frozen config, the input treatment, and which parameters stay trainable.
+"""What every method and every input is: a frozen dataclass whose fields are its options, registered by its name.
 
-A method is a frozen dataclass. Its fields are its options, its ``inject`` changes a copy of the backbone.
+A comparison answers two questions. How do the new bands come in? The *input*, one of ``INPUTS``. How do the blocks
+adapt? The *method*, one of ``METHODS``. Any input goes with any method.
 """
 
 from collections.abc import Callable
-from dataclasses import MISSING, asdict, dataclass, fields, replace
-from typing import ClassVar, Self
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, Self
 
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from peftlib.backbones.loading import encoder_parameters, spec_of
-from peftlib.deflect.patch_embedding import INFLATIONS, inflate_patch_embed
+from peftlib.backbones.loading import encoder_parameters
 from peftlib.sensors.bands import BandSet
+from peftlib.sensors.reflectance import Reflectance
 
-IGNORE = "ignore"
-# Metadata of fields that came after rows had been committed: at their default they are no part of a run's facts, and
-# so of its key.
-LATER = {"later": True}
+METHODS: dict[str, type["Method"]] = {}
+INPUTS: dict[str, type["Input"]] = {}
+INF = float("inf")
+_BRIDGES: dict[str, type["Config"]] = {}  # without a default, so in no table; files know them
 
 
-def facts_of(config) -> dict:
-    """The fields of a dataclass, without those that came later and have their default."""
+def option(default: Any, *, other: Any, choices: tuple = (), some: tuple = (), least: float = -INF, below=INF):
+    """A field of a config, with what it may hold.
 
-    def at_default(field) -> bool:
-        default = field.default_factory() if field.default is MISSING else field.default
-        return getattr(config, field.name) == default
-
-    return {f.name: getattr(config, f.name) for f in fields(config) if not (f.metadata == LATER and at_default(f))}
+    Args:
+        default: without which the config would be another.
+        other: another legal value, one that changes the output; tests take it.
+        choices: one of which it holds; some: of which it holds one or more, each once.
+        least, below: bounds of a number, an int where the default is one.
+    """
+    return field(
+        default=default, metadata={"other": other, "choices": choices, "some": some, "least": least, "below": below}
+    )
 
 
 @dataclass(frozen=True)
-class Method:
-    """Base of all methods.
+class Config:
+    """A frozen set of options.
 
     Attributes:
-        name: key in ``peftlib.METHODS``.
-        starts_as_pretrained: whether the adapted model equals the pretrained one before training (new bands at zero).
+        name: key in ``METHODS`` or ``INPUTS``.
+        label: as people write it.
+        paper: where it comes from.
+        learning_rates: what a search tries, a factor of 4 apart; none where nothing is tuned.
     """
 
     name: ClassVar[str]
-    starts_as_pretrained: ClassVar[bool] = True
+    label: ClassVar[str]
+    paper: ClassVar[str] = ""
+    learning_rates: ClassVar[tuple[float, ...]] = ()
+
+    def __post_init__(self):
+        for f in fields(self):
+            _check(type(self).__name__, f, getattr(self, f.name))
 
     def __str__(self) -> str:
         """The config as one would write it: options that are not the defaults."""
         chosen = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name) != f.default]
         return f"{type(self).__name__}({', '.join(chosen)})"
 
-    def inject(self, vit: VisionTransformer, bands: BandSet) -> nn.Module | None:
-        """Change a frozen ViT in place, leaving trainable exactly what the method tunes.
+    def options(self) -> dict:
+        """The options as plain values for JSON; ``from_options`` is its inverse."""
+        return asdict(self)
 
-        Returns:
-            the module that makes x_A from ``Channels``, or None for methods that have no auxiliary tokens.
+    @classmethod
+    def from_options(cls, options: dict) -> Self:
+        """A config from what ``options`` gave, lists being tuples again.
+
+        Raises:
+            ValueError: an option that the config does not know.
         """
-        raise NotImplementedError
+        known = {f.name for f in fields(cls)}
+        if not set(options) <= known:
+            raise ValueError(f"{cls.name} does not know options {sorted(set(options) - known)}: {sorted(known)}")
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
 
-    def tuned_input(self, vit: VisionTransformer, auxiliary: nn.Module | None) -> int:
-        """How many of the tuned parameters belong to the reading of bands (patch embedding or pixel-set encoder)."""
-        modules = [vit.patch_embed] + ([auxiliary] if auxiliary is not None else [])
-        return sum(p.numel() for m in modules for p in m.parameters() if p.requires_grad)
 
-    @property
-    def inflated(self) -> bool:
-        """Whether the patch embedding reads all bands (else RGB alone)."""
-        return False
+class Input(Config):
+    """How the bands come in.
+
+    Attributes:
+        gives_auxiliary: whether it makes x_A, the embedding of the bands beyond RGB, which untangled attention needs.
+        tunes: pattern of the names, in the adapted model, of what it tunes with its default options.
+    """
+
+    gives_auxiliary: ClassVar[bool] = False
+    tunes: ClassVar[str] = r"(?!)"
+
+    def __init_subclass__(cls, **options) -> None:
+        super().__init_subclass__(**options)
+        INPUTS[cls.name] = cls
 
     @property
     def reads_any_bands(self) -> bool:
         """Whether no tuned tensor belongs to a certain band, so that the adapter can read another sensor's."""
         return False
 
+    def inject(self, vit: VisionTransformer, bands: BandSet) -> nn.Module | None:
+        """Change a frozen ViT in place, leaving trainable what the input tunes.
+
+        Returns:
+            the module that makes x_A, ``(Reflectance, (B, C, H, W)) -> (B, n, d)``, or None.
+
+        Raises:
+            ValueError: bands that it cannot read.
+        """
+        return None
+
+    def patch_pixels(self, reflectance: Reflectance, x: Tensor) -> Tensor:
+        """What the patch embedding reads of an image: (B, C, H, W) -> (B, 3, H, W), or more channels behind those."""
+        return reflectance.rgb(x)
+
     def resampling(self, bands: BandSet) -> Tensor | None:
         """(K, C) what turns bands into the K values that are standardised; None for the bands beyond RGB themselves."""
         return None
+
+
+class Method(Config):
+    """How the blocks adapt.
+
+    Attributes:
+        starts_as_pretrained: whether the adapted model equals the pretrained one before training.
+        needs_auxiliary: whether its blocks read x_A.
+        tunes: pattern of the names, in the adapted model, of what it tunes with its default options.
+    """
+
+    starts_as_pretrained: ClassVar[bool] = True
+    needs_auxiliary: ClassVar[bool] = False
+    tunes: ClassVar[str] = r"(?!)"
+
+    def __init_subclass__(cls, bridge: bool = False, **options) -> None:
+        super().__init_subclass__(**options)
+        (_BRIDGES if bridge else METHODS)[cls.name] = cls
+
+    def default_input(self) -> Input:
+        """The input that it is used with unless another is named."""
+        return INPUTS["rgb"]()
+
+    def inject(self, vit: VisionTransformer) -> None:
+        """Change a ViT in place, leaving trainable what the method tunes; all else is frozen already."""
+        raise NotImplementedError
 
     def merge(self, vit: VisionTransformer) -> VisionTransformer:
         """Fold what ``inject`` put in into plain layers, in place, where a layer knows how (its ``merged``)."""
@@ -85,87 +153,70 @@ class Method:
         """Tensors of the method that are not trained and that a file must carry all the same."""
         return {}
 
-    def options(self) -> dict:
-        """The config as plain values for JSON; ``from_options`` is its inverse."""
-        kept = facts_of(self)
-        return {name: value for name, value in asdict(self).items() if name in kept}
 
-    @classmethod
-    def from_options(cls, options: dict) -> Self:
-        """A config from what ``options`` gave, lists being tuples again.
+def method_from(name: str, options: dict) -> Method:
+    """A method from its name and ``options()``, as an adapter file or a result row has them.
 
-        Raises:
-            ValueError: an option that the method does not know.
-        """
-        known = {field.name for field in fields(cls)}
-        if not set(options) <= known:
-            raise ValueError(f"{cls.name} does not know options {sorted(set(options) - known)}: {sorted(known)}")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
-
-
-@dataclass(frozen=True, kw_only=True)
-class InputMethod(Method):
-    """A method that reads bands beyond RGB, if at all, through an inflated patch embedding.
-
-    Attributes:
-        new_bands: ``"ignore"`` (RGB only), or how the kernels of the new bands start: ``"zero"`` (and are trained),
-            ``"repeat"``, ``"mean"``, ``"random"``, ``"nearest"`` (see ``peftlib.deflect.patch_embedding.inflate_patch_embed``).
-        train_patch_embed: whether the patch embedding is trained too.
+    Raises:
+        ValueError: an unknown name or option.
     """
-
-    new_bands: str = IGNORE
-    train_patch_embed: bool = False
-    # Methods that inflate by default take an image of RGB alone too: there is just nothing to inflate.
-    inflates_rgb_alone: ClassVar[bool] = False
-
-    def __post_init__(self):
-        choose(self, "new_bands", (IGNORE, *INFLATIONS))
-        choose(self, "train_patch_embed", (True, False))
-        if self.new_bands == "zero" and not self.train_patch_embed:
-            raise ValueError(
-                f"{type(self).__name__}(new_bands='zero', train_patch_embed=False) would never see the new bands: "
-                f"train the patch embedding, or choose new_bands from {(IGNORE, *INFLATIONS[1:])}"
-            )
-
-    @property
-    def inflated(self) -> bool:
-        return self.new_bands != IGNORE
-
-    @property
-    def reads_any_bands(self) -> bool:
-        return not self.inflated
-
-    def inject(self, vit: VisionTransformer, bands: BandSet) -> None:
-        if self.inflated and bands.beyond_rgb:
-            inflate_patch_embed(vit.patch_embed, bands, self.new_bands, spec_of(vit).rgb_order)
-        elif self.inflated and not self.inflates_rgb_alone:
-            raise ValueError(f"new_bands={self.new_bands!r}, but bands {bands.names} have none beyond RGB")
-        vit.requires_grad_(False)
-        vit.patch_embed.requires_grad_(self.train_patch_embed)
-        self.inject_blocks(vit)
-
-    def inject_blocks(self, vit: VisionTransformer) -> None:
-        """Add or unfreeze what the method tunes in the blocks."""
+    return _named("method", METHODS | _BRIDGES, name).from_options(options)
 
 
-def changed(method: Method, **options) -> Method:
-    """The same method with other options."""
-    return replace(method, **options)
+def input_from(name: str, options: dict) -> Input:
+    """An input from its name and ``options()``.
+
+    Raises:
+        ValueError: an unknown name or option.
+    """
+    return _named("input", INPUTS, name).from_options(options)
 
 
-def choose(config: Method, field: str, choices: tuple) -> None:
-    """Raise ValueError unless a field holds one of the choices."""
-    value = getattr(config, field)
-    if not any(type(value) is type(choice) and value == choice for choice in choices):
-        raise ValueError(f"{type(config).__name__}({field}={value!r}); choose from {choices}")
+def _named(kind: str, registry: dict, name: str):
+    if name not in registry:
+        raise ValueError(f"unknown {kind} {name!r}; choose from {', '.join(registry)}")
+    return registry[name]
 
 
-def choose_some(config: Method, field: str, choices: tuple) -> None:
-    """Raise ValueError unless a field holds one or more of the choices, each once."""
-    value = getattr(config, field)
-    known = isinstance(value, tuple | list) and set(value) <= set(choices)
-    if not known or not value or len(set(value)) < len(value):
-        raise ValueError(f"{type(config).__name__}({field}={value!r}); choose some of {choices}")
+# --- what options may hold ---
+
+
+def _check(owner: str, f, value: Any) -> None:
+    """Raise ValueError unless a field made by ``option`` holds what it may."""
+    told = f.metadata
+    if not told:
+        return
+    if told["choices"]:
+        if not any(type(value) is type(choice) and value == choice for choice in told["choices"]):
+            raise ValueError(f"{owner}({f.name}={value!r}); choose from {told['choices']}")
+    elif told["some"]:
+        known = isinstance(value, tuple | list) and set(value) <= set(told["some"])
+        if not known or not value or len(set(value)) < len(value):
+            raise ValueError(f"{owner}({f.name}={value!r}); choose some of {told['some']}")
+    elif told["least"] > -INF:
+        whole = isinstance(f.default, int) and not isinstance(f.default, bool)
+        right_type = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        if not right_type or not told["least"] <= value < told["below"]:
+            kind = "an int" if whole else "a number"
+            bound = "" if told["below"] == INF else f" and below {told['below']}"
+            raise ValueError(f"{owner}({f.name}={value!r}); it must be {kind} of at least {told['least']}{bound}")
+
+
+def choose_layers(layers: str | tuple[int, ...], depth: int) -> tuple[int, ...]:
+    """``"all"`` or block numbers (negative ones count from the end) -> sorted block numbers.
+
+    Raises:
+        ValueError: no block, one that the model does not have, or one named twice.
+    """
+    if layers == "all":
+        return tuple(range(depth))
+    numbers = layers if isinstance(layers, tuple | list) else None
+    if not numbers or not all(isinstance(i, int) and -depth <= i < depth for i in numbers):
+        raise ValueError(f"layers={layers!r}; choose 'all' or block numbers from 0 to {depth - 1}")
+    chosen = sorted(i % depth for i in numbers)
+    if len(set(chosen)) < len(chosen):
+        raise ValueError(f"layers={layers!r} name a block twice")
+    return tuple(chosen)
 
 
 def unfreeze(vit: VisionTransformer, chosen: Callable[[str], bool]) -> None:
@@ -173,34 +224,6 @@ def unfreeze(vit: VisionTransformer, chosen: Callable[[str], bool]) -> None:
     for name, parameter in encoder_parameters(vit).items():
         if chosen(name):
             parameter.requires_grad_(True)
-
-
-def at_least(config: Method, field: str, least: float, below: float = float("inf")) -> None:
-    """Raise ValueError unless a field holds a number from ``least`` to ``below`` (an int if its default is one)."""
-    value = getattr(config, field)
-    default = next(f.default for f in fields(config) if f.name == field)
-    whole = isinstance(default, int) and not isinstance(default, bool)
-    right_type = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    if not right_type or not least <= value < below:
-        kind, bound = "an int" if whole else "a number", "" if below == float("inf") else f" and below {below}"
-        raise ValueError(f"{type(config).__name__}({field}={value!r}); it must be {kind} of at least {least}{bound}")
-
-
-def choose_layers(layers: str | tuple[int, ...], depth: int) -> tuple[int, ...]:
-    """``"all"`` or block numbers (negative ones count from the end) -> sorted block numbers.
-
-    Raises:
-        ValueError: a block that the model does not have, or one named twice.
-    """
-    if layers == "all":
-        return tuple(range(depth))
-    numbers = layers if isinstance(layers, tuple | list) else None
-    if numbers is None or not all(isinstance(i, int) and -depth <= i < depth for i in numbers):
-        raise ValueError(f"layers={layers!r}; choose 'all' or block numbers from 0 to {depth - 1}")
-    chosen = sorted(i % depth for i in numbers)
-    if len(set(chosen)) < len(chosen):
-        raise ValueError(f"layers={layers!r} name a block twice")
-    return tuple(chosen)
 
 
 def linear_from(weight: Tensor, bias: Tensor | None) -> nn.Linear:

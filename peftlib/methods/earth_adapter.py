@@ -1,14 +1,13 @@
 """Earth-Adapter: a mixture of frequency adapters after each block."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from peftlib.methods.base import InputMethod, at_least, choose_layers
+from peftlib.methods.base import Method, choose_layers, option
 
 
 def split_frequencies(x: Tensor, grid: tuple[int, int], cutoff: float) -> tuple[Tensor, Tensor]:
@@ -75,29 +74,29 @@ class FrequencyAdaptedBlock(nn.Module):
 
 
 @dataclass(frozen=True)
-class EarthAdapter(InputMethod):
+class EarthAdapter(Method):
     """Frequency-routed bottlenecks on patch tokens after each block.
 
     Attributes:
         width: of the bottlenecks.
         fourier_layers: blocks with the Fourier branch; ``"first_half"``, ``"all"`` or block numbers.
         cutoff: half side of the low-pass square, as a share of the Nyquist frequency.
-        new_bands, train_patch_embed: see ``InputMethod``.
     """
 
-    name: ClassVar[str] = "earth_adapter"
-    width: int = 64
-    fourier_layers: str | tuple[int, ...] = "first_half"
-    cutoff: float = 0.3
+    name, label, paper = "earth_adapter", "Earth-Adapter", "Hu et al., 2025"
+    learning_rates = (5e-4, 2e-3, 8e-3, 3.2e-2)
+    tunes = r"vit\.blocks\.\d+\.(scale|router\.(weight|bias)|experts\.\d\.[02]\.(weight|bias))"
+
+    width: int = option(64, other=8, least=1)
+    fourier_layers: str | tuple[int, ...] = option("first_half", other="all")
+    cutoff: float = option(0.3, other=0.6, least=0.0)
 
     def __post_init__(self):
         super().__post_init__()
-        at_least(self, "width", 1)
-        at_least(self, "cutoff", 0.0)
         if self.cutoff > 1:
             raise ValueError(f"EarthAdapter(cutoff={self.cutoff!r}); it is a share of the Nyquist frequency, 0 to 1")
 
-    def inject_blocks(self, vit: VisionTransformer) -> None:
+    def inject(self, vit: VisionTransformer) -> None:
         depth, weight = len(vit.blocks), vit.patch_embed.proj.weight
         half = self.fourier_layers == "first_half"
         fourier = tuple(range(depth // 2)) if half else choose_layers(self.fourier_layers, depth)

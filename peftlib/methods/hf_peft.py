@@ -4,14 +4,14 @@ import json
 import re
 from copy import deepcopy
 from dataclasses import MISSING, dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from peftlib.backbones.loading import BEYOND_TOKENS, encoder_parameters
 from peftlib.files import fingerprint
-from peftlib.methods.base import InputMethod
+from peftlib.methods.base import Method
 
 if TYPE_CHECKING:  # importing peft takes seconds, and it is an optional extra
     from peft import PeftConfig
@@ -23,7 +23,7 @@ UNFIT = ("ADAPTION_PROMPT", "POLY", "SHADOW", "TRAINABLE_TOKENS", "XLORA")
 
 
 @dataclass(frozen=True)
-class HFPeft(InputMethod):
+class HFPeft(Method, bridge=True):
     """Any tuner of ``peft`` that works on layers: LoRA, DoRA, AdaLoRA, IA3, LN tuning, OFT, VeRA, FourierFT, ...
 
         pl.HFPeft(peft.LoraConfig(r=8, use_dora=True))
@@ -36,14 +36,14 @@ class HFPeft(InputMethod):
     Attributes:
         config: a ``PeftConfig``, copied. Without ``target_modules`` it gets ``qkv``, ``proj``, ``fc1`` and ``fc2`` of
             all blocks (LN tuning: every norm; IA3: ``qkv`` and ``fc2``). The patch embedding is never a target.
-        new_bands, train_patch_embed: see ``InputMethod``.
 
     Raises:
         ImportError: ``peft`` is not installed.
         ValueError: not a config of such a tuner, or one that replaces pretrained weights or wants a head.
     """
 
-    name: ClassVar[str] = "hf_peft"
+    name, label, paper = "hf_peft", "HF peft", "github.com/huggingface/peft"
+    learning_rates = (1.25e-4, 5e-4, 2e-3, 8e-3)
     config: "PeftConfig"
 
     def __post_init__(self):
@@ -70,9 +70,10 @@ class HFPeft(InputMethod):
     def __hash__(self) -> int:
         return hash(json.dumps(self.options(), sort_keys=True))
 
-    def inject_blocks(self, vit: VisionTransformer) -> None:
+    def inject(self, vit: VisionTransformer) -> None:
         _, tuners = _peft()
         base = list(vit.state_dict())
+        input_tunes = {name: p.requires_grad for name, p in vit.named_parameters() if name.startswith("patch_embed.")}
         before = fingerprint(vit.state_dict())
         config = deepcopy(self.config)  # peft writes into it
         _default_targets(config, vit)
@@ -84,7 +85,7 @@ class HFPeft(InputMethod):
             reason = str(error) or "a target is a module without parameters"  # timm has several identities
             raise ValueError(
                 f"{self} does not fit this ViT: {reason} Targets are names or a pattern of modules such as qkv, proj, "
-                f"fc1 and fc2, by default {LINEARS!r}; the patch embedding is never one (see train_patch_embed)"
+                f"fc1 and fc2, by default {LINEARS!r}; the patch embedding is never one (see pl.Inflated)"
             ) from error
         after = {name.replace(".base_layer.", "."): tensor for name, tensor in vit.state_dict().items()}
         if fingerprint({name: after[name] for name in base}) != before:
@@ -95,7 +96,8 @@ class HFPeft(InputMethod):
         for name, parameter in vit.named_parameters():
             if name.startswith(BEYOND_TOKENS):  # peft's bias="all" means heads too
                 parameter.requires_grad_(False)
-        vit.patch_embed.requires_grad_(self.train_patch_embed)  # peft froze it
+        for name, tuned in input_tunes.items():  # peft froze the patch embedding, which belongs to the input
+            vit.get_parameter(name).requires_grad_(tuned)
         vit.__dict__["hf_tuner"] = tuner  # not a submodule: the tuner holds the ViT
 
     def merge(self, vit: VisionTransformer) -> VisionTransformer:
@@ -127,7 +129,7 @@ class HFPeft(InputMethod):
             json.dumps(chosen)
         except TypeError as error:
             raise ValueError(f"{type(self.config).__name__} has options that no file can hold: {error}") from None
-        return {"new_bands": self.new_bands, "train_patch_embed": self.train_patch_embed, "config": chosen}
+        return {"config": chosen}
 
     @classmethod
     def from_options(cls, options: dict) -> Self:

@@ -1,12 +1,11 @@
 """Houlsby adapters: a bottleneck with a residual after the attention and after the MLP (Houlsby et al., 2019)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from peftlib.methods.base import InputMethod, at_least, choose, choose_layers, choose_some
+from peftlib.methods.base import Method, choose_layers, option
 
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "tanh": nn.Tanh}
 POSITIONS = {"attention": "ls1", "mlp": "ls2"}  # the layer scale is the last thing in a branch, or an identity
@@ -26,7 +25,7 @@ class Bottleneck(nn.Module):
 
 
 @dataclass(frozen=True)
-class Houlsby(InputMethod):
+class Houlsby(Method):
     """Bottleneck adapters at the end of each branch, before it is added to the stream.
 
     Attributes:
@@ -34,22 +33,18 @@ class Houlsby(InputMethod):
         activation: ``gelu``, ``relu`` or ``tanh``.
         positions: where: some of ``attention``, ``mlp``.
         layers: ``"all"`` or block numbers.
-        new_bands, train_patch_embed: see ``InputMethod``.
     """
 
-    name: ClassVar[str] = "houlsby"
-    width: int = 64
-    activation: str = "gelu"
-    positions: tuple[str, ...] = ("attention", "mlp")
-    layers: str | tuple[int, ...] = "all"
+    name, label, paper = "houlsby", "Houlsby adapters", "Houlsby et al., ICML 2019"
+    learning_rates = (1.25e-4, 5e-4, 2e-3, 8e-3)
+    tunes = r"vit\.blocks\.\d+\.ls[12]\.1\.(down|up)\.(weight|bias)"
 
-    def __post_init__(self):
-        super().__post_init__()
-        at_least(self, "width", 1)
-        choose(self, "activation", tuple(ACTIVATIONS))
-        choose_some(self, "positions", tuple(POSITIONS))
+    width: int = option(64, other=8, least=1)
+    activation: str = option("gelu", other="relu", choices=tuple(ACTIVATIONS))
+    positions: tuple[str, ...] = option(("attention", "mlp"), other=("mlp",), some=tuple(POSITIONS))
+    layers: str | tuple[int, ...] = option("all", other=(0, -1))
 
-    def inject_blocks(self, vit: VisionTransformer) -> None:
+    def inject(self, vit: VisionTransformer) -> None:
         weight = vit.patch_embed.proj.weight
         for i in choose_layers(self.layers, len(vit.blocks)):
             for position in self.positions:

@@ -1,7 +1,6 @@
 """LoRA: low-rank updates of linear layers (Hu et al., 2021)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from peftlib.methods.base import InputMethod, at_least, choose_layers, choose_some, linear_from
+from peftlib.methods.base import Method, choose_layers, linear_from, option
 
 TARGETS = ("qkv", "proj", "fc1", "fc2")
 QKV = ("q", "k", "v")
@@ -118,7 +117,7 @@ class SplitLoRALinear(nn.Module):
 
 
 @dataclass(frozen=True)
-class LoRA(InputMethod):
+class LoRA(Method):
     """Low-rank updates of linear layers in every chosen block.
 
     Attributes:
@@ -128,28 +127,26 @@ class LoRA(InputMethod):
         targets: which linear layers: of ``qkv`` (one update of the fused layer), ``proj``, ``fc1``, ``fc2``; or, in
             place of ``qkv``, some of ``q``, ``k``, ``v``, each with an update of its own.
         layers: ``"all"`` or block numbers.
-        new_bands, train_patch_embed: see ``InputMethod``.
     """
 
-    name: ClassVar[str] = "lora"
-    rank: int = 16
-    alpha: float = 16.0
-    dropout: float = 0.0
-    targets: tuple[str, ...] = TARGETS
-    layers: str | tuple[int, ...] = "all"
+    name, label, paper = "lora", "LoRA", "Hu et al., 2021"
+    learning_rates = (1.25e-4, 5e-4, 2e-3, 8e-3)
+    tunes = r"vit\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])\.[AB]\.weight"
+
+    rank: int = option(16, other=2, least=1)
+    alpha: float = option(16.0, other=8.0, least=0.0)
+    dropout: float = option(0.0, other=0.5, least=0.0, below=1.0)
+    targets: tuple[str, ...] = option(TARGETS, other=("q", "v", "fc1"), some=TARGETS + QKV)
+    layers: str | tuple[int, ...] = option("all", other=(0, -1))
 
     def __post_init__(self):
         super().__post_init__()
-        at_least(self, "rank", 1)
-        at_least(self, "alpha", 0.0)
-        at_least(self, "dropout", 0.0, below=1.0)
-        choose_some(self, "targets", TARGETS + QKV)
         if "qkv" in self.targets and set(QKV) & set(self.targets):
             raise ValueError(
                 f"LoRA(targets={self.targets!r}) adapts the fused qkv twice; choose 'qkv' or some of {QKV}"
             )
 
-    def inject_blocks(self, vit: VisionTransformer) -> None:
+    def inject(self, vit: VisionTransformer) -> None:
         options = (self.rank, self.alpha, self.dropout)
         whole = tuple(target for target in self.targets if target in TARGETS)
         for parent, target in target_layers(vit, self.layers, whole):

@@ -1,13 +1,12 @@
 """SLR: scaled low-rank updates of linear layers (Scheibenreif, Mommert, Borth, CVPR 2024)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from peftlib.methods.base import InputMethod, at_least, choose, choose_some, linear_from
+from peftlib.methods.base import Method, linear_from, option
 from peftlib.methods.lora import TARGETS, target_layers
 
 
@@ -38,7 +37,7 @@ class SLRLinear(nn.Module):
 
 
 @dataclass(frozen=True)
-class SLR(InputMethod):
+class SLR(Method):
     """Low-rank updates with learnt scalers of the inputs and outputs of each linear layer.
 
     Attributes:
@@ -47,24 +46,19 @@ class SLR(InputMethod):
         train_norms: whether LayerNorms are trained too, as in the authors' code (their table does not count them).
         targets: which linear layers: of ``qkv`` (fused), ``proj``, ``fc1``, ``fc2``.
         layers: ``"all"`` or block numbers.
-        new_bands, train_patch_embed: see ``InputMethod``.
     """
 
-    name: ClassVar[str] = "slr"
-    rank: int = 16
-    scalers: bool = True
-    train_norms: bool = False
-    targets: tuple[str, ...] = TARGETS
-    layers: str | tuple[int, ...] = "all"
+    name, label, paper = "slr", "SLR", "Scheibenreif, Mommert, Borth, CVPR 2024"
+    learning_rates = (1.25e-4, 5e-4, 2e-3, 8e-3)
+    tunes = r"vit\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])\.([DU]\.weight|s_(in|out))"
 
-    def __post_init__(self):
-        super().__post_init__()
-        at_least(self, "rank", 1)
-        choose(self, "scalers", (True, False))
-        choose(self, "train_norms", (True, False))
-        choose_some(self, "targets", TARGETS)
+    rank: int = option(16, other=2, least=1)
+    scalers: bool = option(True, other=False, choices=(True, False))
+    train_norms: bool = option(False, other=True, choices=(True, False))
+    targets: tuple[str, ...] = option(TARGETS, other=("qkv",), some=TARGETS)
+    layers: str | tuple[int, ...] = option("all", other=(0, -1))
 
-    def inject_blocks(self, vit: VisionTransformer) -> None:
+    def inject(self, vit: VisionTransformer) -> None:
         for parent, target in target_layers(vit, self.layers, self.targets):
             setattr(parent, target, SLRLinear(getattr(parent, target), self.rank, self.scalers))
         if self.train_norms:

@@ -2,13 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from peftlib.methods.base import InputMethod, at_least, choose
+from peftlib.methods.base import Method, option
 
 
 class PromptedBlock(nn.Module):
@@ -39,29 +38,25 @@ class PromptedBlock(nn.Module):
 
 
 @dataclass(frozen=True)
-class VPT(InputMethod):
+class VPT(Method):
     """Visual prompt tuning. Prompts take part in attention from the start, so step 0 is *not* the pretrained model.
 
     Attributes:
         tokens: prompt tokens p.
         deep: new prompts in every block, dropped after it; else they enter the first block and leave after the last.
         dropout: of the prompts, in training.
-        new_bands, train_patch_embed: see ``InputMethod``.
     """
 
-    name: ClassVar[str] = "vpt"
-    starts_as_pretrained: ClassVar[bool] = False
-    tokens: int = 100
-    deep: bool = True
-    dropout: float = 0.1
+    name, label, paper = "vpt", "VPT", "Jia et al., ECCV 2022"
+    learning_rates = (1.25e-4, 5e-4, 2e-3, 8e-3)
+    tunes = r"vit\.blocks\.\d+\.prompts"
+    starts_as_pretrained = False
 
-    def __post_init__(self):
-        super().__post_init__()
-        at_least(self, "tokens", 1)
-        at_least(self, "dropout", 0.0, below=1.0)
-        choose(self, "deep", (True, False))
+    tokens: int = option(100, other=3, least=1)
+    deep: bool = option(True, other=False, choices=(True, False))
+    dropout: float = option(0.1, other=0.5, least=0.0, below=1.0)
 
-    def inject_blocks(self, vit: VisionTransformer) -> None:
+    def inject(self, vit: VisionTransformer) -> None:
         weight, last = vit.patch_embed.proj.weight, len(vit.blocks) - 1
         # The authors' start: uniform, with the variance of Xavier for a patch embedding.
         bound = math.sqrt(6 / (3 * math.prod(vit.patch_embed.patch_size) + vit.embed_dim))

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from peftlib.backbones.loading import BackboneSpec, backbone_hash, pair, spec_of
 from peftlib.files import atomic_path, fingerprint
-from peftlib.methods import method_from
+from peftlib.methods import input_from, method_from
 from peftlib.model.adapted_vit import AdaptedViT, adapt
+from peftlib.sensors.bands import BandSet
 
-FORMAT = "peftlib adapter 1"
+FORMAT = "peftlib adapter 2"
+FORMER = {"peftlib adapter 1": "0.1"}  # format -> the version of peftlib that reads it
 
 
 def save_adapter(model: AdaptedViT, path: str | Path) -> Path:
@@ -32,31 +34,22 @@ def save_adapter(model: AdaptedViT, path: str | Path) -> Path:
 
 
 def adapter_bytes(model: AdaptedViT) -> int:
-    """Size of the file that ``save_adapter`` writes, in bytes; also of a model without weights."""
-    state, metadata = _contents(model)
-    header: dict = {"__metadata__": metadata}
-    offset = 0
-    for name, tensor in sorted(state.items(), key=lambda item: (-item[1].element_size(), item[0])):
-        end = offset + tensor.nbytes
-        dtype = {"torch.bfloat16": "BF16"}.get(str(tensor.dtype), f"F{8 * tensor.element_size()}")
-        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    return 8 + -(-len(text) // 8) * 8 + offset  # its length, itself padded to eight bytes, the data
+    """Bytes of the tensors that ``save_adapter`` writes; the file has a header of some kB beside them."""
+    return sum(tensor.nbytes for tensor in model.adapter_state().values())
 
 
 def _contents(model: AdaptedViT) -> tuple[dict[str, Tensor], dict[str, str]]:
-    bands = model.bands
     config = {
         "method": model.method.name,
         "options": model.method.options(),
-        "bands": dict(zip(bands.names, bands.wavelengths, strict=True)) if bands.sensor == "custom" else bands.names,
-        "sensor": bands.sensor,
+        "input": model.input.name,
+        "input_options": model.input.options(),
+        "bands": model.bands.to_json(),
         "image_size": model.image_size,
         "rgb_white": model.reflectance.rgb_white,
         "nodata": model.reflectance.nodata,
         "indices": None if model.auxiliary is None else model.auxiliary.indices.names,
-        "input": _input_facts(model.spec),
+        "backbone": _backbone_facts(model.spec),
     }
     if model.metadata is not None:
         config["metadata"] = model.metadata.names
@@ -101,10 +94,10 @@ def load_adapter(
             f"and this is {spec_of(vit).name} with other weights ({found[:12]})"
         )
     config = json.loads(metadata["config"])
-    here = _input_facts(spec_of(vit))
-    if config["input"] != here:
+    here = _backbone_facts(spec_of(vit))
+    if config["backbone"] != here:
         raise ValueError(
-            f"adapter {path.name} was trained with {config['input']}, this backbone has {here} "
+            f"adapter {path.name} was trained with {config['backbone']}, this backbone has {here} "
             "(res: ground sampling distance in metres, see load_backbone)"
         )
     method = method_from(config["method"], config["options"])
@@ -114,10 +107,16 @@ def load_adapter(
             f"adapter {path.name} tuned the position embedding at {trained_at}; it has no other image size"
         )
     model = adapt(
-        vit, method, config["bands"], config["sensor"], trained_at if image_size is None else image_size,
-        rgb_white=config["rgb_white"], nodata=config["nodata"], inplace=inplace,
+        vit,
+        method,
+        BandSet.from_json(config["bands"]),
+        image_size=trained_at if image_size is None else image_size,
+        input=input_from(config["input"], config["input_options"]),
+        rgb_white=config["rgb_white"],
+        nodata=config["nodata"],
+        inplace=inplace,
         metadata=config.get("metadata", ()),
-    )  # fmt: skip
+    )
     names = None if model.auxiliary is None else list(model.auxiliary.indices.names)
     if names != config["indices"]:
         raise ValueError(f"adapter {path.name} reads indices {config['indices']}, here they would be {names}")
@@ -126,7 +125,9 @@ def load_adapter(
         set(expected) ^ set(state) | {n for n in set(expected) & set(state) if expected[n].shape != state[n].shape}
     )
     if wrong:
-        raise ValueError(f"adapter {path.name} does not fit {method}: {wrong[:5]} ({len(wrong)} in all)")
+        raise ValueError(
+            f"adapter {path.name} does not fit {method} on {model.input}: {wrong[:5]} ({len(wrong)} in all)"
+        )
     model.load_state_dict(state, strict=False)  # names and shapes were checked above; the rest is the backbone
     return model
 
@@ -138,6 +139,8 @@ def _read_adapter(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a whole safetensors file; truncated or damaged? ({error})") from error
+    if (version := FORMER.get(metadata.get("format", ""))) is not None:
+        raise ValueError(f"{path} is an adapter of peftlib {version}; that version reads it, or train it again")
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} is no adapter of this library (format {metadata.get('format')!r}, need {FORMAT!r})")
     if metadata.get("digest") != _digest(metadata, state):
@@ -148,7 +151,7 @@ def _read_adapter(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     return metadata, state
 
 
-def _input_facts(spec: BackboneSpec) -> dict:
+def _backbone_facts(spec: BackboneSpec) -> dict:
     """What the weights do not show and the tokens depend on."""
     return {"mean": list(spec.mean), "std": list(spec.std), "channels": spec.channels, "res": spec.res}
 

@@ -7,8 +7,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch.utils.flop_counter import FlopCounterMode
 
-from peftlib.methods import METHODS, Method
-from peftlib.methods.base import changed
+from peftlib.methods import METHODS, Input, Method
 from peftlib.model.adapted_vit import AdaptedViT, adapt, count_parameters, without_weights
 from peftlib.model.adapter_file import adapter_bytes
 
@@ -20,33 +19,34 @@ def cost_table(
     vit: VisionTransformer,
     bands: Sequence[str] | Mapping[str, float],
     sensor: str = "sentinel2",
-    methods: Iterable[Method] | None = None,
+    methods: Iterable[Method | tuple[Method, Input]] | None = None,
     image_size: int | tuple[int, int] | None = None,
 ) -> "pandas.DataFrame":
     """Compare methods by counting alone: nothing is trained, and no weights are copied.
 
     Args:
         vit: the backbone.
-        bands, sensor, image_size: as in ``adapt``. Methods whose ``new_bands`` is ``"ignore"`` read RGB of them.
-        methods: configs; None is every method with its defaults.
+        bands, sensor, image_size: as in ``adapt``.
+        methods: configs, or pairs of a method and an input; None is every method with its defaults.
 
     Returns:
-        one row a method, indexed by its config: ``tuned`` parameters, ``tuned_input`` of them for reading bands,
-        ``percent`` of the encoder, ``adapter_bytes`` on disk, and per image ``forward_gflops`` and ``step_gflops``
-        (forward and backward), where a multiply-add counts as two.
+        one row a method, indexed by its config (and that of its input, where one is named): parameters tuned by the
+        ``input`` and by the ``method``, ``tuned`` in all, ``percent`` of the encoder, ``adapter_bytes`` of tensors, and
+        per image ``forward_gflops`` and ``step_gflops`` (forward and backward), where a multiply-add counts as two.
     """
     import pandas  # heavy, and adapting a model does not need it
 
     methods = [config() for config in METHODS.values()] if methods is None else list(methods)
     shape = without_weights(vit)
     rows = {}
-    for method in methods:
+    for given in methods:
+        method, input = given if isinstance(given, tuple) else (given, None)
         with torch.random.fork_rng(devices=[]):  # counting must not move the user's random numbers
-            model = adapt(shape, method, bands, sensor, image_size)
+            model = adapt(shape, method, bands, sensor, image_size, input)
         counts = count_parameters(model)
         del counts["encoder"]
         forward, step = flops(model)
-        rows[str(method)] = {
+        rows[str(method) if input is None else f"{method} on {input}"] = {
             **counts,
             "adapter_bytes": adapter_bytes(model),
             "forward_gflops": forward / 1e9,
@@ -70,55 +70,3 @@ def flops(model: AdaptedViT) -> tuple[int, int]:
         if tokens.requires_grad:
             tokens.sum().backward()
     return forward.get_total_flops(), step.get_total_flops()
-
-
-def growth(vit: VisionTransformer, bands: Sequence[str], sensor: str = "sentinel2") -> "pandas.DataFrame":
-    """How the arithmetic of a training step grows with image size, bands, rank and adapted blocks, by counting.
-
-    Args:
-        vit: the backbone.
-        bands: the most bands to read; fewer are the first of them (red, green and blue first).
-
-    Returns:
-        columns knob, value, method ("full", "lora" or "deflect"), step_gflops of one image.
-    """
-    import pandas
-
-    shape, patch, depth = without_weights(vit), vit.patch_embed.patch_size[0], len(vit.blocks)
-    reads, side = {"new_bands": "zero", "train_patch_embed": True}, 8 * patch
-    full, lora, deflect = METHODS["full"](**reads), METHODS["lora"](**reads), METHODS["deflect"]()
-    tries: list[tuple[str, int, Method, Sequence[str], int]] = []
-    for method in (full, lora, deflect):
-        tries += [("image side, pixels", pixels, method, bands, pixels) for pixels in (side // 2, side, 2 * side)]
-        tries += [("bands", count, method, bands[:count], side) for count in range(4, len(bands) + 1, 4)]
-    for method in (lora, deflect):
-        tries += [("rank", rank, changed(method, rank=rank), bands, side) for rank in (2, 8, 32, 64)]
-        for blocks in sorted({0, depth // 3, 2 * depth // 3, depth}):
-            last = changed(method, layers=tuple(range(depth - blocks, depth)))
-            tries.append(("adapted blocks, last ones", blocks, last, bands, side))
-    rows = []
-    for knob, value, method, read, pixels in tries:
-        with torch.random.fork_rng(devices=[]):
-            step = flops(adapt(shape, method, read, sensor, pixels))[1]
-        rows.append({"knob": knob, "value": value, "method": method.name, "step_gflops": step / 1e9})
-    return pandas.DataFrame(rows)
-
-
-def kept_bytes(model: AdaptedViT, x: torch.Tensor) -> int:
-    """Bytes that a forward pass keeps for the backward one, beside the model's own parameters and buffers.
-
-    x: (B, C, H, W) reflectance. Grows with B.
-    """
-    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers(), x)}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        tokens = model(x)  # alive until all is counted: no address comes twice
-    del tokens
-    return sum(kept.values())

@@ -7,11 +7,12 @@ from datetime import date
 import torch
 from torch import Tensor, nn
 
+from peftlib.deflect.time_series import YEAR
+
 SIZES = {"location": 3, "date": 2, "gsd": 1}  # numbers that describe each
-YEAR = 365.25  # days
 
 
-def describe(metas: Sequence[Mapping], names: Sequence[str]) -> Tensor:
+def encode_metadata(metas: Sequence[Mapping], names: Sequence[str]) -> Tensor:
     """Metadata of images as numbers, NaN where one is not known.
 
     Location is a point on the unit sphere, so that 180° west and east are one place. The date is a point on the circle
@@ -64,16 +65,16 @@ class MetadataEmbedding(nn.Module):
             nn.init.zeros_(part[-1].weight)
             nn.init.zeros_(part[-1].bias)
 
-    def forward(self, described: Tensor) -> Tensor:
-        """described: (B, K) of ``describe`` -> (B, 1, d)."""
+    def forward(self, encoded: Tensor) -> Tensor:
+        """encoded: (B, K) of ``encode_metadata`` -> (B, 1, d)."""
         needed = sum(SIZES[name] for name in self.names)
-        if described.ndim != 2 or described.shape[1] != needed:
+        if encoded.ndim != 2 or encoded.shape[1] != needed:
             raise ValueError(
-                f"metadata {self.names} takes (B, {needed}) numbers of peftlib.model.metadata.describe, "
-                f"got {tuple(described.shape)}"
+                f"metadata {self.names} takes (B, {needed}) numbers of peftlib.model.metadata.encode_metadata, "
+                f"got {tuple(encoded.shape)}"
             )
-        total = described.new_zeros(())
-        for name, numbers in zip(self.names, described.split([SIZES[name] for name in self.names], dim=1), strict=True):
+        total = encoded.new_zeros(())
+        for name, numbers in zip(self.names, encoded.split([SIZES[name] for name in self.names], dim=1), strict=True):
             known = numbers.isfinite().all(dim=1, keepdim=True)
             part = self.parts[name]
             total = total + part(numbers.nan_to_num(0.0, 0.0, 0.0).to(part[0].weight.dtype)) * known

@@ -16,7 +16,7 @@ def transfer(model: AdaptedViT, bands: Sequence[str] | Mapping[str, float], sens
     unlabelled images of it is the alternative; where they do not, it may lose (other land has other statistics).
 
     Args:
-        model: adapted with ``Deflect(spectral="wavelengths")``, or with a method that reads red, green and blue alone.
+        model: adapted on ``EMB(spectral="wavelengths")`` or on ``RGB()``.
         bands, sensor: of the new images, as for ``adapt``.
 
     Returns:
@@ -28,14 +28,14 @@ def transfer(model: AdaptedViT, bands: Sequence[str] | Mapping[str, float], sens
     """
     if not isinstance(model, AdaptedViT):
         raise ValueError(f"transfer needs a model made by adapt, got {type(model).__name__}")
-    if not model.method.reads_any_bands:
+    if not model.input.reads_any_bands:
         raise ValueError(
-            f"{model.method} has tensors for bands {model.bands.names} alone; train on the new sensor, or adapt with "
-            "Deflect(spectral='wavelengths') from the start"
+            f"{model.input} has tensors for bands {model.bands.names} alone; train on the new sensor, or adapt with "
+            "input=EMB(spectral='wavelengths') from the start"
         )
     new = copy.deepcopy(model)
     new.bands = band_set(bands, sensor)
-    new.reflectance = new.reading(new.bands, model.reflectance.rgb_white, model.reflectance.nodata)
+    new.reflectance = new.reflectance_of(new.bands, model.reflectance.rgb_white, model.reflectance.nodata)
     if new.auxiliary is not None and model.auxiliary is not None:
         new.reflectance.load_state_dict(model.reflectance.state_dict())
         new.auxiliary.indices = SpectralIndices(model.auxiliary.indices.names, new.bands)

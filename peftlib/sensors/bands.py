@@ -5,9 +5,9 @@ position is the classic silent error.
 """
 
 import difflib
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -52,7 +52,6 @@ SENSORS: dict[str, dict[str, float]] = {
 }
 _RGB = {"sentinel2": ("B04", "B03", "B02"), "landsat8": ("B4", "B3", "B2"), "hls": ("B04", "B03", "B02")}
 _RGB_RANGE = {"red": (620, 690), "green": (510, 600), "blue": (440, 530)}  # nm, for sensor="custom"
-DAY = ("cos", "sin")  # channels of a time series that hold the day of the year, see ``peftlib.deflect.time_series``
 THERMAL_FROM = 4000.0  # nm; longer waves are emitted by the ground, not reflected
 
 
@@ -63,7 +62,7 @@ class BandSet:
     Attributes:
         sensor: one of ``SENSORS``, or ``"custom"``.
         names: band names, one a channel.
-        wavelengths: centre wavelengths in nm, one a channel; NaN for the day of a date.
+        wavelengths: centre wavelengths in nm, one a channel.
         rgb: positions of red, green and blue.
     """
 
@@ -71,6 +70,11 @@ class BandSet:
     names: tuple[str, ...]
     wavelengths: tuple[float, ...]
     rgb: tuple[int, int, int]
+
+    kinds: ClassVar[dict[str, type["BandSet"]]] = {}  # by name, for files
+
+    def __init_subclass__(cls) -> None:
+        BandSet.kinds[cls.__name__] = cls
 
     @property
     def beyond_rgb(self) -> tuple[int, ...]:
@@ -82,57 +86,80 @@ class BandSet:
         """Positions of thermal bands (kelvin)."""
         return tuple(i for i, nm in enumerate(self.wavelengths) if nm >= THERMAL_FROM)
 
-    @property
-    def dates(self) -> int:
-        """How many dates a time series has (``peftlib.deflect.time_series``); 0 for a single image."""
-        return len({name.rpartition("@")[2] for name in self.names if "@" in name})
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of reflectance in each band, (C,) and (C,), before any data was seen.
 
-    @property
-    def of_one_date(self) -> "BandSet":
-        """The bands of each date of a time series, by their own names; of a single image all bands."""
-        if not self.dates:
-            return self
-        size = len(self.beyond_rgb) // self.dates
-        first = slice(3, 3 + size)
-        names = tuple(name.rpartition("@")[0] for name in self.names[first])
-        red, green, blue = (names.index(self.names[i]) for i in self.rgb)
-        return replace(self, names=names, wavelengths=self.wavelengths[first], rgb=(red, green, blue))
+        Sentinel-2's values, for other sensors those of the nearest Sentinel-2 band; thermal bands 290 K and 15 K.
+        Fit your own with ``AdaptedViT.fit_normalization``.
+        """
+        rows = [_usual(self.sensor, name, nm) for name, nm in zip(self.names, self.wavelengths, strict=True)]
+        mean, std = zip(*rows, strict=True)
+        return torch.tensor(mean), torch.tensor(std)
+
+    def pooled(self, moments: Tensor) -> Tensor:
+        """Sums over pixels of the bands beyond RGB, (C - 3,), summed over those that share statistics: none here."""
+        return moments
+
+    def to_json(self) -> dict:
+        """What ``from_json`` makes the same bands of."""
+        custom = self.sensor == "custom"
+        names = dict(zip(self.names, self.wavelengths, strict=True)) if custom else list(self.names)
+        return {"sensor": self.sensor, "bands": names}
+
+    @staticmethod
+    def from_json(facts: Mapping) -> "BandSet":
+        """The bands that ``to_json`` described."""
+        if "kind" in facts:
+            return BandSet.kinds[facts["kind"]].from_json(facts)
+        return band_set(facts["bands"], facts["sensor"])
 
     def __len__(self) -> int:
         return len(self.names)
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
 
-def band_set(bands: Sequence[str] | Mapping[str, float], sensor: str = "sentinel2") -> BandSet:
+
+def _usual(sensor: str, name: str, nm: float) -> tuple[float, float]:
+    """Mean and standard deviation of a band of which no image was seen."""
+    if nm >= THERMAL_FROM:
+        return 290.0, 15.0
+    if sensor in ("sentinel2", "hls"):
+        return _SENTINEL2[name][1:]
+    # B10 (cirrus) is dark for its own reason, water vapour: only a band inside that window may borrow it.
+    near = [row for band, row in _SENTINEL2.items() if band != "B10" or 1350 <= nm <= 1400]
+    return min(near, key=lambda row: abs(row[0] - nm))[1:]
+
+
+def band_set(bands: BandSet | Sequence[str] | Mapping[str, float], sensor: str = "sentinel2") -> BandSet:
     """Resolve band names of a sensor.
 
     Args:
-        bands: names in channel order; for ``sensor="custom"`` a mapping name -> centre wavelength in nm. Those of a
-            time series come from ``peftlib.deflect.time_series.series_bands``.
+        bands: names in channel order; for ``sensor="custom"`` a mapping name -> centre wavelength in nm. A ``BandSet``
+            is returned as it is.
         sensor: one of ``SENSORS`` or ``"custom"``.
 
     Raises:
-        ValueError: unknown sensor or band, repeated band, red, green or blue missing, or a time series whose dates have
-            not all the same bands.
+        ValueError: unknown sensor or band, repeated band, or red, green or blue missing.
     """
+    if isinstance(bands, BandSet):
+        return bands
     if sensor == "custom":
         return _custom_band_set(bands)
     if sensor not in SENSORS:
         raise ValueError(f"unknown sensor {sensor!r}; choose from {', '.join(SENSORS)} or 'custom'")
     if isinstance(bands, str | Mapping):
         raise ValueError(f"bands must be a sequence of names such as {_RGB[sensor]}, got {bands!r}")
-    names = tuple(bands)
-    if any("@" in str(name) for name in names):
-        return _series_band_set(names, sensor)
-    table = SENSORS[sensor]
+    names, table = tuple(bands), SENSORS[sensor]
     unknown = [name for name in names if name not in table]
     if unknown:
         padded = str(unknown[0]).upper().replace("B", "B0", 1)  # B8 is B08, not B8A
         near = [padded] if padded in table else difflib.get_close_matches(str(unknown[0]), table, n=1, cutoff=0.4)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise ValueError(f"unknown {sensor} bands {unknown}{hint}; choose from {', '.join(table)}")
-    _refuse_repeated(names)
-    missing = [name for name in _RGB[sensor] if name not in names]
-    if missing:
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"bands {names} repeat {repeated}; each channel needs its own band")
+    if missing := [name for name in _RGB[sensor] if name not in names]:
         raise ValueError(
             f"bands {names} lack {missing}: an RGB-pretrained model needs red, green and blue "
             f"({', '.join(_RGB[sensor])} of {sensor})"
@@ -159,52 +186,3 @@ def _custom_band_set(bands: Sequence[str] | Mapping[str, float]) -> BandSet:
         rgb.append(min(inside, key=lambda i: abs(wavelengths[i] - (low + high) / 2)))
     red, green, blue = rgb
     return BandSet("custom", names, wavelengths, (red, green, blue))
-
-
-def _series_band_set(names: tuple[str, ...], sensor: str) -> BandSet:
-    """Names of ``peftlib.deflect.time_series.series_bands`` -> their band set."""
-    dates = [name.rpartition("@")[::2] for name in names[3:]]
-    order = list(dict.fromkeys(date for _, date in dates))
-    each = [[name for name, of in dates if of == date] for date in order]
-    ordered = dates == [(name, date) for date, own in zip(order, each, strict=True) for name in own]
-    alike = order == [str(i + 1) for i in range(len(order))] and all(own == each[0] for own in each)
-    if names[:3] != _RGB[sensor] or not ordered or not alike:
-        raise ValueError(
-            f"bands {names} are no time series: it has {_RGB[sensor]}, then for each date the same bands in the same "
-            "order, 'B08@1', 'B08@2', ...; peftlib.deflect.time_series.series_bands makes the names"
-        )
-    optical = [name for name in each[0] if name not in DAY]
-    one = band_set(optical, sensor)
-    table = dict(zip(one.names, one.wavelengths, strict=True)) | dict.fromkeys(DAY, math.nan)
-    wavelengths = [table[name.rpartition("@")[0] or name] for name in names]
-    return BandSet(sensor, names, tuple(wavelengths), (0, 1, 2))
-
-
-def _refuse_repeated(names: Sequence[str]) -> None:
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise ValueError(f"bands {tuple(names)} repeat {repeated}; each channel needs its own band")
-
-
-def default_statistics(bands: BandSet) -> tuple[Tensor, Tensor]:
-    """Per-band mean and standard deviation of reflectance before any data was seen: ``(C,), (C,)``.
-
-    Sentinel-2's values, for other sensors those of the nearest Sentinel-2 band; thermal bands 290 K and 15 K.
-    Fit your own with ``AdaptedViT.fit_normalization``.
-    """
-    mean, std = [], []
-    for name, nm in zip(bands.names, bands.wavelengths, strict=True):
-        name = name.partition("@")[0]
-        if name in DAY:
-            row = (nm, 0.5, 0.35)
-        elif nm >= THERMAL_FROM:
-            row = (nm, 290.0, 15.0)
-        elif bands.sensor in ("sentinel2", "hls"):
-            row = _SENTINEL2[name]
-        else:
-            # B10 (cirrus) is dark for its own reason, water vapour: only a band inside that window may borrow it.
-            near = [r for n, r in _SENTINEL2.items() if n != "B10" or 1350 <= nm <= 1400]
-            row = min(near, key=lambda r: abs(r[0] - nm))
-        mean.append(row[1])
-        std.append(row[2])
-    return torch.tensor(mean), torch.tensor(std)

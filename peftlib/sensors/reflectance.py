@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from peftlib.sensors.bands import BandSet, default_statistics
+from peftlib.sensors.bands import BandSet
 
 NODATA = ("error", "zero")
 
@@ -20,54 +20,6 @@ POSSIBLE = (-1.0, 10.0)
 KELVIN = (100.0, 400.0)
 UNUSUAL_SHARE = 0.05  # more than this share of values outside USUAL is not reflectance
 FARTHEST = 4e3  # deviations from the mean; farther is what a band that was nearly constant in ``fit`` makes of others
-
-
-class Channels:
-    """An image as the layers read it. Each reading is made when it is asked for: none is kept for a backward pass.
-
-    Args:
-        x: (B, C, H, W) reflectance, checked.
-        how: what normalises it.
-    """
-
-    def __init__(self, x: Tensor, how: "ReflectanceInput"):
-        self.x, self.how = x, how
-
-    @property
-    def rgb(self) -> Tensor:
-        """(B, 3, H, W) in the backbone's order and normalisation; without data, its mean colour."""
-        rgb = self.how.stretch(self.reflectance)
-        return rgb if self.how.nodata == "error" else rgb * torch.isfinite(self.x[:, self.how.rgb])
-
-    @property
-    def beyond(self) -> Tensor:
-        """(B, C - 3, H, W) the other bands, standardised; without data, their mean. Resampled: (B, K, H, W).
-
-        No value is farther than ``FARTHEST`` from the mean: float16 ends at 65504.
-        """
-        others = self.how.others(self.x)
-        beyond = (others - self.how.each_date(self.how.mean)) / self.how.each_date(self.how.std)
-        beyond = beyond.clamp(-FARTHEST, FARTHEST)
-        return beyond if self.how.nodata == "error" else torch.where(torch.isfinite(others), beyond, 0.0)
-
-    @property
-    def reflectance(self) -> Tensor:
-        """(B, C, H, W) as given, no-data replaced by zero; spectral indices are computed from it."""
-        return self.x if self.how.nodata == "error" else torch.where(torch.isfinite(self.x), self.x, 0.0)
-
-    @property
-    def valid(self) -> Tensor | None:
-        """(B, 1, H, W) 1 where every band has data, of a time series (B, T, H, W); None when all pixels do."""
-        if self.how.nodata == "error":
-            return None
-        known = torch.isfinite(self.x)
-        if self.how.dates:
-            return known[:, 3:].unflatten(1, (self.how.dates, -1)).all(dim=2).to(self.x.dtype)
-        return known.all(dim=1, keepdim=True).to(self.x.dtype)
-
-    def split(self, images: int) -> list["Channels"]:
-        """The batch in parts of so many images."""
-        return [Channels(part, self.how) for part in self.x.split(images)]
 
 
 def check_reflectance(x: Tensor, bands: BandSet, image_size: tuple[int, int], nodata: str = "error") -> None:
@@ -135,12 +87,12 @@ def check_shape(x: Tensor, bands: BandSet, image_size: tuple[int, int]) -> None:
         )
 
 
-class ReflectanceInput(nn.Module):
-    """Check, mask and normalise an image.
+class Reflectance(nn.Module):
+    """From a checked image to what the layers read: normalised RGB, standardised other bands, and where data are.
 
     RGB is divided by ``rgb_white`` and clipped to [0, 1] (pretraining saw bright 8-bit pictures, reflectance is dark),
     then takes the backbone's own mean and deviation. Other bands are standardised with buffers that travel with the
-    adapter: sensor defaults until ``fit``. All dates of a time series share those of a band.
+    adapter: sensor defaults until ``fit``.
 
     Args:
         bands: the image's bands.
@@ -170,46 +122,53 @@ class ReflectanceInput(nn.Module):
         if not rgb_white > 0:
             raise ValueError(f"rgb_white={rgb_white!r}; it is a reflectance and must be positive")
         self.bands, self.image_size = bands, (image_size[0], image_size[1])
-        self.beyond, self.dates = list(bands.beyond_rgb), bands.dates
-        self.rgb = [bands.rgb[i] for i in rgb_order]
+        self.rgb_channels = [bands.rgb[i] for i in rgb_order]
+        self.beyond_channels = list(bands.beyond_rgb)
         self.rgb_white, self.nodata = float(rgb_white), nodata
         self.register_buffer("resample", resample, persistent=False)
-        for name, values in zip(("mean", "std"), default_statistics(bands), strict=True):
-            self.register_buffer(name, self.read(values))
+        for name, values in zip(("mean", "std"), bands.statistics(), strict=True):
+            values = values[self.beyond_channels] if resample is None else resample @ values
+            self.register_buffer(name, values.view(-1, 1, 1))
         self.register_buffer("rgb_mean", torch.tensor(list(rgb_mean)).view(3, 1, 1), persistent=False)
         self.register_buffer("rgb_std", torch.tensor(list(rgb_std)).view(3, 1, 1), persistent=False)
         self._checked_on_device = False
 
-    def forward(self, x: Tensor) -> Channels:
-        """x: (B, C, H, W) reflectance."""
-        self._check(x)
-        return Channels(x, self)
+    def rgb(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W) reflectance -> (B, 3, H, W) in the backbone's order and normalisation."""
+        rgb = self.filled(x)[:, self.rgb_channels]
+        rgb = ((rgb / self.rgb_white).clamp(0.0, 1.0) - self.rgb_mean) / self.rgb_std
+        return rgb if self.nodata == "error" else rgb * torch.isfinite(x[:, self.rgb_channels])
 
-    def others(self, x: Tensor) -> Tensor:
-        """What is standardised, (B, C, H, W) -> (B, C - 3, H, W): the bands beyond RGB; or resampled, (B, K, H, W)."""
+    def beyond(self, x: Tensor) -> Tensor:
+        """The other bands, standardised: (B, C, H, W) -> (B, C - 3, H, W), or resampled (B, K, H, W); 0 without data.
+
+        No value is farther than ``FARTHEST`` from the mean: float16 ends at 65504.
+        """
+        values = self._values(x)
+        beyond = ((values - self.mean) / self.std).clamp(-FARTHEST, FARTHEST)
+        return beyond if self.nodata == "error" else torch.where(torch.isfinite(values), beyond, 0.0)
+
+    def filled(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) as given, no-data replaced by zero; spectral indices are computed from it."""
+        return x if self.nodata == "error" else torch.where(torch.isfinite(x), x, 0.0)
+
+    def valid(self, x: Tensor) -> Tensor | None:
+        """(B, C, H, W) True where a band has data; None when all pixels of all bands do."""
+        return None if self.nodata == "error" else torch.isfinite(x)
+
+    def _values(self, x: Tensor) -> Tensor:
+        """What is standardised: the bands beyond RGB, or all of them resampled."""
         if self.resample is None:
-            return x[:, self.beyond]
+            return x[:, self.beyond_channels]
         with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):  # differences matter
             return torch.einsum("kc,bchw->bkhw", self.resample.to(x.dtype), x)
 
-    def read(self, values: Tensor) -> Tensor:
-        """A statistic of each channel, (C,) -> of what is standardised, (K, 1, 1); the mean over a series' dates."""
-        if self.resample is not None:
-            return (self.resample @ values).view(-1, 1, 1)
-        dates = max(self.dates, 1)
-        return values[self.beyond].view(dates, len(self.beyond) // dates).mean(0).view(-1, 1, 1)
+    def check(self, x: Tensor) -> None:
+        """Every CPU batch, and on other devices the first one only: reading values back would make each step wait.
 
-    def each_date(self, values: Tensor) -> Tensor:
-        """What is known of each band, (K, 1, 1), as often as a time series has dates."""
-        return values.repeat(max(self.dates, 1), 1, 1)
-
-    def stretch(self, x: Tensor) -> Tensor:
-        """The RGB part as the backbone knows it: (B, C, H, W) reflectance -> (B, 3, H, W)."""
-        rgb = (x[:, self.rgb] / self.rgb_white).clamp(0.0, 1.0)
-        return (rgb - self.rgb_mean) / self.rgb_std
-
-    def _check(self, x: Tensor) -> None:
-        """Every CPU batch, and on other devices the first one only: reading values back would make each step wait."""
+        Raises:
+            ValueError: see ``check_reflectance``.
+        """
         if torch.compiler.is_compiling() or x.is_meta:
             return
         if x.device.type == "cpu" or not self._checked_on_device:
@@ -230,28 +189,27 @@ class ReflectanceInput(nn.Module):
         Raises:
             ValueError: no batches, or a band without a single valid pixel.
         """
-        count = torch.zeros(len(self.mean), dtype=torch.float64)
+        share = (lambda moments: moments) if self.resample is not None else self.bands.pooled
+        count = torch.zeros(self.mean.numel(), dtype=torch.float64)
         mean, squares = torch.zeros_like(count), torch.zeros_like(count)
         for batch in batches:
             x = batch["image"] if isinstance(batch, dict) else batch[0] if isinstance(batch, tuple | list) else batch
             check_reflectance(x, self.bands, tuple(x.shape[2:]), self.nodata)
-            values = self.others(x.to(self.mean.device)).double().cpu()
-            values = values.unflatten(1, (-1, len(self.mean))).movedim(2, 0).flatten(1)  # dates are more pixels
+            values = self._values(x.to(self.mean.device)).double().cpu().transpose(0, 1).flatten(1)  # (C - 3, pixels)
             finite = torch.isfinite(values)
-            values = torch.where(finite, values, torch.zeros_like(values))
+            values = torch.where(finite, values, 0.0)
             # Chan's update: exact for any number of batches, and without the cancellation of E[x²] - E[x]².
-            n = finite.sum(1)
-            batch_mean = values.sum(1) / n.clamp_min(1)
-            deviation = torch.where(finite, values - batch_mean[:, None], torch.zeros_like(values))
-            total = (count + n).clamp_min(1)
-            shift = batch_mean - mean
-            squares += deviation.square().sum(1) + shift.square() * count * n / total
+            n = share(finite.sum(1))
+            batch_mean = share(values.sum(1)) / n.clamp_min(1)
+            deviation = torch.where(finite, values - batch_mean[:, None], 0.0)
+            total, shift = (count + n).clamp_min(1), batch_mean - mean
+            squares += share(deviation.square().sum(1)) + shift.square() * count * n / total
             mean += shift * n / total
             count += n
         if (count == 0).any():
             empty = list(self.bands.names)  # resampled, a pixel counts where every band has data
             if self.resample is None:
-                empty = [self.bands.names[b] for b, n in zip(self.beyond, count, strict=True) if n == 0]
+                empty = [self.bands.names[b] for b, n in zip(self.beyond_channels, count, strict=True) if n == 0]
             raise ValueError(f"no valid pixels to fit the normalisation of {empty}; was the loader empty?")
         std = (squares / count).sqrt()
         self.mean.copy_(mean.view(-1, 1, 1))

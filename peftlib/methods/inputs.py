@@ -1,0 +1,94 @@
+"""How the bands come in without DEFLECT: not at all, or through kernels of their own in the patch embedding."""
+
+from dataclasses import dataclass
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from peftlib.backbones.loading import spec_of
+from peftlib.methods.base import Input, option
+from peftlib.sensors.bands import BandSet
+from peftlib.sensors.reflectance import Reflectance
+
+STARTS = ("zero", "repeat", "mean", "random", "nearest")
+
+
+@dataclass(frozen=True)
+class RGB(Input):
+    """Red, green and blue alone, through the pretrained patch embedding. Other bands are left out."""
+
+    name, label = "rgb", "RGB"
+
+    @property
+    def reads_any_bands(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class Inflated(Input):
+    """All bands, through a patch embedding with a kernel for each: RGB's as pretrained, in the model's own order.
+
+    Attributes:
+        start: of the new kernels:
+            ``zero``     zero, so the model starts as the pretrained one;
+            ``repeat``   red, green, blue in turn;
+            ``mean``     the mean of the three;
+            ``random``   as a fresh layer would draw them;
+            ``nearest``  that of the colour nearest in wavelength.
+            ``repeat``, ``mean`` and ``nearest`` scale all kernels by 3 / C: the blocks see values of the same size.
+        train: whether the patch embedding is trained.
+    """
+
+    name, label = "inflated", "inflated"
+    paper = "Scheibenreif et al., CVPR 2024 (repeat, random); others are common practice"
+    learning_rates = (1e-4, 4e-4, 1.6e-3, 6.4e-3)
+    tunes = r"vit\.patch_embed\.proj\.(weight|bias)"
+
+    start: str = option("zero", other="mean", choices=STARTS)
+    train: bool = option(True, other=False, choices=(True, False))
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.start == "zero" and not self.train:
+            raise ValueError(
+                "Inflated(start='zero', train=False) would never see the new bands: "
+                f"train the patch embedding, or choose start from {STARTS[1:]}"
+            )
+
+    def inject(self, vit: VisionTransformer, bands: BandSet) -> None:
+        if not bands.beyond_rgb:
+            raise ValueError(f"Inflated reads bands beyond RGB, and bands {bands.names} have none; use pl.RGB()")
+        proj = vit.patch_embed.proj
+        kernels = inflated_kernels(proj.weight.detach(), bands, self.start, spec_of(vit).rgb_order)
+        new = nn.Conv2d(kernels.shape[1], proj.out_channels, proj.kernel_size, proj.stride, device="meta")
+        new.weight = nn.Parameter(kernels)
+        new.bias = proj.bias
+        vit.patch_embed.proj = new.requires_grad_(self.train)
+
+    def patch_pixels(self, reflectance: Reflectance, x: Tensor) -> Tensor:
+        return torch.cat([reflectance.rgb(x), reflectance.beyond(x)], dim=1)
+
+
+def inflated_kernels(rgb: Tensor, bands: BandSet, start: str, rgb_order: tuple[int, int, int] = (0, 1, 2)) -> Tensor:
+    """Patch kernels for RGB and the bands beyond: (d, 3, p, p) -> (d, C, p, p). ``start`` as in ``Inflated``.
+
+    rgb_order: positions in (red, green, blue) of the model's own channels.
+    """
+    new_bands = len(bands.beyond_rgb)
+    if start == "zero":
+        return torch.cat([rgb, rgb.new_zeros(len(rgb), new_bands, *rgb.shape[2:])], dim=1)
+    if start == "random":
+        fresh = nn.Conv2d(3 + new_bands, len(rgb), rgb.shape[2:], device=rgb.device, dtype=rgb.dtype)
+        return torch.cat([rgb, fresh.weight.detach()[:, 3:]], dim=1)
+    if start == "mean":
+        extra = rgb.mean(1, keepdim=True).expand(-1, new_bands, -1, -1)
+    else:
+        colours = range(new_bands) if start == "repeat" else (_nearest_colour(bands, i) for i in bands.beyond_rgb)
+        extra = rgb[:, [rgb_order.index(colour % 3) for colour in colours]]
+    return torch.cat([rgb, extra], dim=1) * 3 / (3 + new_bands)
+
+
+def _nearest_colour(bands: BandSet, band: int) -> int:
+    """0, 1 or 2: which of red, green and blue lies nearest to a band."""
+    return min(range(3), key=lambda c: abs(bands.wavelengths[bands.rgb[c]] - bands.wavelengths[band]))

@@ -1,0 +1,36 @@
+"""merge: an adaptation folded into the weights of a plain ViT."""
+
+import copy
+from dataclasses import replace
+
+from timm.models.vision_transformer import VisionTransformer
+
+from peftlib.model.adapted_vit import AdaptedViT
+
+
+def merge(model: AdaptedViT) -> VisionTransformer:
+    """Fold an adaptation into the weights of a plain timm ViT, which costs what the pretrained one does.
+
+    ``merge(model).forward_features(model.normalize(x))`` equals ``model(x)`` in eval mode, but for rounding.
+
+    Raises:
+        ValueError: what does more than a plain ViT can: EMB, DEFLECT, Houlsby, VPT, Earth-Adapter.
+    """
+    if not isinstance(model, AdaptedViT):
+        raise ValueError(f"merge needs a model made by adapt, got {type(model).__name__}")
+    if model.metadata is not None:
+        raise ValueError(f"a plain ViT reads no metadata, and this model reads {', '.join(model.metadata.names)}")
+    if model.auxiliary is not None:
+        raise ValueError(f"{model.input} does more than a plain ViT can: it adds x_A to the patch tokens")
+    vit = model.method.merge(copy.deepcopy(model.vit))
+    left = {name for name, module in vit.named_modules() if model.plain_modules.get(name) is not type(module)}
+    if left:
+        name = min(left, key=lambda name: (len(name), name))
+        raise ValueError(
+            f"{model.method} does more than a plain ViT can: {name} is a {type(vit.get_submodule(name)).__name__}. "
+            "Merged can be LoRA, SLR, norm tuning, BitFit, full fine-tuning, a frozen ViT, and HF peft's, on RGB or "
+            "an inflated patch embedding"
+        )
+    vit.spec = replace(model.spec, weights=f"{model.spec.weights}, merged with {model.method.name}")
+    del vit.peftlib_adapted
+    return vit.requires_grad_(True).eval()
