@@ -3,7 +3,7 @@
 runs, metrics = study(execute)     # rows of the study "preliminary"
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 
 import pandas as pd
@@ -46,52 +46,56 @@ def rates(input: Input, method: Method) -> list[dict]:
     return [{name: tries[place] for name, tries in names.items() if tries} for place in (1, 2)]
 
 
-def searches(setting: Experiment, cells: Mapping[str, tuple[Input, Method]] = CELLS) -> dict[str, list[Experiment]]:
-    """For each cell the experiments that its rates are chosen by."""
-    return {
-        name: [replace(setting, input=input, method=method, **rate, **UNSEEN) for rate in rates(input, method)]
-        for name, (input, method) in cells.items()
-    }
+def tries(setting: Experiment, input: Input, method: Method) -> list[Experiment]:
+    """The experiments that choose a cell's rates."""
+    return [replace(setting, input=input, method=method, **rate, **UNSEEN) for rate in rates(input, method)]
 
 
-def chosen(tried: Sequence[Experiment], runs: pd.DataFrame, metrics: pd.DataFrame) -> Experiment:
-    """Of some experiments the one with the highest primary metric on validation images.
+def search(
+    execute: Execute, planned: Mapping[Hashable, Sequence[Experiment]], metric: str | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[Hashable, Experiment]]:
+    """Run tries, and choose by validation images.
+
+    Args:
+        planned: place -> its tries.
+        metric: to choose by; None is the data set's primary one. The highest counts, of "loss" the lowest.
+
+    Returns:
+        runs, metrics, and for each place its choice, as a final experiment.
 
     Raises:
-        ValueError: none of them has finished.
+        ValueError: no try of a place has finished.
     """
-    found = scores(runs[runs["role"] == SEARCH], metrics, split="val").drop_duplicates("key").set_index("key")
-    known = {one.key: one for one in tried}
-    percent = found["percent"].reindex(list(known)).dropna()
-    if percent.empty:
-        raise ValueError(f"no search of {tried[0].input} × {tried[0].method} on {tried[0].dataset} has finished")
-    return known[percent.idxmax()]
+    runs, metrics = execute([one for each in planned.values() for one in each])
+    percent = scores(runs, metrics, "val", metric).drop_duplicates("key").set_index("key")["percent"]
+    best = {}
+    for place, each in planned.items():
+        known = {one.key: one for one in each}
+        found = percent.reindex(list(known)).dropna()
+        if found.empty:
+            raise ValueError(f"no search of {place} has finished")
+        key = found.idxmin() if metric == "loss" else found.idxmax()
+        best[place] = replace(known[key], role="final", seed=0, init=0, repeat=0)
+    return runs, metrics, best
 
 
 def study(
     execute: Execute,
     settings: Mapping[str, tuple[Experiment, Sequence[dict]]] = SETTINGS,
     cells: Mapping[str, tuple[Input, Method]] = CELLS,
-    role: str = "final",
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """All searches, then each cell at its chosen rates on all folds or seeds; the test part is scored by these alone.
 
     Args:
         execute: runs experiments and gives their rows: ``peftlib.experiments.grid.execute``.
-        role: of the final runs.
     """
-    planned = [searches(setting, cells) for setting, _ in settings.values()]
-    runs, metrics = execute([one for tries in planned for each in tries.values() for one in each])
-    finals = [
-        replace(chosen(each, runs, metrics), role=role, **({"repeat": 0} | fields))
-        for tries, (_, runs_of) in zip(planned, settings.values(), strict=True)
-        for each in tries.values()
-        for fields in runs_of
-    ]
-    return joined((runs, metrics), execute(finals))
+    planned = {(data, cell): tries(settings[data][0], *cells[cell]) for data in settings for cell in cells}
+    *searched, best = search(execute, planned)
+    finals = [replace(one, init=None, **fields) for (data, _), one in best.items() for fields in settings[data][1]]
+    return joined(searched, execute(finals))
 
 
-def joined(*tables: tuple[pd.DataFrame, pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def joined(*tables: Sequence[pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Runs and metrics of several calls of ``execute`` as one pair."""
     runs, metrics = (pd.concat(parts, ignore_index=True) for parts in zip(*tables, strict=True))
     return runs.drop_duplicates(["key", "role"]), metrics.drop_duplicates(["key", "split", "metric"])
