@@ -24,6 +24,7 @@ CELLS: dict[str, tuple[Input, Method]] = {
     "EMB × LoRA": (pl.EMB(), LoRA()),
     "DEFLECT": (pl.EMB(), pl.Deflect()),
 }
+_SCENES = {"length": 1000, "size": 56}
 _BASE = {"method": pl.Frozen(), "batch_size": 16, "steps": 500, "head_lr": 3e-3, "image_size": 56}
 # Each data set's experiment, of which cell and rates are filled in, and the fields in which its final runs differ.
 SETTINGS: dict[str, tuple[Experiment, tuple[dict, ...]]] = {
@@ -31,9 +32,9 @@ SETTINGS: dict[str, tuple[Experiment, tuple[dict, ...]]] = {
         Experiment(dataset="eurosat", folds=3, val_share=0.2, **_BASE),
         tuple({"fold": fold, "seed": fold} for fold in range(3)),
     ),
-    "spectral_scenes": (
-        Experiment(dataset="spectral_scenes", data={"length": 1000, "size": 56}, val_images=200, **_BASE),
-        tuple({"seed": seed} for seed in range(3)),
+    "spectral_scenes": (  # each seed has scenes of its own
+        Experiment(dataset="spectral_scenes", data=_SCENES | {"seed": 100}, val_images=200, **_BASE),
+        tuple({"seed": seed, "data": _SCENES | {"seed": seed}} for seed in range(3)),
     ),
 }
 # A search shares neither folds nor seeds with the final runs.

@@ -27,7 +27,7 @@ METADATA = {"spectral_scenes": ("location", "date"), "eurosat": ("location",)}
 
 
 def study(execute: Execute, settings: dict[str, Experiment] | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rates are chosen with the linear decoder and without metadata; then all decoders, and the linear with metadata."""
+    """Rates are chosen with the linear decoder, without metadata; then all decoders, and the linear one with metadata."""
     settings = settings or {name: setting for name, (setting, _) in SETTINGS.items() if name in METADATA}
     planned = {(data, cell): tries(settings[data], *CELLS[cell]) for data in settings for cell in CELLS}
     *searched, best = search(execute, planned)
