@@ -27,18 +27,14 @@ METADATA = {"spectral_scenes": ("location", "date"), "eurosat": ("location",)}
 
 
 def study(execute: Execute, settings: dict[str, Experiment] | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rates are chosen with the linear decoder, without metadata; then all decoders, and the linear one with metadata."""
+    """Rates are chosen with the linear decoder, without metadata; then come all decoders, and metadata."""
     settings = settings or {name: setting for name, (setting, _) in SETTINGS.items() if name in METADATA}
     planned = {(data, cell): tries(settings[data], *CELLS[cell]) for data in settings for cell in CELLS}
     *searched, best = search(execute, planned)
     finals = [one for (data, _), chosen in best.items() for one in (*_decoders(data, chosen), *_metadata(data, chosen))]
     folds = {data: max(setting.folds, 1) for data, setting in settings.items()}
-    return joined(
-        searched,
-        execute(
-            [replace(one, seed=seed, init=seed, fold=seed % folds[one.dataset]) for one in finals for seed in SEEDS]
-        ),
-    )
+    runs = [replace(one, seed=n, init=n, fold=n % folds[one.dataset]) for one in finals for n in SEEDS]
+    return joined(searched, execute(runs))
 
 
 def _decoders(data: str, chosen: Experiment) -> list[Experiment]:

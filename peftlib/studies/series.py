@@ -62,7 +62,7 @@ def setting(name: str, **changes) -> Experiment:
 def study(
     execute: Execute, names: Sequence[str] = tuple(APPROACHES), seeds: Sequence[int] = SEEDS, **changes
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rates by validation loss, not mIoU: one date leaves several classes equally likely, and which is named is chance."""
+    """Rates by validation loss: one date leaves several classes equally likely, and which is named is chance."""
     settings = {name: setting(name, **changes) for name in names}
     *searched, best = search(
         execute, {name: tries(one, one.input, one.method) for name, one in settings.items()}, "loss"
