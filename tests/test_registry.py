@@ -86,7 +86,7 @@ def assert_file_brings_it_back(model: pl.AdaptedViT, vit, path) -> None:
     x = look(model)
     model.fit_normalization([x])
     pl.save_adapter(model, path)
-    extra = {f"vit.{name}" for name in model.method.fixed_state(model.vit)}
+    extra = {f"vit.{name}" for config in (model.input, model.method) for name in config.fixed_state(model.vit)}
     assert load_file(path).keys() == tuned(model) | extra | {"reflectance.mean", "reflectance.std"}
     loaded = pl.load_adapter(vit, path).eval()
     assert (loaded.input, loaded.method, loaded.bands) == (model.input, model.method, model.bands)

@@ -80,6 +80,10 @@ class Config:
             raise ValueError(f"{cls.name} does not know options {sorted(set(options) - known)}: {sorted(known)}")
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
 
+    def fixed_state(self, vit: VisionTransformer) -> dict[str, Tensor]:
+        """Tensors in the adapted ViT that are not trained and that a file must carry all the same."""
+        return {}
+
 
 class Input(Config):
     """How the bands come in.
@@ -146,10 +150,6 @@ class Method(Config):
             if hasattr(module, "merged"):
                 vit.set_submodule(name, module.merged())
         return vit
-
-    def fixed_state(self, vit: VisionTransformer) -> dict[str, Tensor]:
-        """Tensors of the method that are not trained and that a file must carry all the same."""
-        return {}
 
 
 def method_from(name: str, options: dict) -> Method:
