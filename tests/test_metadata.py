@@ -4,11 +4,17 @@ import math
 
 import pytest
 import torch
+from helpers import SENTINEL2, images, tiny_vit
 from helpers import adapted as adapt
-from helpers import images, tiny_vit
+from torch.utils.data import DataLoader
 
 import peftlib as pl
+from peftlib.data.datamodule import EarthData
+from peftlib.data.dataset import collate
 from peftlib.model.metadata import SIZES, MetadataEmbedding, encode_metadata
+from peftlib.training.cached_features import can_cache
+from peftlib.training.fit import quiet_trainer
+from peftlib.training.tasks import Classification
 
 NAMES = tuple(SIZES)
 METAS = [
@@ -107,3 +113,34 @@ def test_what_cannot_be_is_refused():
         adapted(names=())(images(), encode_metadata(METAS, NAMES))
     with pytest.raises(ValueError, match="a plain ViT reads no metadata"):
         pl.merge(adapted())
+
+
+class Places(torch.utils.data.Dataset):
+    """One image at places in the north and the south, which are the two classes."""
+
+    def __init__(self, length: int, seed: int):
+        self.places = torch.empty(length, 2).uniform_(20, 70, generator=torch.Generator().manual_seed(seed))
+        self.image = images()[0]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, i: int) -> dict:
+        north, (latitude, longitude) = i % 2, self.places[i].tolist()
+        meta = {"location": (latitude if north else -latitude, longitude)}
+        return {"image": self.image, "label": north, "bands": SENTINEL2, "sensor": "sentinel2", "meta": meta}
+
+
+def test_a_task_learns_from_metadata_what_no_image_shows():
+    trainer = quiet_trainer(max_epochs=4, accelerator="cpu")
+    task = Classification(
+        adapted(pl.NormTuning(), ("location",)), 2, input_lr=3e-2, lr=3e-2, head_lr=3e-2, augment=False
+    )
+    trainer.fit(task, DataLoader(Places(32, 0), 8, collate_fn=collate))
+    assert trainer.test(task, DataLoader(Places(16, 1), 8, collate_fn=collate), verbose=False)[0]["accuracy"] == 1.0
+
+
+def test_features_of_a_frozen_backbone_are_not_cached_where_metadata_are_tuned():
+    data = EarthData(Places(4, 0), Places(2, 1), None, 2)
+    for names, cached in (((), True), (("location",), False)):
+        assert can_cache(Classification(adapted(pl.Frozen(), names), 2, augment=False), data) is cached
