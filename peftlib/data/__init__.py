@@ -12,7 +12,7 @@ where its files come from, and reads them from a folder under ``PEFTLIB_DATA``:
 
 from peftlib.data.datamodule import EarthData
 from peftlib.data.dataset import EarthDataset, collate
-from peftlib.data.example_chip import CLASSES, ChipCrops, savanna_chip, savanna_classes
+from peftlib.data.example_chip import SAVANNA_CLASSES, ChipCrops, savanna_chip, savanna_classes
 from peftlib.data.image_folder import from_folder
 from peftlib.data.readers.ben import BigEarthNet
 from peftlib.data.readers.brick_kiln import BrickKiln
@@ -46,7 +46,7 @@ DATASETS: dict[str, type[EarthDataset]] = {
 }
 
 __all__ = [
-    "CLASSES",
+    "SAVANNA_CLASSES",
     "DATASETS",
     "ChipCrops",
     "EarthData",
