@@ -1,4 +1,4 @@
-"""One style, one colour per method, pictures of images and tokens, figures that are saved the same way each time."""
+"""One style, one colour a method, pictures of images and tokens, figures that are saved the same way each time."""
 
 import io
 from pathlib import Path
@@ -7,20 +7,24 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from scipy import stats
 from torch import Tensor
 
+import peftlib.deflect  # noqa: F401  registers its method and input
 from peftlib.files import atomic_path, figures_dir
+from peftlib.methods import INPUTS, METHODS
 
+INK = "0.25"
+# A colour a method, by its place in the registry; the two that are compared most are fixed and stand out.
+METHOD_COLOURS = dict(zip(METHODS, sns.husl_palette(len(METHODS), h=0.12, s=0.6, l=0.6), strict=True)) | {
+    "deflect": (0.76, 0.12, 0.28),
+    "lora": (0.10, 0.25, 0.52),
+}
 _PALETTE = sns.color_palette("colorblind")
-METHOD_COLOURS = {
-    name: _PALETTE[i]
-    for i, name in enumerate(
-        ["deflect", "lora", "slr", "full", "houlsby", "vpt", "earth_adapter", "frozen", "bitfit", "norm_tuning"]
-    )
-} | {"patch_embed": (0.0, 0.0, 0.0)}
 # The two parts of an embedding, everywhere: blue is what RGB gives, orange what the other bands give.
 PART_COLOURS = {"x_P": _PALETTE[0], "x_A": _PALETTE[1], "both": _PALETTE[2]}
 PRODUCT_COLOURS = {
@@ -29,11 +33,78 @@ PRODUCT_COLOURS = {
     ("spectral", "RGB"): _PALETTE[4],
     ("spectral", "spectral"): _PALETTE[1],
 }
-
-
 # Of the covers of spectral_scenes: a hue a pair, light and dark for its members.
 _TWELVE = sns.color_palette("Paired")
 COVER_COLOURS = (*_TWELVE[2:4], *_TWELVE[6:8], *_TWELVE[4:6], *_TWELVE[8:10], _PALETTE[0], (0.5, 0.5, 0.5))
+
+DATASET_NAMES = {
+    "eurosat": "EuroSAT",
+    "marida": "MARIDA",
+    "spectral_scenes": "simulated scenes",
+    "phenology": "simulated time series",
+    "so2sat": "So2Sat",
+    "brick_kiln": "brick kilns",
+    "forestnet": "ForestNet",
+    "burn_scars": "burn scars",
+    "mados": "MADOS",
+    "ben": "BigEarthNet",
+    "sen1floods11": "Sen1Floods11",
+}
+METRIC_NAMES = {"macro_f1": "macro F1", "mF1": "macro F1", "miou": "mIoU", "map": "mAP", "iou_burnt": "IoU"}
+
+
+def label(name: str) -> str:
+    """A method, input, data set or metric as people write it; what has no such name stays as it is."""
+    config = METHODS.get(name) or INPUTS.get(name)
+    return config.label[:1].upper() + config.label[1:] if config else (DATASET_NAMES | METRIC_NAMES).get(name, name)
+
+
+def cell_label(input: str, method: str) -> str:
+    """``EMB × LoRA``; a method that has one input of its own is named alone."""
+    return label(method) if METHODS[method].needs_auxiliary else f"{label(input)} × {label(method)}"
+
+
+def student_interval(values, level: float = 0.95) -> tuple[float, float]:
+    """Student's interval of a mean, for seaborn's ``errorbar``; (nan, nan) for one value."""
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return np.nan, np.nan
+    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values)
+    return values.mean() - half, values.mean() + half
+
+
+def runs_and_intervals(ax: Axes, rows: pd.DataFrame, x: str, y: str, palette: dict, **options) -> None:
+    """Down the y axis, for each name: single runs as small dots, beside them the mean with its 95% interval.
+
+    Args:
+        palette: name -> colour; its order is that of the axis.
+        options: of ``sns.pointplot``, such as another ``errorbar``.
+    """
+    order = [name for name in palette if name in set(rows[y])]
+    shared = {"data": rows, "x": x, "y": y, "order": order, "hue": y, "palette": palette, "legend": False, "ax": ax}
+    sns.stripplot(**shared, jitter=False, size=3.5, alpha=0.6)
+    for dots in ax.collections:
+        dots.set_offsets(np.add(dots.get_offsets(), (0, 0.22)))
+    style = {"errorbar": student_interval, "linestyle": "none", "markersize": 6, "err_kws": {"linewidth": 1.8}}
+    sns.pointplot(**shared | style | options)
+    ax.set_ylabel("")
+
+
+def scale_bar(ax: Axes, metres_per_pixel: float, metres: float) -> None:
+    """A bar of so many metres in the lower left corner of a picture."""
+    height, outline = ax.get_ylim()[0] + 0.5, [patheffects.withStroke(linewidth=2.5, foreground="black")]
+    x, y, length = 0.05 * height, 0.93 * height, metres / metres_per_pixel
+    ax.plot([x, x + length], [y, y], color="white", linewidth=2.5, path_effects=outline)
+    text = f"{metres:g} m" if metres < 1000 else f"{metres / 1000:g} km"
+    ax.text(x, y - 0.03 * height, text, color="white", fontsize=8, path_effects=outline)
+
+
+def panel_letters(figure: Figure, axes=None) -> None:
+    """a, b, c ... in bold at the upper left of each panel."""
+    for letter, ax in zip("abcdefghijkl", figure.axes if axes is None else axes, strict=False):
+        ax.annotate(
+            letter, (0, 1), (-4, 6), xycoords="axes fraction", textcoords="offset points", weight="bold", ha="right"
+        )
 
 
 def use_style() -> None:
@@ -42,13 +113,14 @@ def use_style() -> None:
     plt.rcParams.update(
         {
             "figure.dpi": 80,
-            "savefig.dpi": 120,
+            "savefig.dpi": 200,
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.titlesize": 11,
             "axes.labelsize": 10,
             "legend.frameon": False,
             "legend.fontsize": 9,
+            "legend.title_fontsize": 9,
             "xtick.labelsize": 9,
             "ytick.labelsize": 9,
             "image.interpolation": "nearest",

@@ -147,7 +147,7 @@ class UPerNetDecoder(PyramidDecoder):
 DECODERS = {"linear": LinearDecoder, "unet": UNetDecoder, "upernet": UPerNetDecoder}
 
 
-def decoder(name: str, model: nn.Module, classes: int, **options) -> nn.Module:
+def build_decoder(name: str, model: nn.Module, classes: int, **options) -> nn.Module:
     """A decoder for an adapted ViT, by name.
 
     Args:

@@ -1,17 +1,18 @@
 """What every task shares: batches made ready, optimiser and schedule, evaluation, checkpoints of what is tuned."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import lightning
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torchmetrics import Metric
 
 from peftlib.model.adapted_vit import AdaptedViT
-from peftlib.model.metadata import describe
-from peftlib.training.augmentation import random_turn, resize_image, resize_mask
+from peftlib.model.metadata import encode_metadata
+from peftlib.training.augmentation import random_d4, resize_image, resize_mask
 from peftlib.training.metrics import MeanLoss
 
 SCHEDULES = ("cosine", "constant")
@@ -20,33 +21,36 @@ SCHEDULES = ("cosine", "constant")
 class Task(lightning.LightningModule):
     """What classification and segmentation share.
 
-    Batches are dicts as ``peftlib.data.dataset.collate`` makes them. On its device a batch is turned and flipped
-    (in training) and brought to the model's image size: images bilinearly, masks by the nearest pixel. Metrics are
-    those of the model's grid. They are logged, with the loss, under the same names in validation and test.
+    Batches are dicts as ``peftlib.data.dataset.collate`` makes them. On its device a batch is augmented (in training)
+    and resized to the model's image size: images bilinearly, masks by the nearest pixel. Metrics are those of the
+    model's grid. They are logged, with the loss, under the same names in validation and test.
 
     Only what the method tunes, and the head, reaches optimiser and checkpoints.
 
     Args:
         model: the adapted ViT.
-        classes: names of the classes.
-        metrics: of predictions and truth.
-        monitor: the metric that tells which epoch was best.
-        lr: learning rate of what the method tunes; head_lr: of the head.
+        classes: names of the classes, or how many there are.
+        metrics: of predictions and truth; computes a dict.
+        monitor: the metric that tells which weights are best.
+        input_lr: learning rate of the tuned parameters of the input (patch embedding, EMB); lr: of the method, in the
+            blocks; head_lr: of the head.
         weight_decay: of AdamW.
         schedule: of the learning rates over all steps, ``"cosine"`` (down to 0) or ``"constant"``.
         warmup: share of the steps in which they first rise linearly.
-        augment: turn and flip each training image at random, its mask with it (the eight symmetries of the square).
+        augment: apply a random symmetry of the square to each training image, and to its mask.
 
     Attributes:
         losses: of every training step so far in this process.
+        steps: that the schedule covers; None is what Lightning's ``Trainer`` expects.
     """
 
     def __init__(
         self,
         model: AdaptedViT,
-        classes: tuple[str, ...],
-        metrics: MetricCollection,
+        classes: int | Sequence[str],
+        metrics: Metric,
         monitor: str,
+        input_lr: float = 1e-3,
         lr: float = 1e-3,
         head_lr: float = 1e-3,
         weight_decay: float = 0.01,
@@ -59,40 +63,38 @@ class Task(lightning.LightningModule):
             raise ValueError(f"schedule={schedule!r}; choose from {SCHEDULES}")
         if not 0 <= warmup < 1:
             raise ValueError(f"warmup={warmup!r}; it is a share of all steps, 0 to 1")
-        self.model, self.classes, self.monitor = model, classes, monitor
-        self.lr, self.head_lr, self.weight_decay = lr, head_lr, weight_decay
+        self.model, self.classes, self.monitor = model, class_names(classes), monitor
+        self.input_lr, self.lr, self.head_lr, self.weight_decay = input_lr, lr, head_lr, weight_decay
         self.schedule, self.warmup, self.augment = schedule, warmup, augment
         self.metrics = nn.ModuleDict({stage: metrics.clone() for stage in ("val", "test")})
         self.mean_loss = nn.ModuleDict({stage: MeanLoss() for stage in ("val", "test")})
         self._losses: list[Tensor | float] = []
+        self.steps: int | None = None
         self.strict_loading = False  # checkpoints lack the frozen backbone; on_load_checkpoint checks what they hold
 
     # --- what a task writes ---
 
-    def features(self, x: Tensor, described: Tensor | None = None) -> Tensor | list[Tensor]:
-        """What the head reads of the adapted model's tokens.
-
-        x: (B, C, H, W) reflectance; described: (B, K) metadata, for a model that reads it.
-        """
+    def forward_features(self, x: Tensor, metadata: Tensor | None = None) -> Tensor | list[Tensor]:
+        """What the head reads of the model's tokens. x: (B, C, H, W) reflectance; metadata: (B, K), or None."""
         raise NotImplementedError
 
-    def decide(self, features: Any) -> Tensor:
-        """The head: what ``features`` gives -> logits."""
+    def forward_head(self, features: Any) -> Tensor:
+        """What ``forward_features`` gives -> logits (B, classes), or (B, classes, H, W)."""
         raise NotImplementedError
 
-    def truth(self, batch: dict) -> Tensor:
+    def target(self, batch: dict) -> Tensor:
         """What is to be predicted."""
         raise NotImplementedError
 
-    def loss(self, logits: Tensor, truth: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Mean over what counts."""
         raise NotImplementedError
 
-    def weight(self, truth: Tensor) -> Tensor | int:
+    def n_counted(self, target: Tensor) -> Tensor | int:
         """How much of a batch counts: images, or known pixels."""
-        return len(truth)
+        return len(target)
 
-    def predicted(self, logits: Tensor) -> Tensor:
+    def predictions(self, logits: Tensor) -> Tensor:
         """What the metrics take: class numbers."""
         return logits.argmax(1)
 
@@ -102,7 +104,7 @@ class Task(lightning.LightningModule):
         if "features" in batch:
             return batch
         if self.augment and self.trainer.training:
-            image, mask = random_turn(batch["image"], batch.get("mask"))
+            image, mask = random_d4(batch["image"], batch.get("mask"))
             batch = batch | {"image": image} | ({} if mask is None else {"mask": mask})
         return self.resized(batch)
 
@@ -110,21 +112,23 @@ class Task(lightning.LightningModule):
         """Images and masks of a batch at the model's size, and the metadata that the model reads as numbers."""
         changed = {"image": resize_image(batch["image"], self.model.image_size)}
         if self.model.metadata is not None:
-            changed["described"] = describe(batch["meta"], self.model.metadata.names).to(batch["image"].device)
+            changed["metadata"] = encode_metadata(batch["meta"], self.model.metadata.names).to(batch["image"].device)
         if "mask" in batch:
             changed["mask"] = resize_mask(batch["mask"], self.model.image_size)
         return batch | changed
 
-    def forward(self, x: Tensor, described: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, metadata: Tensor | None = None) -> Tensor:
         """x: (B, C, H, W) reflectance -> logits (B, classes), or (B, classes, H, W)."""
-        return self.decide(self.features(x, described))
+        return self.forward_head(self.forward_features(x, metadata))
 
     def logits(self, batch: dict) -> Tensor:
-        """Of images, or of features that were made of them before (``peftlib.training.cached_features``)."""
-        return self.decide(batch["features"]) if "features" in batch else self(batch["image"], batch.get("described"))
+        """Of images, or of cached features (``peftlib.training.cached_features``)."""
+        if "features" in batch:
+            return self.forward_head(batch["features"])
+        return self(batch["image"], batch.get("metadata"))
 
     def training_step(self, batch: dict, _index: int) -> Tensor:
-        loss = self.loss(self.logits(batch), self.truth(batch))
+        loss = self.loss(self.logits(batch), self.target(batch))
         self._losses.append(loss.detach())  # reading the number now would make each step wait for the GPU
         return loss
 
@@ -136,7 +140,7 @@ class Task(lightning.LightningModule):
         self._losses = [*self.losses]
 
     def on_validation_epoch_start(self) -> None:
-        self._reset("val")
+        self._reset("val")  # processes that were spawned share the counts of their parent until now
 
     def on_test_epoch_start(self) -> None:
         self._reset("test")
@@ -154,10 +158,9 @@ class Task(lightning.LightningModule):
         self._log("test")
 
     def _evaluate(self, batch: dict, stage: str) -> None:
-        truth = self.truth(batch)
-        logits = self.logits(batch)
-        self.mean_loss[stage].update(self.loss(logits, truth), self.weight(truth))
-        self.metrics[stage].update(self.predicted(logits), truth.long())
+        target, logits = self.target(batch), self.logits(batch)
+        self.mean_loss[stage].update(self.loss(logits, target), self.n_counted(target))
+        self.metrics[stage].update(self.predictions(logits), target.long())
 
     def _log(self, stage: str) -> None:
         for name, value in ({"loss": self.mean_loss[stage].compute()} | self.metrics[stage].compute()).items():
@@ -165,22 +168,25 @@ class Task(lightning.LightningModule):
         self._reset(stage)
 
     def _reset(self, stage: str) -> None:
-        """Count anew. (Before an epoch too: processes that were spawned share what they count in until then.)"""
         self.mean_loss[stage].reset()
         self.metrics[stage].reset()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        tuned = [p for p in self.model.parameters() if p.requires_grad]
+        tuned = self.model.tuned_parts()
         head = [p for name, p in self.named_parameters() if not name.startswith("model.")]
-        groups = [{"params": tuned, "lr": self.lr}, {"params": head, "lr": self.head_lr}]
+        groups = [
+            {"params": list(tuned["input"].values()), "lr": self.input_lr},
+            {"params": list(tuned["method"].values()), "lr": self.lr},
+            {"params": head, "lr": self.head_lr},
+        ]
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=self.weight_decay)
         if self._trainer is None or (self.schedule == "constant" and not self.warmup):
             return optimizer
-        steps = self.trainer.estimated_stepping_batches
+        steps = self.steps or self.trainer.estimated_stepping_batches
         if not 0 < steps < math.inf:
             raise ValueError(f"schedule={self.schedule!r}, warmup={self.warmup} need a known number of steps")
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: rate(step, int(steps), self.warmup, self.schedule)
+            optimizer, lambda step: rate_share(step, int(steps), self.warmup, self.schedule)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -191,6 +197,7 @@ class Task(lightning.LightningModule):
         model = self.model
         return {
             "task": type(self).__name__,
+            "input": str(model.input),
             "method": str(model.method),
             "backbone": model.backbone_hash,
             "bands": list(model.bands.names),
@@ -204,6 +211,7 @@ class Task(lightning.LightningModule):
                 for name, buffer in model.reflectance.state_dict().items()
             },
             "classes": list(self.classes),
+            "input_lr": self.input_lr,
             "lr": self.lr,
             "head_lr": self.head_lr,
             "weight_decay": self.weight_decay,
@@ -228,7 +236,7 @@ class Task(lightning.LightningModule):
             raise ValueError(f"the checkpoint is of another model: {wrong[:5]} ({len(wrong)} in all) do not fit")
 
 
-def rate(step: int, steps: int, warmup: float, schedule: str) -> float:
+def rate_share(step: int, steps: int, warmup: float, schedule: str) -> float:
     """Share of the full learning rate at a step, from 0: linear warm-up, then a half cosine down to 0, or constant."""
     rising = round(warmup * steps)
     if step < rising:
@@ -236,3 +244,11 @@ def rate(step: int, steps: int, warmup: float, schedule: str) -> float:
     if schedule == "constant":
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rising) / (steps - rising))))
+
+
+def class_names(classes: int | Sequence[str]) -> tuple[str, ...]:
+    """Names of classes; those of a bare number are "0", "1", ..."""
+    names = tuple(str(i) for i in range(classes)) if isinstance(classes, int) else tuple(classes)
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise ValueError(f"classes={classes!r}; give two or more different names, or their number")
+    return names
