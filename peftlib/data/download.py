@@ -75,12 +75,14 @@ def unpack(archive: str | Path, folder: str | Path, inner: str = ".") -> Path:
             if outside := [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]:
                 raise ValueError(f"its paths {outside[:3]} lead out of its folder")
             file.extractall(partial, **({} if zipped else {"filter": "data"}))  # which looks at links too
+            while not zipped and file.fileobj.read(1 << 20):  # to the end, where gzip has its checksum
+                pass
         if not (partial / inner).is_dir():
             raise ValueError(f"no folder {inner!r} in it, but {sorted(path.name for path in partial.iterdir())[:5]}")
         os.replace(partial / inner, folder)
     except DAMAGED as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk's, not the archive's
-            raise
+            raise OSError(error.errno, f"{error.strerror}, unpacking {archive}", str(folder)) from error
         raise ValueError(f"{archive} cannot be unpacked; truncated or damaged? ({error})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
