@@ -15,8 +15,7 @@ from pathlib import Path
 
 import torch
 
-from peftlib.data.dataset import EarthDataset, read_tif
-from peftlib.data.files import read_list, read_mask
+from peftlib.data.dataset import EarthDataset, read_mask, read_tif
 from peftlib.sensors.bands import SENSORS
 
 LISTS = {"train": "train", "val": "valid", "test": "test", "bolivia": "bolivia"}
@@ -44,10 +43,10 @@ class Sen1Floods11(EarthDataset):
             self.root = self.root / "v1.1"
         folder = self.root / "data" / "flood_events" / "HandLabeled"
         found = []
-        for line in read_list(self, f"splits/flood_handlabeled/flood_{LISTS[self.split]}_data.csv"):
+        for line in self.read_list(f"splits/flood_handlabeled/flood_{LISTS[self.split]}_data.csv"):
             chip = line.split(",")[0].removesuffix("_S1Hand.tif")
             found.append((folder / "S2Hand" / f"{chip}_S2Hand.tif", folder / "LabelHand" / f"{chip}_LabelHand.tif"))
-        self.dates = self.event_dates()
+        self._dates = self._event_dates()
         return found
 
     def read(self, item: tuple[Path, Path]) -> dict:
@@ -56,11 +55,11 @@ class Sen1Floods11(EarthDataset):
         image = torch.where((values == 0).all(0), torch.nan, values.float() / 1e4)
         event = path.name.split("_")[0]
         meta |= {"source": str(path), "event": event}
-        if date := self.dates.get(RENAMED.get(event, event)):
+        if date := self._dates.get(RENAMED.get(event, event)):
             meta["date"] = date
         return {"image": image, "mask": read_mask(mask_path), "meta": meta}
 
-    def event_dates(self) -> dict[str, str]:
+    def _event_dates(self) -> dict[str, str]:
         """Event -> YYYY-MM-DD of its Sentinel-2 images; empty without the publisher's metadata."""
         path = self.root / "Sen1Floods11_Metadata.geojson"
         if not path.is_file():

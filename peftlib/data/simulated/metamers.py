@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+from torch import Tensor
 
 from peftlib.data.simulated import spectra
 
@@ -115,3 +116,21 @@ def _same_colour(colours: np.ndarray, goal: np.ndarray, draw: np.random.Generato
     weights = np.zeros(len(colours))
     weights[chosen] = solved
     return weights
+
+
+def pair_accuracy(scores: Tensor, truth: Tensor) -> dict[str, float]:
+    """Share of pixels on which the true member of a pair scores above the other: 0.5 is a coin.
+
+    Args:
+        scores: (B, 10, ...) of the classes of ``spectral_scenes``; truth: (B, ...) class numbers.
+
+    Returns:
+        by pair, and their mean under ``pairs``.
+    """
+    found = {}
+    for i, name in enumerate(PAIRS):
+        member = truth - 2 * i
+        inside = (member == 0) | (member == 1)
+        second = scores[:, 2 * i + 1] > scores[:, 2 * i]
+        found[name] = float((second == (member == 1))[inside].float().mean())
+    return found | {"pairs": float(np.mean(list(found.values())))}

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 
 from peftlib.data.simulated import landscape, spectra
-from peftlib.data.simulated.metamers import PAIRS, metamers, pools
-from peftlib.data.simulated.simulated import SAMPLES, Simulated
-from peftlib.sensors.bands import band_set
+from peftlib.data.simulated.metamers import PAIRS, metamers, pair_accuracy, pools
+from peftlib.data.simulated.scenes import SAMPLES, Simulated
 
 CLASSES = (*(member for pair in PAIRS.values() for member in pair), "water", "built")
 _WATER, _BUILT = CLASSES.index("water"), CLASSES.index("built")
@@ -58,18 +57,13 @@ class SpectralScenes(Simulated):
         bands: Sequence[str] | None = None,
         seed: int = 0,
     ):
-        regions = [("continents", place, tuple(spectra.CONTINENTS)) for place in continents]
-        super().__init__(split, size, seed, sensor, [("task", task, ("segmentation", "classification")), *regions])
-        self.task, self.items, self._located = task, range(length), located
-        self.all_bands = tuple(self.centres)
-        names = self.all_bands if bands is None else tuple(bands)
-        if unknown := [name for name in names if name not in self.centres]:
-            raise ValueError(f"{sensor} has no bands {unknown} here; it has {self.all_bands}")
-        custom = sensor == spectra.HYPERSPECTRAL
-        self.sensor = "custom" if custom else sensor
-        # What pl.adapt takes: names, or for the hyperspectral camera names with their wavelengths.
-        self.bands = {name: self.centres[name] for name in names} if custom else names
-        self.band_set = band_set(self.bands, self.sensor)
+        self.choose(task=(task, ("segmentation", "classification")))
+        for place in continents:
+            self.choose(continents=(place, tuple(spectra.CONTINENTS)))
+        self.task, self._located = task, located
+        self.all_bands = tuple(spectra.response(sensor)[0])
+        self.sensor = "custom" if sensor == spectra.HYPERSPECTRAL else sensor
+        super().__init__(split, length, size, seed, sensor, bands)
 
         def covers(places: tuple[str, ...]) -> dict[int, np.ndarray]:
             """Cover -> its spectra, of a pair those of both members."""
@@ -80,6 +74,9 @@ class SpectralScenes(Simulated):
         places = tuple(sorted(continents))
         groups = {place: (place,) for place in places or spectra.CONTINENTS} if located else {"": places}
         self._covers = {place: covers(group) for place, group in groups.items()}
+
+    def evaluations(self) -> dict:
+        return {"pairs": pair_accuracy} if self.task == "segmentation" else {}
 
     def read(self, item: int) -> dict:
         return self.scene(item)
@@ -140,7 +137,7 @@ class SpectralScenes(Simulated):
         self, draw, coins, pools: dict[int, np.ndarray], covers: np.ndarray, turned: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         """Of each parcel two spectra to lie between, (parcels, 2, bands), and the class (parcels,)."""
-        ends = np.empty((len(covers), 2, len(self.centres)), dtype=np.float32)
+        ends = np.empty((len(covers), 2, len(self.wavelengths)), dtype=np.float32)
         classes = np.empty(len(covers), dtype=np.int64)
         for i, cover in enumerate(covers):
             pool = pools[int(cover)]
