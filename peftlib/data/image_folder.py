@@ -51,9 +51,7 @@ class ImageFolder(EarthDataset):
         gsd: float = 10.0,
     ):
         if (labels is None) == (masks is None):
-            raise ValueError(
-                f"from_folder needs labels= (a CSV) or masks= (a folder), got labels={labels}, masks={masks}"
-            )
+            raise ValueError(f"it needs labels= (a CSV) or masks= (a folder), got labels={labels}, masks={masks}")
         if not Path(folder).is_dir():
             raise FileNotFoundError(f"no folder {folder}")
         self.name, self.classes, self.sensor, self.gsd, self.splits = "folder", tuple(classes), sensor, gsd, (split,)
