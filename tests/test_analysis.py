@@ -140,7 +140,7 @@ def test_displacement_table(x):
     after = displacement_table(trace(randomise(model), x), start)
     np.testing.assert_allclose(after["norm_ratio"], 1, atol=1e-5)
     assert (after["angle"] > 1).all() and (after["z_A"] > 0.01).all() and (after["cka"] < 0.999).all()
-    assert ((after["free_ratio"] - 1).abs() > 1e-3).all()
+    assert (after["free_ratio"] - 1).abs().max() > 0.1
 
 
 def test_recorder_looks_at_step_zero_regularly_and_at_the_end_and_compares_with_the_pretrained_tokens():
