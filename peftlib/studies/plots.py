@@ -80,7 +80,7 @@ def runs_and_intervals(ax: Axes, rows: pd.DataFrame, x: str, y: str, palette: di
         palette: name -> colour; its order is that of the axis.
         options: of ``sns.pointplot``, such as another ``errorbar``.
     """
-    order = [name for name in palette if name in set(rows[y])]
+    order = list(palette)
     shared = {"data": rows, "x": x, "y": y, "order": order, "hue": y, "palette": palette, "legend": False, "ax": ax}
     sns.stripplot(**shared, jitter=False, size=3.5, alpha=0.6)
     for dots in ax.collections:
