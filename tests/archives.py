@@ -192,18 +192,29 @@ def sen1floods11(root: Path) -> Archive:
     return chips("sen1floods11", root, *files, place=DEGREES, listed=listed, meta=meta)
 
 
-def l8biome(root: Path) -> Archive:
-    files = root / "train" / "images" / "Forest_03_0209.tif", root / "train" / "masks" / "Forest_03_0209.tif"
+def water(root: Path) -> Archive:
+    """One tile, which ``split="test"`` would not find."""
+    files = root / "images" / "0.tif", root / "masks" / "0.png"
 
     def to_file(image):
-        scaled = image * np.array([1e4] * 7 + [100.0])[:, None, None]
-        whole = np.isfinite(image).all() and scaled.max() < 65535
-        return scaled.round().astype(np.uint16) if whole else image.astype(np.float32)
+        return digital(image) if not np.isfinite(image).all() else (image * 1e4).round().astype(np.int32)
 
-    def codes(mask):
-        return np.select([mask == -1, mask == 0, mask == 1, mask == 2, mask == 3], [0, 128, 64, 192, 255], mask)
+    archive = chips("water", root, *files, NO_PLACE, to_file, codes=lambda mask: np.where(mask == 1, 255, 0))
+    archive.truth = np.maximum(archive.truth, 0)  # what is not water is known not to be
+    return archive
 
-    return chips("l8biome", root, *files, NO_PLACE, to_file, codes, meta={"biome": "Forest"})
+
+def calfire(root: Path) -> Archive:
+    """One fire, read as one tile."""
+    files = root / "images" / "LNU_20200817.tif", root / "masks" / "LNU_20200817.tif"
+    listed = write_text(root / "index.csv", "name,height,width,fold,pre", f"LNU_20200817,{SIZE},{SIZE},0,yes")
+
+    def to_file(image):
+        return digital(np.nan_to_num(image))
+
+    meta = {"fold": 0, "date": "2020-08-17", "location": UTM_CENTRE}
+    more = dict(codes=lambda mask: np.where(mask == -1, 255, mask), listed=listed, meta=meta, options={"tile": SIZE})
+    return chips("calfire", root, *files, to_file=to_file, **more)
 
 
 def marida(root: Path) -> Archive:
@@ -288,5 +299,6 @@ def ben(root: Path) -> Archive:
     return Archive("ben", root, paths, store, image, truth, listed, meta=meta)
 
 
-MAKERS = [so2sat, brick_kiln, forestnet, burn_scars, mados, sen1floods11, eurosat, ben, marida, marida_crops, l8biome]
+MAKERS = [so2sat, brick_kiln, forestnet, burn_scars, mados, sen1floods11, eurosat, ben, marida, marida_crops]
+MAKERS += [water, calfire]
 ARCHIVES = {make.__name__: make for make in MAKERS}

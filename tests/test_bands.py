@@ -1,5 +1,7 @@
 """Bands are names: whatever their order, red is red; indices are spyndex's own."""
 
+import json
+
 import numpy as np
 import pytest
 import spyndex
@@ -8,7 +10,7 @@ from helpers import SENTINEL2, images
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peftlib.sensors.bands import SENSORS, band_set, default_statistics
+from peftlib.sensors.bands import SENSORS, BandSet, band_set
 from peftlib.sensors.spectral_indices import (
     DEFAULT_INDICES,
     SpectralIndices,
@@ -79,27 +81,30 @@ def test_landsat_thermal_bands_are_known():
     assert band_set(SENTINEL2).thermal == ()
 
 
-def test_default_statistics_follow_the_order_of_names():
-    mean, std = default_statistics(band_set(SENTINEL2))
-    backwards = SENTINEL2[::-1]
-    mean_back, std_back = default_statistics(band_set(backwards))
-    assert torch.equal(mean_back, mean.flip(0)) and torch.equal(std_back, std.flip(0))
-
-
-def test_default_statistics_of_other_sensors_are_plausible():
+def test_statistics_follow_names_and_wavelengths():
+    mean, std = band_set(SENTINEL2).statistics()
+    backwards = band_set(SENTINEL2[::-1]).statistics()
+    assert torch.equal(backwards[0], mean.flip(0)) and torch.equal(backwards[1], std.flip(0))
+    sentinel = dict(zip(SENTINEL2, mean.tolist(), strict=True))
     landsat = band_set(tuple(SENSORS["landsat8"]), "landsat8")
-    mean, std = default_statistics(landsat)
-    sentinel = dict(zip(SENTINEL2, default_statistics(band_set(SENTINEL2))[0].tolist(), strict=True))
-    by_name = dict(zip(landsat.names, mean.tolist(), strict=True))
+    by_name = dict(zip(landsat.names, landsat.statistics()[0].tolist(), strict=True))
     # The same part of the spectrum: B5 is the narrow near infrared, B7 the second shortwave infrared.
     assert by_name["B5"] == pytest.approx(sentinel["B8A"]) and by_name["B7"] == pytest.approx(sentinel["B12"])
-    assert 250 < by_name["B10"] < 330 and (std > 0).all()
+    assert 250 < by_name["B10"] < 330 and (landsat.statistics()[1] > 0).all()
+    mean, _ = band_set({"r": 665, "g": 560, "b": 490, "cirrus": 1375, "swir": 1240}, "custom").statistics()
+    assert mean[3] < 0.01 < mean[4]  # only a cirrus band borrows the cirrus statistics
 
 
-def test_only_a_cirrus_band_borrows_the_cirrus_statistics():
-    mean, _ = default_statistics(band_set({"r": 665, "g": 560, "b": 490, "cirrus": 1375, "swir": 1240}, "custom"))
-    cirrus, swir = mean[3:].tolist()
-    assert cirrus < 0.01 < swir
+@pytest.mark.parametrize(
+    "bands", [(SENTINEL2[::-1], "sentinel2"), (("B4", "B3", "B2", "B5"), "landsat8"),
+              ({"swir": 1610, "red": 665, "nir": 833.5, "green": 560, "blue": 490}, "custom")], ids=lambda b: b[1]
+)  # fmt: skip
+def test_bands_survive_json(bands):
+    made = band_set(*bands)
+    again = BandSet.from_json(json.loads(json.dumps(made.to_json())))
+    assert again == made and hash(again) == hash(made) and band_set(again) is again
+    with pytest.raises(ValueError, match=r"unknown kind of bands 'Other'.*TimeSeriesBands"):
+        BandSet.from_json(made.to_json() | {"kind": "Other"})
 
 
 # --- spectral indices ---
@@ -150,12 +155,10 @@ def test_every_catalogue_index_agrees_with_spyndex_or_is_refused(order):
     assert agreed > 100
 
 
-def test_unknown_index_names_near_ones():
-    with pytest.raises(ValueError, match=r"NDVVI.*NDVI"):
-        index_function("NDVVI", band_set(SENTINEL2))
-
-
-def test_index_without_its_band_says_which():
+def test_indices_that_cannot_be_are_named():
+    for name, says in (("NDVVI", "NDVVI.*NDVI"), ("SR", r"SR .* outside \[-1, 1\].*NDVI")):
+        with pytest.raises(ValueError, match=says):
+            SpectralIndices((name,), band_set(SENTINEL2))
     with pytest.raises(ValueError, match=r"NBR.*S2"):
         index_function("NBR", band_set(("B02", "B03", "B04", "B08")))
 

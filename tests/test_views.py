@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from toy_data import Toy
 
 from peftlib.data.dataset import collate
-from peftlib.data.subsets import Held, Joined, Part, Tiles, folds, held_if_small, spread
+from peftlib.data.subsets import Concat, InMemory, Subset, Tiles, cache_if_small, every_nth, folds
 
 
 class Masked(Dataset):
@@ -132,34 +132,34 @@ def test_tiles_need_masks():
 
 
 def test_a_part_has_the_images_of_its_numbers_in_their_order():
-    assert numbers(Part(blank(5), [3, 0])) == ["3", "0"]
-    assert [sample["meta"]["source"] for sample in Part(blank(5), (4,))] == ["4"]
+    assert numbers(Subset(blank(5), [3, 0])) == ["3", "0"]
+    assert [sample["meta"]["source"] for sample in Subset(blank(5), (4,))] == ["4"]
 
 
 def test_joined_sets_come_one_after_the_other():
-    both = Joined(blank(2), Part(blank(5), [4, 3]))
+    both = Concat([blank(2), Subset(blank(5), [4, 3])])
     assert numbers(both) == ["0", "1", "4", "3"] and len(both) == 4 and len(list(both)) == 4
 
 
 def test_held_images_are_read_once():
     data = blank(3)
-    held = Held(data)
+    held = InMemory(data)
     assert [held[1] is held[1], data.read] == [True, 3]
     assert numbers(held) == ["0", "1", "2"] and data.read == 3
 
 
 def test_small_data_sets_are_held_and_large_ones_are_not():
     data = blank(4)  # of 3 x 2 x 2 floats each
-    assert isinstance(held_if_small(data, 4 * 12 * 4 / 2**20), Held)
-    assert held_if_small(data, (4 * 12 * 4 - 1) / 2**20) is data
+    assert isinstance(cache_if_small(data, 4 * 12 * 4 / 2**20), InMemory)
+    assert cache_if_small(data, (4 * 12 * 4 - 1) / 2**20) is data
 
 
 VIEWS = {
-    "part": lambda data: Part(data, [1, 0]),
-    "joined": lambda data: Joined(data, blank(1)),
-    "held": Held,
+    "part": lambda data: Subset(data, [1, 0]),
+    "joined": lambda data: Concat([data, blank(1)]),
+    "held": InMemory,
     "tiles": lambda data: Tiles(data, 2),
-    "tiles of a part of what is held": lambda data: Tiles(Part(Held(data), [2, 1]), 1, 2),
+    "tiles of a part of what is held": lambda data: Tiles(Subset(InMemory(data), [2, 1]), 1, 2),
 }
 
 
@@ -174,7 +174,7 @@ def test_a_view_has_the_facts_of_its_data_and_can_be_sent_and_copied(kind):
 
 
 def test_views_read_in_processes_of_their_own():
-    loader = DataLoader(Tiles(Part(blank(4), [3, 1]), 2), 1, num_workers=1, collate_fn=collate)
+    loader = DataLoader(Tiles(Subset(blank(4), [3, 1]), 2), 1, num_workers=1, collate_fn=collate)
     assert [batch["meta"][0]["source"] for batch in loader] == ["3", "1"]
 
 
@@ -217,10 +217,10 @@ def test_fewer_than_two_folds_are_an_error(number):
 @given(st.integers(1, 50), st.integers(0, 60))
 def test_spread_images_are_even_and_as_many_as_asked_for(length, most):
     data = blank(length)
-    kept = spread(data, most)
+    kept = every_nth(data, most)
     if not 0 < most < length:
         assert kept is data
         return
-    steps = [b - a for a, b in pairwise([*kept.numbers, length])]
-    assert len(kept) == most and kept.numbers[0] == 0
+    steps = [b - a for a, b in pairwise([*kept.indices, length])]
+    assert len(kept) == most and kept.indices[0] == 0
     assert min(steps) >= 1 and max(steps) - min(steps) <= 1

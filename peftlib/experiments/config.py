@@ -1,6 +1,7 @@
-"""An experiment: everything that decides a result, and nothing else. Its key is the name under which the result is kept."""
+"""An experiment: everything that decides a result, and nothing else. Its key names the files of the result."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -8,11 +9,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 from torch.utils.data import Dataset
 
 from peftlib.data import DATASETS, load
-from peftlib.data.subsets import Joined, Part, Tiles, contents_hash, files_of, held_if_small, spread
+from peftlib.data.subsets import Concat, Subset, Tiles, cache_if_small, contents_hash, every_nth, files_of, folds
 from peftlib.files import data_dir
 from peftlib.methods.base import Input, Method, input_from, method_from
 from peftlib.model.metadata import SIZES
@@ -23,6 +23,8 @@ VERSION = 2  # part of each key: raised when a change of the package changes res
 SEARCH = "search"
 PRECISIONS = ("32-true", "bf16-mixed")
 NAMED_WEIGHTS = ("default", "hub", "random")
+LEAST = dict.fromkeys(("folds", "fold", "repeat", "tile", "train_tiles", "train_images", "val_images", "seed"), 0)
+LEAST |= dict.fromkeys(("image_size", "batch_size", "accumulate", "steps"), 1)
 HELD_MEGABYTES = 1000  # data sets up to this size are read once a process, not once an epoch
 
 
@@ -35,9 +37,9 @@ class Experiment:
         method: how the blocks adapt; input: how the bands come in, None is the method's default.
         data: further options of the data set, such as ``{"task": "multilabel"}``.
         bands: names; None is all that the data set has.
-        folds: 0 takes the data set's own parts. k pools its train and test parts and cuts them in k, see ``cut``; part
-            ``fold`` tests, the others train.
-        fold: number of the part that tests; repeat: seed of the cut.
+        folds: 0 takes the data set's own parts. k pools its train and test parts and cuts them in k
+            (``peftlib.data.subsets.folds``: of each label as many in each).
+        fold: number of the part that tests, the others train; repeat: seed of the cut.
         val_share: share of the training images that are cut off to validate (the data set's val part, if there is one,
             joins the pool of folds); 0 validates on the data set's own val part.
         tile: side in pixels of tiles to cut images into; 0 takes them whole. Tiles without known pixels are left out.
@@ -97,46 +99,30 @@ class Experiment:
     role: str = "final"
 
     def __post_init__(self):
+        def check(right: bool, name: str, need: str) -> None:
+            if not right:
+                raise ValueError(f"Experiment({name}={getattr(self, name)!r}); {need}")
+
         choices = {"dataset": DATASETS, "decoder": DECODERS, "precision": PRECISIONS, "schedule": SCHEDULES}
         for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"Experiment({name}={getattr(self, name)!r}); choose from {', '.join(known)}")
-        if not isinstance(self.method, Method):
-            raise ValueError(f"Experiment(method={self.method!r}); give a config, such as pl.LoRA(rank=8)")
-        if not isinstance(self.input, Input | None):
-            raise ValueError(f"Experiment(input={self.input!r}); give a config, such as pl.EMB()")
-        if not self.role or not isinstance(self.role, str):
-            raise ValueError(f"Experiment(role={self.role!r}); say what it is for, such as 'final'")
-        least = dict.fromkeys(
-            ("folds", "fold", "repeat", "tile", "train_tiles", "train_images", "val_images", "seed"), 0
-        )
-        least |= dict.fromkeys(("image_size", "batch_size", "accumulate", "steps"), 1)
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise ValueError(f"Experiment({name}={getattr(self, name)!r}); it must be at least {value}")
-        if self.folds == 1 or self.fold >= max(self.folds, 1):
-            raise ValueError(
-                f"Experiment(folds={self.folds}, fold={self.fold}); choose 0, or 2 or more, and one of them"
-            )
-        if not 0 <= self.val_share <= 0.5:
-            raise ValueError(f"Experiment(val_share={self.val_share}); choose 0 to 0.5")
-        if self.train_tiles and not self.tile:
-            raise ValueError(f"Experiment(train_tiles={self.train_tiles}) needs tile=, the side of a tile")
+            check(getattr(self, name) in known, name, f"choose from {', '.join(known)}")
+        check(isinstance(self.method, Method), "method", "give a config, such as pl.LoRA(rank=8)")
+        check(isinstance(self.input, Input | None), "input", "give a config, such as pl.EMB()")
+        check(isinstance(self.role, str) and bool(self.role), "role", "say what it is for, such as 'final'")
+        for name, least in LEAST.items():
+            check(getattr(self, name) >= least, name, f"it must be at least {least}")
+        check(self.folds != 1, "folds", "choose 0, or 2 or more")
+        check(self.fold < max(self.folds, 1), "fold", f"there are {self.folds} folds, counted from 0")
+        check(0 <= self.val_share <= 0.5, "val_share", "choose 0 to 0.5")
+        check(not self.train_tiles or self.tile > 0, "train_tiles", "it needs tile=, the side of a tile")
         for name, refused in (("data", {"split", "root", "bands"}), ("unseen", {"root", "bands"})):
-            if refused & set(options := getattr(self, name)):
-                raise ValueError(
-                    f"Experiment({name}={dict(options)}); split and bands are fields of an experiment, root is "
-                    "PEFTLIB_DATA"
-                )
-        settle = {"bands": self.bands if self.bands is None else tuple(self.bands), "metadata": tuple(self.metadata)}
-        settle |= {
-            "input": self.input or self.method.default_input(),
-            "init": self.seed if self.init is None else self.init,
-        }
-        for name, value in settle.items():
+            need = "split and bands are fields of an experiment, root is PEFTLIB_DATA"
+            check(not refused & set(getattr(self, name)), name, need)
+        check(set(self.metadata) <= set(SIZES), "metadata", f"choose from {', '.join(SIZES)}")
+        settled = {"input": self.input or self.method.default_input(), "metadata": tuple(self.metadata)}
+        settled |= {"bands": self.bands and tuple(self.bands), "init": self.seed if self.init is None else self.init}
+        for name, value in settled.items():
             object.__setattr__(self, name, value)
-        if not set(self.metadata) <= set(SIZES):
-            raise ValueError(f"Experiment(metadata={self.metadata}); choose from {', '.join(SIZES)}")
 
     def to_dict(self) -> dict:
         """The fields as plain values for JSON, input and method as name and options. Inverse: ``from_dict``."""
@@ -182,22 +168,21 @@ class Experiment:
         train, val = self._open("train"), self._open("val")
         test = self._open("test") if self.scores_test or self.folds else None
         if self.folds:
-            pool = Joined(train, test)
-            if self.val_share and val is not None:
-                pool = Joined(pool, val)
-            numbers = cut(pool, self.folds, self.repeat)
-            test = Part(pool, numbers.pop(self.fold))
-            train = Part(pool, sorted(i for part in numbers for i in part))
+            pool = Concat([train, test, val] if self.val_share and val is not None else [train, test])
+            numbers = folds(pool, self.folds, self.repeat)
+            test = Subset(pool, numbers.pop(self.fold))
+            train = Subset(pool, sorted(itertools.chain(*numbers)))
         if self.val_share:
-            first, *others = cut(train, round(1 / self.val_share), self.repeat)
-            train, val = Part(train, sorted(i for part in others for i in part)), Part(train, first)
+            whole = {sample["meta"][train.fold_by] for sample in train} if train.fold_by else range(len(train))
+            first, *others = folds(train, min(round(1 / self.val_share), len(whole)), self.repeat)
+            train, val = Subset(train, sorted(itertools.chain(*others))), Subset(train, first)
         if val is None:
             raise ValueError(f"{self.dataset} has no val part here; choose val_share=0.2, say")
         test = test if self.scores_test else None
         if self.tile:
             train, val = Tiles(train, self.tile, self.train_tiles), Tiles(val, self.tile)
             test = None if test is None else Tiles(test, self.tile)
-        return spread(train, self.train_images), spread(val, self.val_images), test
+        return every_nth(train, self.train_images), every_nth(val, self.val_images), test
 
     def unseen_part(self) -> Dataset | None:
         """What is scored beside the test part; None in a search, or where nothing is asked for.
@@ -224,31 +209,6 @@ class Experiment:
         return _opened(self.dataset, split, _text(self.data), data_dir(), self.bands)
 
 
-def cut(data: Dataset, parts: int, seed: int) -> list[list[int]]:
-    """Image numbers in parts of nearly the same size: of each label as many in each, whole groups together.
-
-    A group are images with the same ``meta["group"]``, such as those of one scene.
-
-    Raises:
-        ValueError: fewer than two parts, or fewer images or groups than parts.
-    """
-    order = np.random.default_rng(seed).permutation(len(data))
-    samples = [data[i] for i in range(len(data))]
-    units = {i: [i] for i in order}
-    if samples and "group" in samples[0]["meta"]:
-        units = {}
-        for i in order:
-            units.setdefault(samples[i]["meta"]["group"], []).append(i)
-    elif getattr(data, "task", None) == "classification":
-        units = {i: [i] for i in sorted(order, key=lambda i: int(samples[i]["label"]))}  # stable: shuffled in a label
-    if not 2 <= parts <= len(units):
-        raise ValueError(f"{parts} parts of {len(units)} images or groups; choose 2 or more, and no more than those")
-    found: list[list[int]] = [[] for _ in range(parts)]
-    for unit in sorted(units.values(), key=len, reverse=True):  # the largest first, each to the smallest part
-        min(found, key=len).extend(int(i) for i in unit)
-    return [sorted(part) for part in found]
-
-
 def _text(data: Mapping) -> str:
     return json.dumps(dict(data), sort_keys=True)
 
@@ -262,7 +222,7 @@ def _opened(dataset: str, split: str, data: str, root: Path, bands: tuple[str, .
         if split == "val":
             return None
         raise
-    return held_if_small(part, HELD_MEGABYTES)
+    return cache_if_small(part, HELD_MEGABYTES)
 
 
 @lru_cache(maxsize=64)

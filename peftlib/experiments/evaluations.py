@@ -10,8 +10,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from peftlib.data.datamodule import gather
-from peftlib.data.subsets import spread
+from peftlib.data import collate
+from peftlib.data.subsets import every_nth
 from peftlib.deflect.analysis import linear_cka
 from peftlib.files import atomic_path
 from peftlib.methods import Frozen
@@ -27,15 +27,13 @@ UNKNOWN = -1
 def evaluate(task: Task, loader: DataLoader, precision: str, file: Path | None = None) -> dict[str, float]:
     """Scores that the data set has of its own, and what is kept of single images.
 
-    A data set's own scores are its method ``evaluations(logits, truth) -> dict``, of all images at the model's size.
-
     Args:
         task: trained, in eval mode.
         loader: of the images, in order.
         file: ``.npz`` to write: ``source``, the names of the images, and of classification ``logits`` (n, classes) and
             ``truth``; of segmentation ``confusion`` (n, classes, classes), true classes down.
     """
-    own = getattr(loader.dataset, "evaluations", None)
+    own = loader.dataset.evaluations()
     logits, truth, confusion, classes = [], [], [], len(task.classes)
     for said, known in predict_batches(task, loader, precision):
         if isinstance(task, Segmentation):
@@ -43,7 +41,7 @@ def evaluate(task: Task, loader: DataLoader, precision: str, file: Path | None =
             pairs = (known * classes + said.argmax(1)).masked_fill(~counted, classes**2).flatten(1)
             counts = F.one_hot(pairs, classes**2 + 1).sum(1)[:, :-1]
             confusion.append(counts.unflatten(1, (classes, classes)).int())
-        if own is not None or not isinstance(task, Segmentation):
+        if own or not isinstance(task, Segmentation):
             logits.append(said)
             truth.append(known)
     if file is not None:
@@ -51,7 +49,8 @@ def evaluate(task: Task, loader: DataLoader, precision: str, file: Path | None =
         kept = {"confusion": confusion} if confusion else {"logits": logits, "truth": truth}
         with atomic_path(file) as temporary:
             np.savez_compressed(temporary, source=source, **{name: torch.cat(parts) for name, parts in kept.items()})
-    return {} if own is None else own(torch.cat(logits), torch.cat(truth))
+    found = [score(torch.cat(logits), torch.cat(truth)) for score in own.values()]
+    return {name: value for scores in found for name, value in scores.items()}
 
 
 def rgb_drift(model: AdaptedViT, vit: VisionTransformer, train: Dataset, test: Dataset) -> dict[str, float]:
@@ -97,7 +96,7 @@ def images_and_classes(part: Dataset, model: AdaptedViT) -> tuple[Tensor, Tensor
 
     Classes that red, green and blue cannot tell apart are one, where the data set says which (its ``rgb_classes``).
     """
-    batch = next(iter(DataLoader(part := spread(part, IMAGES), len(part), collate_fn=gather)))
+    batch = next(iter(DataLoader(part := every_nth(part, IMAGES), len(part), collate_fn=collate)))
     image = resize_image(batch["image"], model.image_size)
     if "mask" not in batch:
         return image, None

@@ -45,7 +45,7 @@ def execute(
     executor: Any = "in-process",
     workers: int = 0,
     folder: str | Path | None = None,
-    resources: Resources = Resources(),
+    resources: Resources | None = None,
     progress: bool = True,
     retry_failed: bool = True,
     known: tuple[pd.DataFrame, pd.DataFrame] | None = None,
@@ -76,7 +76,7 @@ def execute(
         FileNotFoundError: data or weights are not there; before anything runs.
         KeyboardInterrupt: Ctrl-C; what was finished is kept, and the message says how to continue.
     """
-    folder = (rows_dir() if folder is None else Path(folder)).absolute()
+    folder, resources = (rows_dir() if folder is None else Path(folder)).absolute(), resources or Resources()
     planned = list({(one.key, one.role): one for one in experiments}.items())
     before = _known(known, [place for place, _ in planned])
     there = set() if before is None else set(before[0]["key"])

@@ -17,7 +17,7 @@ import lightning
 import torch
 
 from peftlib.backbones.loading import load_backbone
-from peftlib.data import DATASETS, EarthData
+from peftlib.data import EarthData
 from peftlib.experiments.config import NAMED_WEIGHTS, VERSION, Experiment
 from peftlib.experiments.evaluations import evaluate, rgb_drift
 from peftlib.experiments.results import DONE, FAILED, read_row, write_row
@@ -124,13 +124,13 @@ def _train_and_evaluate(experiment: Experiment, work: Path, predictions: Path, r
     if test is not None:
         metrics["test"] |= evaluate(task, whole.test_dataloader(), experiment.precision, predictions)
     if unseen is not None:
-        metrics["unseen"] |= evaluate(task, whole.elsewhere().test_dataloader(), experiment.precision)
+        metrics["unseen"] |= evaluate(task, whole.unseen_split().test_dataloader(), experiment.precision)
     if experiment.rgb_drift and test is not None:
         metrics["rgb"] = rgb_drift(task.model, _backbone(experiment), train, test)
     counts = count_parameters(task.model)
     return {
         "metrics": metrics,
-        "primary_metric": getattr(DATASETS[experiment.dataset], "primary_metric", None) or task.monitor,
+        "primary_metric": train.primary_metric or task.monitor,
         "task": train.task,
         "images": len(train),
         "backbone_hash": task.model.backbone_hash,

@@ -27,7 +27,9 @@ class CachedFeatures(EarthData):
     def _loader(self, data: Dataset, sampler) -> DataLoader:
         if id(data) not in self._made:
             self._made[id(data)] = self._read(self._images._loader(data, range(len(data))))
-        return super()._loader(self._made[id(data)], sampler)
+        loader = super()._loader(self._made[id(data)], sampler)
+        loader.collate_fn = default_collate
+        return loader
 
     @torch.no_grad()
     def _read(self, images: DataLoader) -> list[dict]:

@@ -111,7 +111,7 @@ def fit(
         keep.append(EarlyStopping(monitor, patience=patience, mode=mode, check_on_train_epoch_end=False))
     validates = best or patience is not None or val_every is not None
     trainer = quiet_trainer(
-        max_epochs=math.ceil(steps / epoch_steps),
+        max_epochs=steps,  # Reseed ends it before
         check_val_every_n_epoch=math.ceil((val_every or 1) / epoch_steps) if validates else steps + 1,
         precision=precision,
         accumulate_grad_batches=accumulate,
@@ -135,13 +135,13 @@ def fit(
     metrics = {"val": dict(trainer.validate(task, datamodule=data, verbose=False)[0])}
     if not math.isfinite(metrics["val"][monitor]):
         raise ValueError(
-            f"{monitor} is not a number in validation; did the training diverge (rates, precision), or is there nothing "
-            "to score in validation (every pixel ignored, no positive label)?"
+            f"{monitor} is not a number in validation; did the training diverge (rates, precision), or is there "
+            "nothing to score in validation (every pixel ignored, no positive label)?"
         )
     if data.test is not None:
         metrics["test"] = dict(trainer.test(task, datamodule=data, verbose=False)[0])
     if data.unseen is not None:
-        metrics["unseen"] = dict(trainer.test(task, datamodule=data.elsewhere(), verbose=False)[0])
+        metrics["unseen"] = dict(trainer.test(task, datamodule=data.unseen_split(), verbose=False)[0])
     if trainer.is_global_zero:
         with atomic_path(folder / RESULTS) as temporary:
             temporary.write_text(json.dumps({"metrics": metrics, "facts": facts}, indent=1))
@@ -180,7 +180,7 @@ class Reseed(lightning.Callback):
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Checkpoints that appear by rename. (Lightning's pass through /tmp, from where a move to another disk is a copy.)"""
+    """Checkpoints that appear by rename. (Lightning's come from /tmp: to another disk, a move is a copy.)"""
 
     def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options=None) -> None:
         with atomic_path(Path(path)) as temporary:

@@ -1,5 +1,7 @@
 """What simulated data sets share: a split's spectra, a scene's random numbers, and the sensor's picture of parcels."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from peftlib.data.dataset import EarthDataset
@@ -12,15 +14,7 @@ VAPOUR = {"B09": 0.35, "B10": 0.005, "B9": 0.005}  # what water vapour lets thro
 
 
 class Simulated(EarthDataset):
-    """Scenes of parcels with measured spectra. ``side`` is ``size`` in samples; ``centres``: band -> wavelength in nm.
-
-    Args:
-        split, size, seed, sensor: as of ``SpectralScenes``.
-        choices: arguments of the data set's own: name, value, what it may be.
-
-    Raises:
-        ValueError: an unknown choice, which is named with the choices.
-    """
+    """Scenes of parcels with measured spectra. ``side`` is ``size`` in samples; ``wavelengths``: band -> nm."""
 
     folder = ""
     task = "segmentation"
@@ -30,14 +24,21 @@ class Simulated(EarthDataset):
     source = "earthlib's and pyrsr's packages"
     licence = "MIT (earthlib), Apache-2.0 (pyrsr)"
 
-    def __init__(self, split: str, size: int, seed: int, sensor: str, choices: list[tuple[str, str, tuple[str, ...]]]):
-        self.centres, self._response = spectra.response(sensor)
-        for field, value, known in (("split", split, tuple(SHARES)), *choices):
+    def __init__(self, split: str, length: int, size: int, seed: int, sensor: str, bands: Sequence[str] | None):
+        self.wavelengths, self._response = spectra.response(sensor)
+        self.length, self.size, self.side, self.seed = length, size, size * SAMPLES, seed
+        self._vapour = np.array([VAPOUR.get(name, 1.0) for name in self.wavelengths], dtype=np.float32)
+        self._scatter = (550 / np.array(list(self.wavelengths.values()), dtype=np.float32)) ** 1.5  # haze, 1 at 550 nm
+        super().__init__(split, bands=bands)
+
+    def find(self) -> range:
+        return range(self.length)
+
+    def choose(self, **choices: tuple[str, Sequence[str]]) -> None:
+        """Raise ValueError for an argument, given by name with its value and choices, that is none of these."""
+        for name, (value, known) in choices.items():
             if value not in known:
-                raise ValueError(f"{self.name}: {field}={value!r}; choose from {known}")
-        self.split, self.size, self.side, self.seed = split, size, size * SAMPLES, seed
-        self._vapour = np.array([VAPOUR.get(name, 1.0) for name in self.centres], dtype=np.float32)
-        self._scatter = (550 / np.array(list(self.centres.values()), dtype=np.float32)) ** 1.5  # haze, 1 at 550 nm
+                raise ValueError(f"{self.name}: {name}={value!r}; choose from {tuple(known)}")
 
     def stream(self, index: int, *number: int) -> np.random.Generator:
         """Random numbers of one scene. A further stream, by its number, leaves the others as they are."""
