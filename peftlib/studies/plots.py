@@ -37,19 +37,12 @@ PRODUCT_COLOURS = {
 _TWELVE = sns.color_palette("Paired")
 COVER_COLOURS = (*_TWELVE[2:4], *_TWELVE[6:8], *_TWELVE[4:6], *_TWELVE[8:10], _PALETTE[0], (0.5, 0.5, 0.5))
 
+# Data sets and metrics as people write them; what is not here stands as it is named.
 DATASET_NAMES = {
-    "eurosat": "EuroSAT",
-    "marida": "MARIDA",
-    "spectral_scenes": "simulated scenes",
-    "phenology": "simulated time series",
-    "so2sat": "So2Sat",
-    "brick_kiln": "brick kilns",
-    "forestnet": "ForestNet",
-    "burn_scars": "burn scars",
-    "mados": "MADOS",
-    "ben": "BigEarthNet",
-    "sen1floods11": "Sen1Floods11",
-}
+    "eurosat": "EuroSAT", "marida": "MARIDA", "spectral_scenes": "simulated scenes", "so2sat": "So2Sat",
+    "phenology": "simulated time series", "brick_kiln": "brick kilns", "forestnet": "ForestNet", "mados": "MADOS",
+    "burn_scars": "burn scars", "ben": "BigEarthNet", "sen1floods11": "Sen1Floods11",
+}  # fmt: skip
 METRIC_NAMES = {"macro_f1": "macro F1", "mF1": "macro F1", "miou": "mIoU", "map": "mAP", "iou_burnt": "IoU"}
 
 
@@ -80,7 +73,7 @@ def runs_and_intervals(ax: Axes, rows: pd.DataFrame, x: str, y: str, palette: di
         palette: name -> colour; its order is that of the axis.
         options: of ``sns.pointplot``, such as another ``errorbar``.
     """
-    order = [name for name in palette if name in set(rows[y])]
+    order = list(palette)
     shared = {"data": rows, "x": x, "y": y, "order": order, "hue": y, "palette": palette, "legend": False, "ax": ax}
     sns.stripplot(**shared, jitter=False, size=3.5, alpha=0.6)
     for dots in ax.collections:
@@ -208,30 +201,6 @@ def class_key(figure: Figure, names: tuple[str, ...], ncols: int = 5) -> None:
     figure.legend(keys, names, loc="outside lower center", ncols=ncols)
 
 
-def spectrum_band(ax: Axes, wavelengths: tuple[float, ...], spectra: np.ndarray, colour, label: str) -> None:
-    """Median reflectance by wavelength, and where the middle 80% lie. spectra: (n, bands)."""
-    order = np.argsort(wavelengths)
-    nm = np.asarray(wavelengths)[order]
-    low, middle, high = np.percentile(spectra[:, order], [10, 50, 90], axis=0)
-    ax.fill_between(nm, low, high, color=colour, alpha=0.25, linewidth=0)
-    ax.plot(nm, middle, "o-", color=colour, label=label, markersize=3)
-    ax.set_xlabel("wavelength, nm")
-    ax.set_ylabel("reflectance")
-    ax.set_ylim(bottom=0)
-
-
-def probe_bars(ax: Axes, table: pd.DataFrame, colours: dict[str, tuple]) -> None:
-    """Held-out R² as grouped horizontal bars: rows targets, columns feature sets."""
-    height = 0.8 / len(table.columns)
-    for j, column in enumerate(table.columns):
-        y = np.arange(len(table)) + (j - (len(table.columns) - 1) / 2) * height
-        ax.barh(y, table[column].clip(lower=0), height=height, label=column, color=colours.get(column, "0.6"))
-    ax.set_yticks(range(len(table)), table.index)
-    ax.set_ylim(len(table) - 0.5, -0.5)  # first row on top
-    ax.set_xlim(0, 1)
-    ax.set_xlabel("held-out R² (negative values drawn as 0)")
-
-
 def attention_figure(
     picture: np.ndarray,
     products: dict[tuple[str, str], Tensor],
@@ -245,10 +214,9 @@ def attention_figure(
 
     Args:
         picture: (H, W, 3) what to show the query on.
-        products: query part, key part -> (N,) logits of one query and head.
+        products: query part, key part -> (N,) logits of one query and head; of N tokens the last are patches.
         adapted, pretrained: (N,) attention of the same query and head.
-        grid: patches (down, across); the last of the N tokens are the patches.
-        query: (row, column) of the query patch.
+        grid: patches (down, across); query: (row, column) of its patch.
     """
     n = grid[0] * grid[1]
     # Not through pyplot: sliders redraw from another thread, and pyplot's list of figures is not made for that.
@@ -257,21 +225,20 @@ def attention_figure(
     for ax, (pair, logits) in zip(axes[0], products.items(), strict=True):
         values = logits[-n:] - logits[-n:].mean()
         limit = float(values.abs().max()) or 1.0
-        label = "logit, centred"
-        show_map(ax, values, grid, f"{pair[0]} query, {pair[1]} key", label, cmap="RdBu_r", vmin=-limit, vmax=limit)
+        name = f"{pair[0]} query, {pair[1]} key"
+        show_map(ax, values, grid, name, "logit, centred", cmap="RdBu_r", vmin=-limit, vmax=limit)
     show_image(axes[1, 0], picture, "query patch")
-    highest = float(max(adapted[-n:].max(), pretrained[-n:].max()))
-    show_map(axes[1, 1], pretrained[-n:], grid, "attention, pretrained weights", "weight", vmin=0, vmax=highest)
-    show_map(axes[1, 2], adapted[-n:], grid, "attention, adapted", "weight", vmin=0, vmax=highest)
-    change = adapted[-n:] - pretrained[-n:]
-    limit = float(change.abs().max()) or 1.0
-    show_map(axes[1, 3], change, grid, "adapted - pretrained", "weight", cmap="PuOr_r", vmin=-limit, vmax=limit)
-    scale = (picture.shape[1] / grid[1], picture.shape[0] / grid[0])
+    before, after = pretrained[-n:], adapted[-n:]
+    shared = {"label": "weight", "vmin": 0, "vmax": float(max(before.max(), after.max()))}
+    show_map(axes[1, 1], before, grid, "attention, pretrained weights", **shared)
+    show_map(axes[1, 2], after, grid, "attention, adapted", **shared)
+    limit = float((after - before).abs().max()) or 1.0
+    show_map(axes[1, 3], after - before, grid, "adapted - pretrained", "weight", cmap="PuOr_r", vmin=-limit, vmax=limit)
     for ax in axes.flat:
-        x, y = scale if ax is axes[1, 0] else (1.0, 1.0)
-        corner = (query[1] * x - 0.5, query[0] * y - 0.5)
-        ax.add_patch(plt.Rectangle(corner, x, y, fill=False, edgecolor="black", linewidth=2.4))
-        ax.add_patch(plt.Rectangle(corner, x, y, fill=False, edgecolor="yellow", linewidth=1.2))
+        x, y = (picture.shape[1] / grid[1], picture.shape[0] / grid[0]) if ax is axes[1, 0] else (1, 1)
+        for colour, width in (("black", 2.4), ("yellow", 1.2)):
+            corner = (query[1] * x - 0.5, query[0] * y - 0.5)
+            ax.add_patch(plt.Rectangle(corner, x, y, fill=False, edgecolor=colour, linewidth=width))
     figure.suptitle(title)
     return figure
 
@@ -281,28 +248,3 @@ def to_png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=80)
     return buffer.getvalue()
-
-
-def share_bars(ax: Axes, shares: pd.DataFrame) -> None:
-    """Stacked bars, one a layer: rows layers, columns (query part, key part), values that sum to one."""
-    bottom = np.zeros(len(shares))
-    for pair in shares.columns:
-        ax.bar(shares.index, shares[pair], bottom=bottom, label=f"{pair[0]} → {pair[1]}", color=PRODUCT_COLOURS[pair])
-        bottom += shares[pair].to_numpy()
-    ax.set_xlabel("block")
-    ax.set_ylabel("share of logit variance over keys")
-    ax.set_ylim(0, 1)
-    ax.legend(title="query → key", bbox_to_anchor=(1.0, 1.0), loc="upper left")
-
-
-def layer_lines(ax: Axes, rows: pd.DataFrame, value: str, label: str) -> None:
-    """One line a block over training steps, early blocks dark and late ones bright. rows: step, layer, value."""
-    layers = sorted(rows["layer"].unique())
-    colours = sns.color_palette("viridis", len(layers))
-    for colour, layer in zip(colours, layers, strict=True):
-        part = rows[rows["layer"] == layer]
-        ax.plot(part["step"], part[value], color=colour, linewidth=1.6)
-    ax.set_xlabel("training step")
-    ax.set_ylabel(label)
-    bar = plt.cm.ScalarMappable(plt.Normalize(layers[0], layers[-1]), "viridis")
-    ax.figure.colorbar(bar, ax=ax, label="block", shrink=0.8)
