@@ -9,8 +9,7 @@ from math import sqrt
 
 import numpy as np
 import pandas as pd
-from scipy import stats
-from scipy.optimize import brentq
+from scipy import special, stats
 
 PAIR = ("dataset", "backbone", "repeat", "fold", "seed")  # what two runs share that make a pair
 DRAWS = 10_000
