@@ -9,7 +9,8 @@ from math import sqrt
 
 import numpy as np
 import pandas as pd
-from scipy import special, stats
+from scipy import stats
+from scipy.optimize import brentq
 
 PAIR = ("dataset", "backbone", "repeat", "fold", "seed")  # what two runs share that make a pair
 DRAWS = 10_000
