@@ -3,13 +3,11 @@
 import pytest
 import torch
 from helpers import SAVANNA, SENTINEL2, adapted, images, randomise, tiny_vit
-from hypothesis import given
-from hypothesis import strategies as st
 
 import peftlib as pl
 from peftlib.backbones.loading import BackboneSpec
 from peftlib.deflect.analysis import shuffle_pixels
-from peftlib.deflect.patch_embedding import PixelSetEncoder, mapped_moments
+from peftlib.deflect.patch_embedding import PixelSetEncoder
 from peftlib.methods.inputs import STARTS, inflated_kernels
 from peftlib.sensors.bands import band_set
 from peftlib.sensors.reflectance import Reflectance
@@ -121,19 +119,6 @@ def test_x_A_reads_bands_and_indices_and_never_the_models_own_rgb():
     assert torch.equal(layer(how, bluer), base)
 
 
-@given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 5), st.floats(-50, 50), st.booleans())
-def test_moments_of_any_cells(cells, pixels, width, offset, masked):
-    layer = torch.nn.Linear(width, 3).double()
-    hidden = torch.randn(cells, pixels, width, dtype=torch.float64) + offset
-    valid = torch.ones(cells, pixels, 1, dtype=torch.float64)
-    valid[:, : pixels // 2 * masked] = 0
-    with torch.no_grad():
-        mean, std = mapped_moments(hidden, layer, valid if masked else None)
-        mapped = layer(hidden)[:, pixels // 2 * masked :]
-    torch.testing.assert_close(mean, mapped.mean(1), rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(std, (mapped.var(1, unbiased=False) + 1e-6).sqrt(), rtol=1e-5, atol=1e-5)
-
-
 # --- option pixels ---
 
 
@@ -157,19 +142,6 @@ def test_training_reads_a_subset_of_pixels_drawn_anew_and_evaluation_all():
 
 
 # --- pixels without data ---
-
-
-def test_a_patch_without_data_has_no_x_A_and_breaks_nothing(x):
-    model = randomise(adapted(pl.Deflect(), nodata="zero"))
-    x[0, :, :8, 8:16] = float("nan")
-    x[1] = float("nan")  # a whole image
-    x_A = model.embed_patches(x)[1]
-    assert not x_A[0, 1].any() and not x_A[1].any()
-    assert x_A[0, [0, *range(2, 16)]].abs().amin(dim=0).min() > 0
-    tokens = model(x)
-    tokens.square().sum().backward()
-    assert torch.isfinite(tokens).all()
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
 
 
 # --- inflation ---

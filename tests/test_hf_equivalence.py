@@ -3,7 +3,7 @@
 import peft
 import pytest
 import torch
-from helpers import adapted, images, randomise, tiny_vit
+from helpers import adapted, images, randomise
 from torch import Tensor, nn
 
 import peftlib as pl

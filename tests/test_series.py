@@ -112,15 +112,6 @@ def test_a_set_of_dates_has_no_order_and_a_sequence_has(order, count):
         assert torch.allclose(x_A(model, x), x_A(model, y), atol=1e-5) == same
 
 
-@BOTH
-def test_pixels_of_a_patch_may_change_places_together_on_all_dates(order):
-    model, x = model_for(order), series(dates())
-    places = torch.randperm(64)
-    shuffled = x.clone()
-    shuffled[:, :, :8, :8] = x[:, :, :8, :8].flatten(2)[:, :, places].unflatten(2, (8, 8))
-    torch.testing.assert_close(x_A(model, shuffled), x_A(model, x), rtol=1e-5, atol=1e-5)
-
-
 def test_dates_and_pixels_without_data_are_as_if_they_were_not_there():
     images = dates()
     clouded = torch.cat([images, torch.full_like(images[:1], torch.nan)])
