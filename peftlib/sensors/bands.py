@@ -31,18 +31,9 @@ _SENTINEL2 = {
 }
 # USGS band centres. B10 and B11 are thermal: brightness temperature in kelvin, not reflectance.
 _LANDSAT8 = {
-    "B1": 443.0,
-    "B2": 482.0,
-    "B3": 561.4,
-    "B4": 654.6,
-    "B5": 864.7,
-    "B6": 1608.9,
-    "B7": 2200.7,
-    "B8": 589.5,
-    "B9": 1373.4,
-    "B10": 10895.0,
-    "B11": 12005.0,
-}
+    "B1": 443.0, "B2": 482.0, "B3": 561.4, "B4": 654.6, "B5": 864.7, "B6": 1608.9, "B7": 2200.7, "B8": 589.5,
+    "B9": 1373.4, "B10": 10895.0, "B11": 12005.0,
+}  # fmt: skip
 _WAVELENGTHS_S2 = {name: row[0] for name, row in _SENTINEL2.items()}
 
 SENSORS: dict[str, dict[str, float]] = {
@@ -108,10 +99,15 @@ class BandSet:
 
     @staticmethod
     def from_json(facts: Mapping) -> "BandSet":
-        """The bands that ``to_json`` described."""
-        if "kind" in facts:
-            return BandSet.kinds[facts["kind"]].from_json(facts)
-        return band_set(facts["bands"], facts["sensor"])
+        """The bands that ``to_json`` described.
+
+        Raises:
+            ValueError: a kind of bands that is not known here, or bands that are not known.
+        """
+        kind = facts.get("kind", "")
+        if kind and kind not in BandSet.kinds:
+            raise ValueError(f"unknown kind of bands {kind!r}; choose from {', '.join(BandSet.kinds)}")
+        return BandSet.kinds[kind].from_json(facts) if kind else band_set(facts["bands"], facts["sensor"])
 
     def __len__(self) -> int:
         return len(self.names)
