@@ -6,9 +6,10 @@ import torch
 from helpers import SAVANNA, adapted, images, pretrained_tokens, randomise
 from hypothesis import given
 from hypothesis import strategies as st
-from peftlib.training.crops import train_on_crops
+from torch.utils.data import DataLoader
 
 import peftlib as pl
+from peftlib.data import ChipCrops
 from peftlib.deflect.analysis import (
     DeflectionRecorder,
     angle,
@@ -22,6 +23,8 @@ from peftlib.deflect.analysis import (
 from peftlib.deflect.attention import UntangledBlock
 from peftlib.sensors.bands import band_set
 from peftlib.studies.probes import KINDS, halves, patch_targets, probe_table
+from peftlib.training.fit import quiet_trainer
+from peftlib.training.tasks import Segmentation
 
 
 def pixels_of(patch: torch.Tensor) -> list:
@@ -116,7 +119,9 @@ def test_recorder_looks_at_step_zero_regularly_and_at_the_end_and_compares_with_
     mask = (image[3] > image[3].median()).long()
     model, plain = adapted(pl.Deflect(), SAVANNA), adapted(pl.Frozen(), SAVANNA)
     recorder = DeflectionRecorder(images(SAVANNA), plain, every=3)
-    train_on_crops(model, image, mask, classes=2, steps=7, batch_size=2, lr=1e-2, callbacks=[recorder])
+    task = Segmentation(model, 2, input_lr=1e-2, lr=1e-2, schedule="constant", warmup=0.0)
+    trainer = quiet_trainer(max_epochs=1, callbacks=[recorder], accelerator="cpu")
+    trainer.fit(task, DataLoader(ChipCrops(image, mask, 32, "train", 14), 2))
     rows = recorder.rows
     assert rows["step"].tolist() == [s for s in (0, 3, 6, 7) for _ in range(3)]
     mean = rows.groupby("step")["angle"].mean()
