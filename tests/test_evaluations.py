@@ -11,7 +11,6 @@ from toy_runs import do, toy
 import peftlib as pl
 from peftlib.data import EarthData, SpectralScenes
 from peftlib.data.simulated.metamers import PAIRS
-from peftlib.deflect.analysis import linear_cka
 from peftlib.experiments import evaluations
 from peftlib.experiments.evaluations import evaluate, rgb_drift
 from peftlib.training.metrics import class_scores
@@ -121,21 +120,6 @@ def test_the_probe_is_scored_by_class_and_leaves_unknown_patches_out():
     wrong = tokens.clone()
     wrong[60:80, 2] -= 8  # the smaller class is lost as a whole: half of the score, a quarter of the patches
     assert evaluations.probe_score(probe, wrong, truth) == pytest.approx(0.5, abs=0.1)
-
-
-def test_cka_is_that_of_the_slow_formula():
-    """Kornblith et al. 2019, eq. 3 with linear kernels, centred by H, summed element by element."""
-    draw = np.random.default_rng(0)
-    a, b = draw.normal(size=(7, 3)), draw.normal(size=(7, 5))
-    a[:, 0] += b[:, 1]
-    H = np.eye(7) - 1 / 7
-
-    def hsic(x, y):
-        K, L = (H @ (z @ z.T) @ H for z in (x, y))
-        return sum(K[i, j] * L[i, j] for i in range(7) for j in range(7))
-
-    expected = hsic(a, b) / math.sqrt(hsic(a, a) * hsic(b, b))
-    assert linear_cka(torch.tensor(a), torch.tensor(b)) == pytest.approx(expected)
 
 
 # --- in a run ---

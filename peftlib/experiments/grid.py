@@ -44,16 +44,10 @@ def grid(base: Experiment, **choices: Sequence) -> list[Experiment]:
 
 
 def execute(
-    experiments: Iterable[Experiment],
-    executor: Any = "in-process",
-    workers: int = 0,
-    folder: str | Path | None = None,
-    resources: Resources | None = None,
-    progress: bool = True,
-    retry_failed: bool = True,
-    known: tuple[pd.DataFrame, pd.DataFrame] | None = None,
-    **options,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+    experiments: Iterable[Experiment], executor: Any = "in-process", workers: int = 0,
+    folder: str | Path | None = None, resources: Resources | None = None, progress: bool = True,
+    retry_failed: bool = True, known: tuple[pd.DataFrame, pd.DataFrame] | None = None, **options,
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
     """Run what is missing of some experiments, and gather the rows of all.
 
     Called again after a kill, it repeats no finished run, and resumes those that were cut short.
@@ -129,7 +123,8 @@ def _completed(missing: dict, submit, folder: Path, resources: Resources) -> Ite
                 try:
                     row = future.result()
                 except BrokenExecutor as error:
-                    raise RuntimeError(f"a worker died, out of memory? {error}. Run again to continue") from error
+                    said = str(error).splitlines()[0]
+                    raise RuntimeError(f"a worker died, out of memory? {said} Run again to continue") from error
                 except Exception as error:  # the worker itself was lost; errors of a run come as rows
                     row = read_row(folder / f"{key}.json")
                     if row is None or row["status"] == FAILED:

@@ -23,11 +23,11 @@ from peftlib.experiments.evaluations import evaluate, rgb_drift
 from peftlib.experiments.results import DONE, FAILED, read_row, write_row
 from peftlib.model.adapted_vit import adapt, count_parameters
 from peftlib.model.adapter_file import adapter_bytes
+from peftlib.training.base import RECIPE
 from peftlib.training.fit import LAST, fit
 from peftlib.training.tasks import Classification, Segmentation
 
 PACKAGES = ("torch", "timm", "lightning", "numpy", "torchmetrics")
-RECIPE = ("input_lr", "lr", "head_lr", "weight_decay", "schedule", "warmup", "augment")
 SAVE_EVERY = 100  # steps between checkpoints, at ends of epochs
 _ALONE = threading.Lock()  # runs draw from the process's own random numbers: one at a time
 
@@ -111,20 +111,9 @@ def _train_and_evaluate(experiment: Experiment, work: Path, predictions: Path, r
 
     data = images()
     task, watch = build_task(experiment, data), Stopwatch()
-    metrics = fit(
-        task,
-        data,
-        work,
-        experiment.steps,
-        experiment.seed,
-        precision=experiment.precision,
-        accumulate=experiment.accumulate,
-        accelerator=resources.accelerator,
-        devices=resources.devices,
-        strategy=resources.strategy,
-        save_every=SAVE_EVERY,
-        callbacks=[watch],
-    )
+    used = {name: getattr(resources, name) for name in ("accelerator", "devices", "strategy")}
+    used |= {"precision": experiment.precision, "accumulate": experiment.accumulate, "save_every": SAVE_EVERY}
+    metrics = fit(task, data, work, experiment.steps, experiment.seed, callbacks=[watch], **used)
     whole = images()  # without a trainer, which would share them out: all of them, here
     if test is not None:
         metrics["test"] |= evaluate(task, whole.test_dataloader(), experiment.precision, predictions)

@@ -16,6 +16,7 @@ from peftlib.training.augmentation import random_d4, resize_image, resize_mask
 from peftlib.training.metrics import MeanLoss
 
 SCHEDULES = ("cosine", "constant")
+RECIPE = ("input_lr", "lr", "head_lr", "weight_decay", "schedule", "warmup", "augment")  # options of every task
 
 
 class Task(lightning.LightningModule):
@@ -45,19 +46,10 @@ class Task(lightning.LightningModule):
     """
 
     def __init__(
-        self,
-        model: AdaptedViT,
-        classes: int | Sequence[str],
-        metrics: Metric,
-        monitor: str,
-        input_lr: float = 1e-3,
-        lr: float = 1e-3,
-        head_lr: float = 1e-3,
-        weight_decay: float = 0.01,
-        schedule: str = "cosine",
-        warmup: float = 0.05,
-        augment: bool = True,
-    ):
+        self, model: AdaptedViT, classes: int | Sequence[str], metrics: Metric, monitor: str,
+        input_lr: float = 1e-3, lr: float = 1e-3, head_lr: float = 1e-3, weight_decay: float = 0.01,
+        schedule: str = "cosine", warmup: float = 0.05, augment: bool = True,
+    ):  # fmt: skip
         super().__init__()
         if schedule not in SCHEDULES:
             raise ValueError(f"schedule={schedule!r}; choose from {SCHEDULES}")
@@ -211,13 +203,7 @@ class Task(lightning.LightningModule):
                 for name, buffer in model.reflectance.state_dict().items()
             },
             "classes": list(self.classes),
-            "input_lr": self.input_lr,
-            "lr": self.lr,
-            "head_lr": self.head_lr,
-            "weight_decay": self.weight_decay,
-            "schedule": self.schedule,
-            "warmup": self.warmup,
-            "augment": self.augment,
+            **{name: getattr(self, name) for name in RECIPE},
         }
 
     def tuned_state(self) -> dict[str, Tensor]:

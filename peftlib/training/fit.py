@@ -25,25 +25,12 @@ LAST, BEST, RESULTS = "last.ckpt", "best.ckpt", "results.json"
 
 
 def fit(
-    task: Task,
-    data: EarthData,
-    folder: str | Path,
-    steps: int = 500,
-    seed: int = 0,
-    best: bool = False,
-    val_every: int | None = None,
-    patience: int | None = None,
-    monitor: str | None = None,
-    precision: str = "32-true",
-    accumulate: int = 1,
-    accelerator: str = "auto",
-    devices: int | Sequence[int] | str = 1,
-    strategy: str | Strategy = "auto",
-    progress: bool = False,
-    save_every: int = 100,
-    callbacks: Sequence[lightning.Callback] = (),
-    **options,
-) -> dict[str, dict[str, float]]:
+    task: Task, data: EarthData, folder: str | Path, steps: int = 500, seed: int = 0,
+    best: bool = False, val_every: int | None = None, patience: int | None = None, monitor: str | None = None,
+    precision: str = "32-true", accumulate: int = 1, accelerator: str = "auto",
+    devices: int | Sequence[int] | str = 1, strategy: str | Strategy = "auto", progress: bool = False,
+    save_every: int = 100, callbacks: Sequence[lightning.Callback] = (), **options,
+) -> dict[str, dict[str, float]]:  # fmt: skip
     """Train and evaluate. The task comes back in eval mode with its last weights, or its best ones.
 
     Where nothing of the backbone is tuned and images are not augmented, it reads each image once.

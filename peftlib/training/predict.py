@@ -37,19 +37,11 @@ class Predictions:
 
 
 def predict_folder(
-    task: Segmentation,
-    folder: str | Path,
-    out: str | Path,
-    bands: Sequence[str],
-    scale: float | Mapping[str, float] = 10_000.0,
-    offset: float = 0.0,
-    fill: float | None = None,
-    tile: int | tuple[int, int] | None = None,
-    overlap: float = 0.25,
-    batch_size: int = 8,
-    overwrite: bool = False,
-    progress: bool = True,
-) -> Predictions:
+    task: Segmentation, folder: str | Path, out: str | Path, bands: Sequence[str],
+    scale: float | Mapping[str, float] = 10_000.0, offset: float = 0.0, fill: float | None = None,
+    tile: int | tuple[int, int] | None = None, overlap: float = 0.25, batch_size: int = 8,
+    overwrite: bool = False, progress: bool = True,
+) -> Predictions:  # fmt: skip
     """Class maps of all GeoTIFFs in a folder, one a file, under the same names.
 
     A map is a GeoTIFF of class numbers (uint8, 255 where no band has data) with the image's size, projection and

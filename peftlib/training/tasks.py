@@ -70,14 +70,9 @@ class Segmentation(Task):
     """
 
     def __init__(
-        self,
-        model: AdaptedViT,
-        classes: int | Sequence[str],
-        *,
-        decoder: str = "linear",
-        ignore_index: int = -1,
-        **recipe,
-    ):
+        self, model: AdaptedViT, classes: int | Sequence[str], *,
+        decoder: str = "linear", ignore_index: int = -1, **recipe,
+    ):  # fmt: skip
         names = class_names(classes)
         if 0 <= ignore_index < len(names):
             raise ValueError(f"ignore_index={ignore_index} is a class; give ignored pixels a number of their own")
