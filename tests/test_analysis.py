@@ -6,7 +6,6 @@ import torch
 from helpers import SAVANNA, adapted, images, pretrained_tokens, randomise
 from hypothesis import given
 from hypothesis import strategies as st
-from peftlib.training.crops import train_on_crops
 
 import peftlib as pl
 from peftlib.deflect.analysis import (
@@ -22,6 +21,7 @@ from peftlib.deflect.analysis import (
 from peftlib.deflect.attention import UntangledBlock
 from peftlib.sensors.bands import band_set
 from peftlib.studies.probes import KINDS, halves, patch_targets, probe_table
+from peftlib.training.crops import train_on_crops
 
 
 def pixels_of(patch: torch.Tensor) -> list:
