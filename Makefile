@@ -8,12 +8,16 @@ LATEST := .venv-latest
 PY := $(VENV)/bin/python
 UV_VERSION := 0.13.9
 NOTEBOOKS := $(sort $(wildcard notebooks/[0-9]*.ipynb))
-# What 05 draws are the rows that 04 made; what 04 makes are runs, committed without outputs: nothing for nbval.
+# 05 draws committed rows, or those that 04 made; 04 makes runs, and is committed without outputs: nothing for nbval.
 DRAWN := notebooks/05_figures.ipynb
 STRIPPED := notebooks/04_full_experiments.ipynb
+TRAINED := $(wildcard notebooks/01_* notebooks/02_* notebooks/03_*)
+QUIET := OMP_NUM_THREADS=1 TQDM_DISABLE=1
+NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with tests/nbval_sanitize.cfg
+PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help env figures figures-all test test-slow test-latest test-terratorch bench lab doctor lock clean
+.PHONY: help env figures figures-all test test-slow test-latest test-terratorch bench lab lock size clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -41,23 +45,27 @@ figures: env data/weights/dinov2_small.safetensors  ## run the notebooks (PROFIL
 figures-all: figures  ## also those that are drawn from committed rows, from runs made here
 	@$(PY) -m peftlib run --profile $(PROFILE) --set rerun=true $(shell grep -l 'rerun: bool' $(NOTEBOOKS))
 
-test: env  ## ruff, pytest, nbval
+# Three at once, so that no core waits: the notebooks (in one process: a kernel's cells have an order), mypy, the tests.
+test: env  ## ruff, mypy, pytest, nbval
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check --quiet .
-	@made=$$(mktemp -d) && trap 'rm -rf "$$made"' EXIT && \
-	  OMP_NUM_THREADS=1 TQDM_DISABLE=1 PEFTLIB_FIGURES=$$made/figures PEFTLIB_RUNS=$$made/runs \
-	  $(PY) -m pytest -n logical --maxprocesses 4 --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout=300 \
-	  --nbval-sanitize-with tests/nbval_sanitize.cfg -m "not slow" tests $(filter-out $(STRIPPED),$(NOTEBOOKS))
+	@made=$$(mktemp -d); trap 'kill $$(jobs -p) 2>/dev/null; rm -rf "$$made"' EXIT; \
+	export $(QUIET) PEFTLIB_FIGURES=$$made/figures PEFTLIB_RUNS=$$made/runs; \
+	$(PY) -m pytest $(NBVAL) $(filter-out $(STRIPPED) $(TRAINED),$(NOTEBOOKS)) >$$made/nbval 2>&1 & nbval=$$!; \
+	$(PY) -m mypy peftlib >$$made/mypy 2>&1 & mypy=$$!; \
+	$(PY) -m pytest $(PARALLEL) -m "not slow" tests; failed=$$?; \
+	wait $$nbval || failed=1; wait $$mypy || failed=1; cat $$made/mypy $$made/nbval; exit $$failed
 
-test-slow: env  ## what takes minutes or a browser: kills, whole notebooks, JupyterLab
-	@OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(PY) -m pytest -n logical --maxprocesses 4 --dist loadfile -m slow tests
+test-slow: env  ## what takes minutes or a browser: kills, notebooks that train, JupyterLab
+	@$(QUIET) $(PY) -m pytest $(PARALLEL) -m slow tests
+	@made=$$(mktemp -d) && trap 'rm -rf "$$made"' EXIT && \
+	  $(QUIET) PEFTLIB_FIGURES=$$made PEFTLIB_RUNS=$$made $(PY) -m pytest -n 2 --dist loadfile $(NBVAL) $(TRAINED)
 
 test-latest: env  ## make test's tests with the newest versions of everything: what is newer, and whether they pass
 	@$(PYTHON) -m venv --clear $(LATEST)
 	@$(VENV)/bin/uv pip install --quiet --python $(LATEST)/bin/python --upgrade -e ".[geo,peft,notebooks,grid,test]"
 	@echo "newer than requirements.lock:" && { diff <($(VENV)/bin/uv pip freeze --quiet --python $(PY)) \
 	  <($(VENV)/bin/uv pip freeze --quiet --python $(LATEST)/bin/python) | grep '^[<>]' || echo nothing; }
-	@OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(LATEST)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile \
-	  -m "not slow" tests
+	@$(QUIET) $(LATEST)/bin/python -m pytest $(PARALLEL) -m "not slow" tests
 
 $(TERRATORCH)/.ready: requirements-terratorch.txt pyproject.toml
 	@echo "setting up $(TERRATORCH) from requirements-terratorch.txt (about 6 GB) ..."
@@ -68,7 +76,7 @@ $(TERRATORCH)/.ready: requirements-terratorch.txt pyproject.toml
 	@touch $@
 
 test-terratorch: $(TERRATORCH)/.ready  ## the tests in TerraTorch, in an environment of its own
-	@OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(TERRATORCH)/bin/python -m pytest tests/with_terratorch
+	@$(QUIET) $(TERRATORCH)/bin/python -m pytest tests/with_terratorch
 
 bench: env  ## time each method beside HF peft's LoRA
 	@$(PY) -m peftlib bench
@@ -76,8 +84,8 @@ bench: env  ## time each method beside HF peft's LoRA
 lab: env  ## open JupyterLab on the notebooks
 	@$(VENV)/bin/jupyter lab --notebook-dir=. notebooks
 
-doctor: env  ## versions, device, weights, data: OK or what to do
-	@$(PY) -m peftlib doctor
+size: env  ## lines, files and floors, against their budgets
+	@$(PY) tests/size.py
 
 lock: env  ## pin again after a change of pyproject.toml
 	@$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --all-extras \

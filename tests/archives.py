@@ -120,7 +120,7 @@ def write_sample(path: Path, bands: dict[str, np.ndarray], label, place: dict | 
         file.attrs["pickle"] = str(pickled)
 
 
-def geobench(root: Path, name: str, stem: str, to_file, dated: str = "", place=None, meta=None) -> Archive:
+def geobench(root: Path, name: str, stem: str, to_file, dated: str = "", meta=None) -> Archive:
     cls = DATASETS[name]
     listed = write_text(root / "default_partition.json", json.dumps({"train": [stem], "valid": [], "test": []}))
     path = root / f"{stem}.hdf5"
@@ -129,7 +129,7 @@ def geobench(root: Path, name: str, stem: str, to_file, dated: str = "", place=N
         ours = dict(zip(cls.all_bands, to_file(image), strict=True))
         left_out = np.full((SIZE, SIZE), 77)
         bands = {f"{theirs}{dated}": ours.get(band, left_out) for theirs, band in cls.channels.items()}
-        write_sample(path, bands, np.int64(1), place)
+        write_sample(path, bands, np.int64(1), {"transform": affine.Affine(1e-4, 0, 90, 0, -1e-4, 24)})
 
     image = picture(cls)
     store(image)
@@ -141,9 +141,7 @@ def so2sat(root: Path) -> Archive:
 
 
 def brick_kiln(root: Path) -> Archive:
-    place = {"transform": affine.Affine(1e-4, 0, 90, 0, -1e-4, 24), "crs": "EPSG:4326"}
-    meta = {"location": (24 - 1e-4 * SIZE / 2, 90 + 1e-4 * SIZE / 2)}
-    return geobench(root, "brick_kiln", "examples_3_7", digital, place=place, meta=meta)
+    return geobench(root, "brick_kiln", "examples_3_7", digital)
 
 
 def forestnet(root: Path) -> Archive:
@@ -151,7 +149,7 @@ def forestnet(root: Path) -> Archive:
         whole = np.isfinite(image).all() and image.max() <= 1
         return (image * 255).round().astype(np.uint8) if whole else (image * 255).astype(np.float32)
 
-    meta = {"location": (-4.05, 103.5), "date": "2015-06-30"}
+    meta = {"date": "2015-06-30"}
     archive = geobench(root, "forestnet", "-4.05_103.5_2015_06_30", to_file, dated="_2015-06-30", meta=meta)
     archive.image = np.round(archive.image * 255) / 255
     return archive
@@ -186,24 +184,32 @@ def sen1floods11(root: Path) -> Archive:
     files = folder / "S2Hand" / "Mekong_52610_S2Hand.tif", folder / "LabelHand" / "Mekong_52610_LabelHand.tif"
     lists = root / "v1.1" / "splits" / "flood_handlabeled"
     listed = write_text(lists / "flood_train_data.csv", "Mekong_52610_S1Hand.tif,Mekong_52610_LabelHand.tif")
-    event = {"properties": {"location": "Cambodia", "s2_date": "2018/08/04"}}
-    write_text(root / "v1.1" / "Sen1Floods11_Metadata.geojson", json.dumps({"features": [event]}))
-    meta = {"event": "Mekong", "date": "2018-08-04", "location": (45 - 1e-4 * SIZE / 2, 9 + 1e-4 * SIZE / 2)}
+    meta = {"event": "Mekong", "location": (45 - 1e-4 * SIZE / 2, 9 + 1e-4 * SIZE / 2)}
     return chips("sen1floods11", root, *files, place=DEGREES, listed=listed, meta=meta)
 
 
-def l8biome(root: Path) -> Archive:
-    files = root / "train" / "images" / "Forest_03_0209.tif", root / "train" / "masks" / "Forest_03_0209.tif"
+def water(root: Path) -> Archive:
+    files = root / "images" / "0.tif", root / "masks" / "0.png"
 
     def to_file(image):
-        scaled = image * np.array([1e4] * 7 + [100.0])[:, None, None]
-        whole = np.isfinite(image).all() and scaled.max() < 65535
-        return scaled.round().astype(np.uint16) if whole else image.astype(np.float32)
+        return digital(image) if not np.isfinite(image).all() else (image * 1e4).round().astype(np.int32)
 
-    def codes(mask):
-        return np.select([mask == -1, mask == 0, mask == 1, mask == 2, mask == 3], [0, 128, 64, 192, 255], mask)
+    archive = chips("water", root, *files, NO_PLACE, to_file, codes=lambda mask: np.where(mask == 1, 255, 0))
+    archive.truth = np.maximum(archive.truth, 0)  # what is not water is known not to be
+    return archive
 
-    return chips("l8biome", root, *files, NO_PLACE, to_file, codes, meta={"biome": "Forest"})
+
+def calfire(root: Path) -> Archive:
+    """One fire, read as one tile."""
+    files = root / "images" / "LNU_20200817.tif", root / "masks" / "LNU_20200817.tif"
+    listed = write_text(root / "index.csv", "name,height,width,fold,pre", f"LNU_20200817,{SIZE},{SIZE},0,yes")
+
+    def to_file(image):
+        return digital(np.nan_to_num(image))
+
+    meta = {"fold": 0, "date": "2020-08-17", "location": UTM_CENTRE}
+    more = dict(codes=lambda mask: np.where(mask == -1, 255, mask), listed=listed, meta=meta, options={"tile": SIZE})
+    return chips("calfire", root, *files, to_file=to_file, **more)
 
 
 def marida(root: Path) -> Archive:
@@ -288,5 +294,6 @@ def ben(root: Path) -> Archive:
     return Archive("ben", root, paths, store, image, truth, listed, meta=meta)
 
 
-MAKERS = [so2sat, brick_kiln, forestnet, burn_scars, mados, sen1floods11, eurosat, ben, marida, marida_crops, l8biome]
+MAKERS = [so2sat, brick_kiln, forestnet, burn_scars, mados, sen1floods11, eurosat, ben, marida, marida_crops]
+MAKERS += [water, calfire]
 ARCHIVES = {make.__name__: make for make in MAKERS}

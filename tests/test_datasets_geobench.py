@@ -12,7 +12,7 @@ import torch
 from archives import SIZE, brick_kiln, forestnet, so2sat, write_sample
 
 from peftlib.data import DATASETS
-from peftlib.data.readers.geobench import check_heap, read_sample
+from peftlib.data.readers.geobench import read_sample
 
 TRUE_ORDER = ("B01", "B02", "B03", "B04", "B05", "B07", "B8A", "B08", "B11", "B12")
 STORED_NAMES = (
@@ -76,12 +76,12 @@ def test_the_partition_is_the_split(tmp_path):
         archive.load(partition="half")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"train": ["a"]}'])
-def test_a_damaged_partition_is_named(tmp_path, text):
+def test_a_damaged_partition_is_named(tmp_path):
     archive = so2sat(tmp_path)
-    archive.listed.write_text(text)
-    with pytest.raises(ValueError, match=r"default_partition\.json does not list"):
-        archive.load(split="val")
+    for text in ("{", "[]", '{"train": ["a"]}'):
+        archive.listed.write_text(text)
+        with pytest.raises(ValueError, match=r"default_partition\.json does not list"):
+            archive.load(split="val")
 
 
 # --- wrong contents --------------------------------------------------------------------------------------------------
@@ -126,16 +126,14 @@ class Runs:
         return self.call
 
 
-@pytest.mark.parametrize("where", ["label", "beside"])
 @pytest.mark.parametrize("function", [os.mkdir, eval, exec, __import__], ids=lambda f: f.__name__)
-def test_code_in_the_attributes_is_refused_and_not_run(tmp_path, function, where):
+def test_code_in_the_attributes_is_refused_and_not_run(tmp_path, function):
     done = tmp_path / "done"
-    argument = f"__import__('os').mkdir({str(done)!r})" if function in (eval, exec) else str(done)
-    call = Runs(function, argument)
-    attributes = {"label": call} if where == "label" else {"label": 1, "also": [call]}
-    with pytest.raises(ValueError, match="do not need; not run") as refused:
-        rewrite(so2sat(tmp_path / "data"), pickled=pickle.dumps(attributes))[0]
-    assert "id_0001.hdf5" in str(refused.value) and not done.exists()
+    call = Runs(function, f"__import__('os').mkdir({str(done)!r})" if function in (eval, exec) else str(done))
+    for attributes in ({"label": call}, {"label": 1, "also": [call]}):
+        with pytest.raises(ValueError, match="do not need; not run") as refused:
+            rewrite(so2sat(tmp_path / "data"), pickled=pickle.dumps(attributes))[0]
+        assert "id_0001.hdf5" in str(refused.value) and not done.exists()
 
 
 def test_attributes_that_are_no_pickle_are_refused(tmp_path):
@@ -153,23 +151,17 @@ def test_code_as_text_of_the_attribute_is_not_run(tmp_path):
     assert not (tmp_path / "done").exists()
 
 
-def test_a_file_without_attributes_is_refused(tmp_path):
+def test_a_damaged_file_is_refused(tmp_path):
     (path,) = so2sat(tmp_path).files
+    whole = path.read_bytes()
+    for bad in (b"", b"nonsense", whole[: len(whole) // 2], whole[:48] + bytes(64) + whole[112:]):
+        path.write_bytes(bad)
+        with pytest.raises(ValueError, match=r"id_0001\.hdf5 is not a readable file of GEO-Bench"):
+            read_sample(path)
+    path.write_bytes(whole)
     with h5py.File(path, "a") as file:
         del file.attrs["pickle"]
     with pytest.raises(ValueError, match=r"id_0001\.hdf5 is not a readable file of GEO-Bench"):
-        read_sample(path)
-
-
-def test_a_heap_that_would_be_read_for_ever_is_refused(tmp_path):
-    """(By the HDF5 library, out of reach of any time limit in Python: without the check this test hangs.)"""
-    (path,) = so2sat(tmp_path).files
-    whole = path.read_bytes()
-    check_heap(whole)
-    heap = whole.index(b"GCOL")
-    size = int.from_bytes(whole[heap + 8 : heap + 16], "little")
-    path.write_bytes(whole[: heap + 16] + bytes(size - 16) + whole[heap + size :])
-    with pytest.raises(ValueError, match=r"id_0001\.hdf5 is not a readable file .* heap"):
         read_sample(path)
 
 

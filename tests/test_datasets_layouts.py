@@ -1,7 +1,6 @@
 """What single data sets have of their own: splits, other layouts, odd names, values without data."""
 
 import json
-import sys
 
 import numpy as np
 import pandas as pd
@@ -14,18 +13,20 @@ from archives import (
     SIZE,
     ben,
     burn_scars,
+    calfire,
     eurosat,
-    l8biome,
     mados,
     marida,
     marida_crops,
     sen1floods11,
+    water,
     write_text,
     write_tif,
 )
 
 from peftlib.data import DATASETS, load
 from peftlib.data.readers.marida import TEST_SCENES, VAL_SCENES
+from peftlib.data.subsets import Concat, folds
 
 
 def stems(dataset) -> list[str]:
@@ -163,16 +164,6 @@ def test_only_a_pixel_without_any_light_has_no_data(tmp_path):
     assert torch.isnan(image).any(0).nonzero().tolist() == [[3, 4]] and image[10, 5, 6] == 0
 
 
-def test_dates_of_events_are_optional_but_not_nonsense(tmp_path):
-    archive = sen1floods11(tmp_path)
-    path = tmp_path / "v1.1" / "Sen1Floods11_Metadata.geojson"
-    path.write_text("[1]")
-    with pytest.raises(ValueError, match=r"Sen1Floods11_Metadata\.geojson is not"):
-        archive.load()
-    path.unlink()
-    assert "date" not in archive.load()[0]["meta"]
-
-
 # --- BigEarthNet -----------------------------------------------------------------------------------------------------
 
 
@@ -264,29 +255,62 @@ def test_integers_of_marida_have_their_own_no_data(tmp_path):
     assert image[2, 1, 1] == pytest.approx(-5e-4)
 
 
-# --- L8 Biome --------------------------------------------------------------------------------------------------------
+# --- water, CalFire --------------------------------------------------------------------------------------------------
 
 
-def test_l8biome_in_the_publishers_layout(tmp_path):
-    archive = l8biome(tmp_path)
-    write_tif(archive.files[0], archive.image.astype(np.float32), NO_PLACE)
-    for folder in ("Images", "Masks"):
-        (tmp_path / "train" / folder.lower()).rename(tmp_path / "train" / folder)
-    sample = archive.load()[0]
-    np.testing.assert_allclose(sample["image"], archive.image, rtol=1e-5)
-    assert 280 <= sample["image"][-1].min() <= 300 and sample["bands"][-1] == "B10"
+def test_water_is_cut_once_and_for_all(tmp_path):
+    archive = water(tmp_path)
+    for n in range(1, 20):
+        for path in (archive.files[0], archive.mask):
+            path.with_name(f"{n}{path.suffix}").write_bytes(path.read_bytes())
+    parts = {split: stems(archive.load(split=split)) for split in ("train", "val", "test")}
+    assert {split: len(part) for split, part in parts.items()} == {"train": 12, "val": 4, "test": 4}
+    assert sorted((*parts["train"], *parts["val"], *parts["test"]), key=int) == [str(n) for n in range(20)]
+    assert parts["train"] == stems(archive.load()) != [str(n) for n in range(12)]
 
 
-def test_l8biome_needs_a_biome_in_the_name(tmp_path):
-    archive = l8biome(tmp_path)
-    for folder, path in (("images", archive.files[0]), ("masks", archive.mask)):
-        path.rename(tmp_path / "train" / folder / "Mars_03_0209.tif")
-    with pytest.raises(ValueError, match=r"Mars_03_0209\.tif: the name does not begin with a biome"):
-        archive.load()[0]
+def test_fires_of_any_size_become_tiles_by_fold(tmp_path):
+    archive = calfire(tmp_path)
+    image = np.arange(5 * 20 * 13, dtype=np.uint16).reshape(5, 20, 13) + 100
+    mask = (np.arange(20 * 13).reshape(20, 13) % 2).astype(np.uint8)
+    mask[0, 0] = 255
+    for name, fold in (("A_20210101", 4), ("B_20220202", 3)):
+        write_tif(tmp_path / "images" / f"{name}.tif", image)
+        write_tif(tmp_path / "masks" / f"{name}.tif", mask)
+        with archive.listed.open("a") as file:
+            file.write(f"{name},20,13,{fold},no\n")
+    assert [len(archive.load(split=split)) for split in ("train", "val", "test")] == [1, 4, 4]
+    tiles = list(archive.load(split="test"))
+    assert {tile["image"].shape for tile in tiles} == {(5, 12, 12)} and tiles[0]["meta"]["fold"] == 4
+    np.testing.assert_allclose(tiles[0]["image"], image[:, :12, :12] / 1e4, rtol=1e-6)
+    last = tiles[3]
+    np.testing.assert_allclose(last["image"][:, :8, :1], image[:, 12:, 12:] / 1e4, rtol=1e-6)
+    assert last["image"][:, 8:].isnan().all() and last["image"][:, :, 1:].isnan().all()
+    assert last["mask"][:8, :1].tolist() == mask[12:, 12:].tolist() and (last["mask"][8:] == -1).all()
+    assert tiles[0]["mask"][0, 0] == -1 and sum(int((tile["mask"] >= 0).sum()) for tile in tiles) == 20 * 13 - 1
+    whole = Concat([archive.load(split=split) for split in ("train", "val", "test")])
+    assert {len({whole[i]["meta"]["fold"] for i in part}) for part in folds(whole, 3)} == {1}
+
+
+def test_a_table_of_fires_that_does_not_fit_is_refused(tmp_path):
+    archive = calfire(tmp_path)
+    archive.listed.write_text("name,height,width,fold\nLNU_20200817,30,12,0\n")
+    with pytest.raises(ValueError, match=r"image of \(12, 12\), less than index\.csv says"):
+        archive.load()[1]
+    for text in ("name,height\nA,1\n", "name,height,width,fold\nA,1,1,first\n"):
+        archive.listed.write_text(text)
+        with pytest.raises(ValueError, match=r"index\.csv is not a table with"):
+            archive.load()
+    with pytest.raises(ValueError, match="tile=0; it must be at least 1"):
+        archive.load(tile=0)
 
 
 def test_dates_come_from_names(tmp_path):
-    with pytest.raises(ValueError, match="no year and day in the name"):
-        sys.modules["peftlib.data.readers.burn_scars"].date_of(tmp_path / "chip_merged.tif")
-    with pytest.raises(ValueError, match="no day in the name"):
-        sys.modules["peftlib.data.readers.marida"].date_of(tmp_path / "patch.tif")
+    for archive, words in ((burn_scars(tmp_path / "a"), "no year and day"), (marida_crops(tmp_path / "b"), "no day")):
+        dataset = archive.load()
+        for path in dataset.files(dataset.items[0]):
+            path.rename(path.with_name(path.name.replace("2018190", "july").replace("12-12-20", "december")))
+        if archive.listed:
+            archive.listed.write_text("july")
+        with pytest.raises(ValueError, match=f"{words} in the name"):
+            archive.load()[0]

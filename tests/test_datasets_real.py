@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from peftlib.data import DATASETS, load
-from peftlib.sensors.bands import THERMAL_FROM, default_statistics
+from peftlib.sensors.bands import default_statistics
 
-SPLITS = {"eurosat": ("train", "test"), "marida": ("train", "val", "test"), "l8biome": ("train", "val", "test")}
+SPLITS = {"eurosat": ("train", "test"), "marida": ("train", "val", "test"), "water": ("train", "val", "test")}
+SPLITS["calfire"] = SPLITS["water"]
 
 
 def real(name: str) -> dict:
@@ -38,14 +39,23 @@ def test_images_look_like_reflectance(name):
     bands = next(iter(splits.values())).band_set
     expected, _ = default_statistics(bands)
     for i, (band, mean) in enumerate(zip(bands.names, images.mean(0).tolist(), strict=True)):
-        if bands.wavelengths[i] >= THERMAL_FROM:
-            assert 260 < mean < 310, band
-        elif name == "eurosat":
+        if name == "eurosat":
             assert 0.7 < mean / expected[i] < 1.4, band  # the defaults are EuroSAT's own
-        elif name == "marida":
-            assert 0.005 < mean < 0.1, band
-        elif band != "B9":  # cirrus
-            assert 0.1 < mean < 0.8, band
+        else:
+            low, high = (0.005, 0.1) if name == "marida" else (0.02, 0.4)
+            assert low < mean < high, band
+
+
+def test_water_is_dark_in_the_infrared_and_burnt_land_darker_than_around():
+    for name, band in (("water", "B6"), ("calfire", "B08")):
+        sums = torch.zeros(2, 2, dtype=torch.float64)
+        for sample in (dataset := real(name)["train"]):
+            pixels = sample["image"][dataset.bands.index(band)]
+            for number in (0, 1):
+                chosen = pixels[(sample["mask"] == number) & pixels.isfinite()].double()
+                sums[number] += torch.tensor([chosen.sum(), len(chosen)])
+        outside, inside = (sums[:, 0] / sums[:, 1]).tolist()
+        assert inside < 0.8 * outside
 
 
 def test_vegetation_is_where_the_labels_say():
@@ -64,7 +74,7 @@ def test_vegetation_is_where_the_labels_say():
 @pytest.mark.parametrize("name", SPLITS)
 def test_no_file_is_in_two_splits(name):
     items = [item for dataset in real(name).values() for item in dataset.items]
-    names = [(item[0] if isinstance(item, tuple) else item).name for item in items]
+    names = [(item[0].name, *item[3:]) if isinstance(item, tuple) else item.name for item in items]
     assert max(Counter(names).values()) == 1
 
 
@@ -83,17 +93,3 @@ def test_every_class_is_in_train(name):
     else:
         found = {number for sample in dataset for number in sample["mask"].unique().tolist()}
         assert found - {-1} == set(range(len(dataset.classes)))
-
-
-def test_clouds_are_bright_and_cold():
-    dataset, sums = real("l8biome")["train"], torch.zeros(4, 3, dtype=torch.float64)
-    blue, kelvin = dataset.bands.index("B2"), dataset.bands.index("B10")
-    for sample in dataset:
-        if sample["meta"]["biome"] == "SnowIce":
-            continue  # bright and cold without clouds
-        for number in range(4):
-            pixels = sample["image"][:, sample["mask"] == number].double()
-            sums[number] += torch.tensor([pixels[blue].sum(), pixels[kelvin].sum(), pixels.shape[1]])
-    brightness, temperature = sums[:, 0] / sums[:, 2], sums[:, 1] / sums[:, 2]
-    clear, cloud = dataset.classes.index("clear"), dataset.classes.index("cloud")
-    assert brightness[cloud] > brightness[clear] + 0.1 and temperature[cloud] < temperature[clear]

@@ -1,255 +1,233 @@
-"""Fetching and unpacking: what is cut off goes on, what is wrong is refused, nothing half remains."""
+"""Fetching and unpacking: what is fetched is checked, and archives as published become what the readers read."""
 
 import hashlib
-import inspect
 import io
-import os
-import subprocess
+import shutil
 import sys
 import tarfile
-import time
 import zipfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
 
+import huggingface_hub
+import numpy as np
+import pandas as pd
 import pytest
-from server import serve
+from archives import ARCHIVES
 
-from peftlib.data.download import fetch, obtain, unpack
-
-DATA = os.urandom(1 << 20) * 5
-CHECKSUM = "sha256:" + hashlib.sha256(DATA).hexdigest()
+from peftlib.data import DATASETS
+from peftlib.data.download import fetch, unpack
 
 
-@pytest.fixture
-def served():
-    with serve() as served:
-        served.files["/data.zip"] = DATA
-        yield served
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
 
 
 @pytest.fixture
-def path(tmp_path):
-    return tmp_path / "new" / "data.zip"
+def web(tmp_path):
+    """A folder that a server on this machine publishes, and its URL."""
+    folder = tmp_path / "web"
+    folder.mkdir()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield folder, f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
 
 
-def part(path):
-    return path.with_name("data.zip.part")
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A folder that stands for data sets on the hub, and what was asked of it."""
+    folder, asked = tmp_path / "hub", []
+    folder.mkdir()
+
+    def hf_hub_download(repository, file, repo_type, revision, local_dir):
+        asked.append((repository, file, revision))
+        assert repo_type == "dataset"
+        target = Path(local_dir) / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / file, target)
+        return str(target)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
+    return folder, asked
 
 
-def killed_when(ready, function, *args) -> None:
-    """Call a function in a process of its own and kill it, without warning, as soon as something is ready.
+def publish(folder: Path, name: str, data: bytes) -> str:
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(data)
+    return f"md5:{hashlib.md5(data).hexdigest()}"
 
-    Not a fork: tqdm's lock is shared with forked processes, and one that dies with it would stop us for good.
-    """
-    load = f"spec_from_file_location('download', {inspect.getfile(fetch)!r})"
-    code = f"from importlib.util import *; s = {load}; m = module_from_spec(s); s.loader.exec_module(m); "
-    code += f"m.{function.__name__}(*{[str(arg) for arg in args]!r})"
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(6000):
-            if ready() or process.poll() is not None:
-                break
-            time.sleep(0.005)
-        assert process.poll() is None, "it was done before it could be killed"
-    finally:
-        process.kill()
-        process.wait()
+
+def pack(folder: Path, kind: str, base: str = ".") -> bytes:
+    """The bytes of an archive of what is in a folder, or of one folder in it."""
+    return Path(shutil.make_archive(str(folder.parent / f"packed-{folder.name}"), kind, folder, base)).read_bytes()
 
 
 # --- fetch -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("checksum", [CHECKSUM, "md5:" + hashlib.md5(DATA).hexdigest()], ids=["sha256", "md5"])
-def test_a_file_comes_whole_and_once(served, path, checksum):
-    assert fetch(served.url + "data.zip", path, checksum, len(DATA)) == path
-    assert path.read_bytes() == DATA and not part(path).exists()
-    fetch(served.url + "data.zip", path, checksum)
-    assert served.starts == [0]  # it was there
+def test_a_file_comes_once_and_whole(web, tmp_path):
+    folder, url = web
+    checksum, path = publish(folder, "a.bin", b"abc" * 1000), tmp_path / "new" / "a.bin"
+    (tmp_path / "new").mkdir()
+    path.with_name("a.bin.part").write_bytes(b"what a former try left")
+    assert fetch(url + "a.bin", path, checksum).read_bytes() == b"abc" * 1000
+    (folder / "a.bin").unlink()
+    assert fetch(url + "a.bin", path, checksum) == path and list(path.parent.iterdir()) == [path]
 
 
-def test_a_killed_download_goes_on(served, path):
-    served.pause = 0.01
-    url = served.url + "data.zip"
-    killed_when(lambda: part(path).is_file() and part(path).stat().st_size > 0, fetch, url, path, CHECKSUM)
-    have = part(path).stat().st_size
-    assert not path.exists() and 0 < have < len(DATA)
-    served.pause = 0
-    fetch(url, path, CHECKSUM)
-    assert path.read_bytes() == DATA and served.starts[-1] == have
+def test_another_file_than_expected_is_refused(web, tmp_path):
+    folder, url = web
+    publish(folder, "a.bin", b"other")
+    sha = f"sha256:{hashlib.sha256(b'abc').hexdigest()}"
+    with pytest.raises(ValueError, match=r"a\.bin.* has sha256 .*, expected ba7816bf"):
+        fetch(url + "a.bin", tmp_path / "a.bin", sha)
+    assert not (tmp_path / "a.bin").exists()
+    (tmp_path / "a.bin").write_bytes(b"put there by hand, and wrong")
+    with pytest.raises(ValueError, match="Delete it and retry"):
+        fetch(url + "a.bin", tmp_path / "a.bin", sha)
 
 
-def test_a_dropped_connection_goes_on(served, path):
-    served.drop_at = 3 << 20
-    with pytest.raises(OSError, match=r"the connection ended after .* try again: it goes on") as lost:
-        fetch(served.url + "data.zip", path, CHECKSUM)
-    assert str(path) in str(lost.value) and part(path).stat().st_size == 3 << 20
-    served.drop_at = None
-    fetch(served.url + "data.zip", path, CHECKSUM)
-    assert path.read_bytes() == DATA and served.starts == [0, 3 << 20]
-
-
-def test_a_server_without_ranges_starts_again(served, path):
-    path.parent.mkdir()
-    part(path).write_bytes(DATA[:1000])
-    served.ranges = False
-    fetch(served.url + "data.zip", path, CHECKSUM)
-    assert path.read_bytes() == DATA and served.starts == [0]
-
-
-def test_a_part_that_is_whole_needs_no_more(served, path):
-    path.parent.mkdir()
-    part(path).write_bytes(DATA)
-    fetch(served.url + "data.zip", path, CHECKSUM)
-    assert path.read_bytes() == DATA and served.starts == [len(DATA)]
-
-
-def test_another_file_than_expected_is_deleted(served, path):
-    with pytest.raises(ValueError, match="expected 0000"):
-        fetch(served.url + "data.zip", path, "sha256:0000")
-    assert list(path.parent.iterdir()) == []
-
-
-def test_a_part_of_another_file_is_found_out(served, path):
-    path.parent.mkdir()
-    part(path).write_bytes(b"x" * 1000)
-    with pytest.raises(ValueError, match="changed or cut short"):
-        fetch(served.url + "data.zip", path, CHECKSUM)
-    fetch(served.url + "data.zip", path, CHECKSUM)
-    assert path.read_bytes() == DATA
-
-
-def test_a_file_that_was_changed_is_not_taken_and_not_deleted(served, path):
-    path.parent.mkdir()
-    path.write_bytes(b"mine")
-    with pytest.raises(ValueError, match="Delete it and retry") as refused:
-        fetch(served.url + "data.zip", path, CHECKSUM)
-    assert str(path) in str(refused.value) and path.read_bytes() == b"mine"
-
-
-def test_without_a_server_the_message_says_which_file_goes_where(path):
-    with serve() as gone:
-        url = gone.url + "data.zip"
-    with pytest.raises(OSError, match="could not fetch") as lost:
-        fetch(url, path, CHECKSUM)
-    assert url in str(lost.value) and f"Put that file at {path}" in str(lost.value)
-
-
-def test_an_unknown_file_is_an_error_of_the_same_kind(served, path):
-    with pytest.raises(OSError, match=r"could not fetch .*404") as lost:
-        fetch(served.url + "other.zip", path, CHECKSUM)
-    assert f"Put that file at {path}" in str(lost.value)
-
-
-def test_a_disk_that_is_too_small_is_known_before(served, path):
-    with pytest.raises(OSError, match="GB free"):
-        fetch(served.url + "data.zip", path, CHECKSUM, size=1 << 60)
-    assert served.starts == []
+def test_what_cannot_be_fetched_says_where_to_put_it(web, tmp_path):
+    for url in (web[1] + "gone.bin", "http://127.0.0.1:9/gone.bin"):
+        with pytest.raises(OSError, match=r"could not fetch .*gone\.bin .*Put that file at .*a\.bin"):
+            fetch(url, tmp_path / "a.bin", "md5:0")
+    assert not (tmp_path / "a.bin").exists()
 
 
 # --- unpack ----------------------------------------------------------------------------------------------------------
 
 
-def packed(path, files: dict[str, bytes], method=zipfile.ZIP_DEFLATED):
-    """A zip or tar.gz of these files."""
+def packed(path: Path, files: dict[str, bytes], link: str | None = None) -> Path:
+    """A zip or tar of files, and of a link called ``link`` that leads out."""
     if path.suffix == ".zip":
-        with zipfile.ZipFile(path, "w", method) as archive:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
             for name, data in files.items():
-                archive.writestr(name, data)
-    else:
-        with tarfile.open(path, "w:gz") as archive:
-            for name, data in files.items():
-                member = tarfile.TarInfo(name)
-                member.size = len(data)
-                archive.addfile(member, io.BytesIO(data))
+                file.writestr(name, data)
+        return path
+    with tarfile.open(path, "w:gz") as file:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            file.addfile(member, io.BytesIO(data))
+        if link is not None:
+            member = tarfile.TarInfo(link)
+            member.type, member.linkname = tarfile.SYMTYPE, "../../evil"
+            file.addfile(member)
     return path
 
 
 @pytest.fixture(params=["a.zip", "a.tar.gz"])
 def archive(request, tmp_path):
-    return tmp_path / request.param
+    return packed(tmp_path / request.param, {"all/deep/a.txt": b"a", "all/b.bin": np.random.default_rng(0).bytes(5000)})
 
 
-def left(tmp_path) -> set[str]:
-    return {path.name for path in tmp_path.iterdir()} - {"a.zip", "a.tar.gz"}
+def test_an_archive_becomes_a_folder(archive, tmp_path):
+    assert (unpack(archive, tmp_path / "whole") / "all" / "deep" / "a.txt").read_text() == "a"
+    assert (unpack(archive, tmp_path / "part", inner="all") / "deep" / "a.txt").read_text() == "a"
+    with pytest.raises(ValueError, match=r"no folder 'none' in it, but \['all'\]"):
+        unpack(archive, tmp_path / "none", inner="none")
+    archive.write_bytes(b"")
+    assert unpack(archive, tmp_path / "whole") == tmp_path / "whole"  # it was there
+    assert {path.name for path in tmp_path.iterdir()} == {archive.name, "whole", "part"}
 
 
-def test_an_archive_becomes_a_folder_once(archive, tmp_path):
-    packed(archive, {"top/a.txt": b"1", "top/deep/b.txt": b"2"})
-    folder = unpack(archive, tmp_path / "set" / "data")
-    assert (folder / "top/a.txt").read_bytes() == b"1" and (folder / "top/deep/b.txt").read_bytes() == b"2"
-    (folder / "top/a.txt").write_text("mine")
-    unpack(archive, folder)
-    assert (folder / "top/a.txt").read_text() == "mine"
-    inner = unpack(archive, tmp_path / "inner", inner="top")
-    assert sorted(p.name for p in inner.iterdir()) == ["a.txt", "deep"]
-    assert left(tmp_path) == {"set", "inner"}
+@pytest.mark.parametrize(
+    ("name", "member"),
+    [*((name, member) for name in ("a.zip", "a.tar.gz") for member in ("../evil", "/tmp/evil")), ("link.tar.gz", "a")],
+)
+def test_what_leads_out_of_its_folder_is_refused(tmp_path, name, member):
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    archive = packed(inside / name, {member: b"evil"}, "link" if name == "link.tar.gz" else None)
+    with pytest.raises(ValueError, match=f"{name} cannot be unpacked"):
+        unpack(archive, inside / "out")
+    assert list(inside.iterdir()) == [archive] and list(tmp_path.iterdir()) == [inside]
 
 
-@pytest.mark.parametrize("name", ["../outside.txt", "/tmp/peftlib-outside.txt", "a/../../outside.txt"])
-def test_paths_that_lead_out_are_refused(archive, tmp_path, name):
-    packed(archive, {"ok.txt": b"1", name: b"2"})
-    with pytest.raises(ValueError, match="lead out") as refused:
-        unpack(archive, tmp_path / "data")
-    assert str(archive) in str(refused.value) and left(tmp_path) == set()
-    assert not os.path.exists("/tmp/peftlib-outside.txt")
+def test_a_damaged_archive_is_refused_and_leaves_nothing(archive, tmp_path):
+    whole = archive.read_bytes()
+    for bad in (whole[: len(whole) // 2], b"nonsense", whole[:1000] + bytes(2000) + whole[3000:]):
+        archive.write_bytes(bad)
+        with pytest.raises(ValueError, match=r"a\..* cannot be unpacked; truncated or damaged\?"):
+            unpack(archive, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [archive]
 
 
-def test_links_that_lead_out_are_refused(tmp_path):
-    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
-        link = tarfile.TarInfo("link")
-        link.type, link.linkname = tarfile.SYMTYPE, "../../outside"
-        archive.addfile(link)
-    with pytest.raises(ValueError, match="cannot be unpacked"):
-        unpack(tmp_path / "a.tar.gz", tmp_path / "data")
-    assert left(tmp_path) == set()
+# --- data sets as published ------------------------------------------------------------------------------------------
 
 
-def test_an_archive_that_is_too_large_is_refused(archive, tmp_path):
-    packed(archive, {"a": bytes(1 << 20), "b": bytes(1 << 20)})
-    assert archive.stat().st_size < 1 << 16
-    with pytest.raises(ValueError, match="more than"):
-        unpack(archive, tmp_path / "data", most_bytes=(2 << 20) - 1)
-    assert left(tmp_path) == set()
-    unpack(archive, tmp_path / "data", most_bytes=2 << 20)
+@pytest.fixture
+def publisher(tmp_path):
+    """Function of a name -> its tiny archive, as its publisher has it, and its module."""
+
+    def make(name):
+        return ARCHIVES[name](tmp_path / "publisher" / name), sys.modules[DATASETS[name].__module__]
+
+    return make
 
 
-@pytest.mark.parametrize("damage", ["cut", "changed", "scrambled", "text"])
-def test_a_damaged_archive_leaves_nothing(archive, tmp_path, damage):
-    """Changed values in what is stored as it is, which only checksums show, and in codes of compressed text."""
-    text = " ".join(map(str, range(50_000))).encode()
-    data = packed(
-        archive, {f"{i}.bin": text if damage == "scrambled" else DATA[:100_000] for i in range(8)}
-    ).read_bytes()
-    middle = len(data) // 2
-    changed = data[:middle] + bytes(255 - b for b in data[middle : middle + 200]) + data[middle + 200 :]
-    archive.write_bytes({"cut": data[:middle], "text": b"<html>not found</html>"}.get(damage, changed))
-    with pytest.raises(ValueError, match="truncated or damaged") as refused:
-        unpack(archive, tmp_path / "data")
-    assert str(archive) in str(refused.value) and left(tmp_path) == set()
+def check(archive, root) -> None:
+    first = DATASETS[archive.name](root=root, download=True)[0]
+    np.testing.assert_allclose(first["image"], archive.image, rtol=1e-5)
 
 
-def test_a_missing_inner_folder_is_named(archive, tmp_path):
-    packed(archive, {"other/a.txt": b"1"})
-    with pytest.raises(ValueError, match=r"has no folder 'top', but \['other'\]"):
-        unpack(archive, tmp_path / "data", inner="top")
-    assert left(tmp_path) == set()
+def test_eurosat(publisher, hub, tmp_path, monkeypatch):
+    (archive, module), (folder, asked) = publisher("eurosat"), hub
+    lists = {name: publish(folder, name, archive.listed.read_bytes()) for name in module.LISTS}
+    monkeypatch.setattr(module, "LISTS", lists)
+    monkeypatch.setattr(module, "CHECKSUM", publish(folder, module.ARCHIVE, pack(archive.root, "zip", "ds")))
+    check(archive, tmp_path / "eurosat")
+    repository = ("torchgeo/eurosat", "1ce6f1bfb56db63fd91b6ecc466ea67f2509774c")
+    assert len(asked) == 7 and {(one[0], one[2]) for one in asked} == {repository}
+    (tmp_path / "eurosat" / module.ARCHIVE).unlink()
+    check(archive, tmp_path / "eurosat")
+    assert len(asked) == 7  # all that is needed was there
 
 
-def test_a_kill_while_unpacking_leaves_no_folder(tmp_path):
-    files = {f"{i}.bin": DATA[: 1 << 19] for i in range(16)}  # bzip2 is slow enough to be caught at it
-    archive, folder = packed(tmp_path / "a.zip", files, zipfile.ZIP_BZIP2), tmp_path / "data"
-    partial = tmp_path / ".data.part"
-    killed_when(lambda: (partial / "0.bin").exists(), unpack, archive, folder)
-    assert partial.is_dir() and not folder.exists()
-    unpack(archive, folder)
-    assert {path.name for path in folder.iterdir()} == set(files) and not partial.exists()
+@pytest.mark.parametrize(("name", "inner"), [("mados", "MADOS"), ("marida", ".")])
+def test_archives_of_zenodo(publisher, web, tmp_path, monkeypatch, name, inner):
+    (archive, module), (folder, url) = publisher(name), web
+    moved = archive.root.rename(archive.root.with_name(name.upper()))
+    data = pack(moved, "zip") if inner == "." else pack(moved.parent, "zip", inner)
+    root = tmp_path / "new" / name.upper()
+    checksum = publish(folder, f"{name.upper()}.zip", data)
+    monkeypatch.setattr(module, "URL", f"{url}{name.upper()}.zip")
+    with pytest.raises(ValueError, match=f"expected {module.CHECKSUM.removeprefix('md5:')}"):
+        DATASETS[name](root=root, download=True)
+    assert not root.exists()
+    monkeypatch.setattr(module, "CHECKSUM", checksum)
+    check(archive, root)
 
 
-def test_obtain_asks_nothing_once_the_folder_is_there(served, tmp_path):
-    archive = packed(tmp_path / "a.zip", {"top/a.txt": b"1"})
-    data = archive.read_bytes()
-    served.files["/a.zip"] = data
-    archive.unlink()
-    args = (served.url + "a.zip", archive, tmp_path / "data", f"md5:{hashlib.md5(data).hexdigest()}")
-    obtain(*args, size=len(data), inner="top")
-    archive.unlink()
-    assert (obtain(*args) / "a.txt").read_bytes() == b"1" and served.starts == [0]
+def test_burn_scars(publisher, hub, tmp_path, monkeypatch):
+    archive, module = publisher("burn_scars")
+    packed = publish(hub[0], module.ARCHIVE, pack(archive.root, "gztar", "training"))
+    monkeypatch.setattr(module, "CHECKSUM", packed)
+    root = tmp_path / "hls_burn_scars"
+    with pytest.raises(FileNotFoundError, match=r"split list splits/train\.txt"):  # they come from elsewhere
+        check(archive, root)
+    shutil.copytree(archive.root / "splits", root / "splits")
+    check(archive, root)
+
+
+def test_ben(publisher, hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(pd, "read_parquet", lambda path, columns: pd.read_json(path)[columns])
+    (archive, module), (folder, asked) = publisher("ben"), hub
+    whole = pack(archive.root, "gztar", module.IMAGES)
+    halves = zip(module.PARTS, (whole[: len(whole) // 2], whole[len(whole) // 2 :]), strict=True)
+    parts = {name: publish(folder, f"V2/{name}", half) for name, half in halves}
+    monkeypatch.setattr(module, "PARTS", parts)
+    metadata = (archive.root / module.METADATA).read_bytes()
+    monkeypatch.setattr(module, "METADATA_CHECKSUM", publish(folder, f"V2/{module.METADATA}", metadata))
+    root = tmp_path / "bigearthnet_v2"
+    shutil.copytree(archive.root / "reBEN_7k", root / "reBEN_7k")
+    check(archive, root)
+    for name in parts:
+        (root / name).unlink()
+    check(archive, root)
+    assert not (root / f"{module.IMAGES}.tar.gz").exists() and len(asked) == 3

@@ -13,9 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import peftlib as pl
-from peftlib.deflect.time_series import series_bands
+from peftlib.deflect.time_series import SeriesEMB, series_bands
 from peftlib.integrations import BLOCK_METHODS, LayerFeatures, adapt_blocks
-from peftlib.training.tasks import Classification, Segmentation, quiet_trainer
 
 EVERY = pytest.mark.parametrize("method", [config() for config in pl.METHODS.values()], ids=pl.METHODS)
 
@@ -70,11 +69,11 @@ def test_what_the_datamodule_did_is_undone(x):
 
 def test_statistics_of_a_time_series_and_of_resampled_bands_are_those_of_what_is_standardised():
     bands = series_bands(["B02", "B03", "B04", "B8A"], 2, day=False)
-    model = adapted(pl.Deflect(series="set"), bands)
+    model = adapted(pl.Deflect(), bands, input=SeriesEMB())
     means = [0.1] * 3 + [0.1, 0.1, 0.1, 0.3] + [0.1, 0.1, 0.1, 0.5]
     LayerFeatures(model, means=means, stds=[0.2] * 11)
-    torch.testing.assert_close(model.reflectance.mean.flatten(), torch.tensor([0.1, 0.1, 0.1, 0.4]))
-    model = adapted(pl.Deflect(spectral="wavelengths"))
+    torch.testing.assert_close(model.reflectance.mean.flatten(), torch.tensor([0.1, 0.1, 0.1, 0.4] * 2))
+    model = adapted(pl.Deflect(), input=pl.EMB(spectral="wavelengths"))
     LayerFeatures(model, means=[0.25] * 13, stds=[0.2] * 13)
     resample = model.reflectance.resample
     torch.testing.assert_close(model.reflectance.mean.flatten(), 0.25 * resample.sum(1))
@@ -177,7 +176,7 @@ def strange(**changes) -> nn.Module:
         (strange, pl.Deflect(), r"does more than change blocks; choose one of NormTuning\(\), .*LoRA\(\)"),
         (strange, pl.VPT(), "choose one of"),
         (strange, pl.LoRA, "choose one of"),
-        (strange, pl.LoRA(new_bands="mean"), "reads its bands already"),
+        (strange, pl.EMB(), "choose one of"),
         (lambda: adapt_blocks(strange(), pl.LoRA()), pl.SLR(), "already adapted"),
         (lambda: nn.Sequential(nn.MultiheadAttention(8, 2)), pl.LoRA(), "its attention is torch.*MultiheadAttention"),
         (lambda: strange(blocks=nn.ModuleList([nn.Linear(2, 2)])), pl.LoRA(), "block 0 of Prithvi is .*Linear"),
@@ -208,33 +207,32 @@ def test_without_terratorch_the_way_to_it_is_named():
 # torchgeo's trainers build their model in ``configure_models``, and that is where another one goes.
 
 
-def torchgeo_tasks() -> dict[str, type]:
+def torchgeo_task(truth: str):
     pytest.importorskip("torchgeo")
     from torchgeo.trainers import ClassificationTask, SemanticSegmentationTask
 
-    class DeflectSegmentation(SemanticSegmentationTask):
-        def configure_models(self):
-            self.model = Segmentation(adapted(pl.Deflect()), self.hparams["num_classes"])
+    from peftlib.training.tasks import Classification, Segmentation
 
-    class DeflectClassification(ClassificationTask):
-        def configure_models(self):
-            self.model = Classification(adapted(pl.Deflect()), self.hparams["num_classes"])
+    base, own = {"mask": (SemanticSegmentationTask, Segmentation), "label": (ClassificationTask, Classification)}[truth]
 
-    return {"mask": DeflectSegmentation, "label": DeflectClassification}
+    class Adapted(base):
+        def configure_models(self):
+            self.model = own(adapted(pl.Deflect()), self.hparams["num_classes"])
+
+    return Adapted(task="multiclass", num_classes=3, lr=1e-2)
 
 
 @pytest.mark.parametrize("truth", ["mask", "label"])
 def test_torchgeos_trainers_train_the_adapter_alone(truth):
-    task = torchgeo_tasks()[truth](task="multiclass", num_classes=3, lr=1e-2)
-    shape = (32, 32) if truth == "mask" else ()
+    from peftlib.training.tasks import quiet_trainer
+
+    task, shape = torchgeo_task(truth), (32, 32) if truth == "mask" else ()
     batches = [{"image": images(seed=s)[0], truth: torch.randint(3, shape)} for s in range(4)]
     loader = DataLoader(batches, 2)
     before = snapshot(task)
     lightning.seed_everything(0, verbose=False)
-    task.train()
-    quiet_trainer(max_steps=4, accelerator="cpu").fit(
-        task, loader, loader
-    )  # validation: its scheduler reads the loss there
+    # with validation, whose loss its scheduler reads
+    quiet_trainer(max_steps=4, accelerator="cpu").fit(task.train(), loader, loader)
     assert_only_tuned_moved(task, before)
     frozen = [name for name, (tuned, _) in before.items() if not tuned]
     assert len(frozen) > 20 and all(name.startswith("model.model.vit.") for name in frozen)

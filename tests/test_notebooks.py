@@ -1,4 +1,4 @@
-"""The notebooks as files, and one of them through the runner from another folder."""
+"""Notebooks: as files, and the runner: parameters are checked before anything runs, and a failure damages nothing."""
 
 import ast
 import json
@@ -7,71 +7,248 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pandas as pd
+import nbformat
 import pytest
 
-from peftlib.experiments.results import read_table
-from peftlib.studies.notebooks import declared_parameters
+from peftlib.__main__ import main, studies
+from peftlib.studies.notebooks import check_reference, convert, declared_parameters, find_notebook, read_parameters
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb"))
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+PARAMETERS = """\
+profile: str = "quick"  # quick, real or paper
+steps: int = 3
+rate: float = 1e-3
+fail: bool = False
+name: str = "07_first"
+layers: list[int] = [0, 1]
+"""
+# Writes a figure where the runner looks for it, then fails if it is told to.
+BODY = """\
+import os, pathlib
+folder = pathlib.Path(os.environ["PEFTLIB_FIGURES"]) / profile
+folder.mkdir(parents=True, exist_ok=True)
+(folder / f"{name}.png").write_bytes(b"png")
+print("steps", steps, "in", pathlib.Path.cwd().name)
+"""
+FAILURE = 'if fail:\n    raise RuntimeError("no such\\nluck")'
+
+
+def write_notebook(path, parameters=PARAMETERS, cells=(BODY, FAILURE), kernel="python3"):
+    document = nbformat.v4.new_notebook()
+    document.metadata["kernelspec"] = {"name": kernel, "display_name": "Python 3", "language": "python"}
+    first = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"] if parameters else []})
+    document.cells = [first, *(nbformat.v4.new_code_cell(cell) for cell in cells)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(document, path)
+    return path
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    return write_notebook(tmp_path / "books" / "07_first.ipynb")
+
+
+@pytest.fixture
+def outputs(tmp_path, monkeypatch):
+    """Runs and figures go to a folder of the test's own."""
+    monkeypatch.setenv("PEFTLIB_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("PEFTLIB_FIGURES", str(tmp_path / "figures"))
+    return tmp_path
+
+
+# --- those of the repository ---
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_committed_whole_or_stripped_whole(path):
-    cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
-    counts = [c["execution_count"] for c in cells]
-    assert counts in (list(range(1, len(cells) + 1)), [None] * len(cells))
-    assert not any(o["output_type"] == "error" or o.get("name") == "stderr" for c in cells for o in c["outputs"])
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_logic_lives_in_the_module(path):
-    """No class and no function over ten lines; parameters typed, with help; a title."""
+def test_committed_whole_and_logic_lives_in_the_module(path):
+    """Executed in order or stripped; no class, no function over ten lines; parameters typed, with help; a title."""
     cells = json.loads(path.read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    counts = [cell["execution_count"] for cell in code]
+    assert counts in (list(range(1, len(code) + 1)), [None] * len(code))
+    assert not any(o["output_type"] == "error" or o.get("name") == "stderr" for c in code for o in c["outputs"])
     assert "".join(cells[0]["source"]).startswith("# ")
     assert "profile" in declared_parameters(path)
-    for cell in cells:
+    for cell in code:
         source = "".join(cell["source"])
-        if cell["cell_type"] != "code":
-            continue
-        if "parameters" in cell["metadata"].get("tags", []):
+        if "parameters" in cell["metadata"].get("tags", []):  # papermill misses a line with a second "="
             assert all(line.count("=") == 1 and "  # " in line for line in source.splitlines())
         for node in ast.walk(ast.parse(source)):
             assert not isinstance(node, ast.ClassDef)
-            if isinstance(node, ast.FunctionDef):
-                assert node.end_lineno - node.lineno < 10, node.name
-
-
-def run_elsewhere(folder: Path, *arguments: str) -> str:
-    """``peftlib run`` from a folder that is not the repository, all that it makes in that folder; its last line."""
-    folders = {"PEFTLIB_RUNS": str(folder / "runs"), "PEFTLIB_FIGURES": str(folder / "figures")}
-    command = [sys.executable, "-m", "peftlib", "run", *arguments]
-    done = subprocess.run(command, cwd=folder, env=os.environ | folders, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()[-1]
+            assert not isinstance(node, ast.FunctionDef) or node.end_lineno - node.lineno < 10, node.name
 
 
 @pytest.mark.weights
-def test_a_notebook_runs_from_another_folder(tmp_path):
-    said = run_elsewhere(tmp_path, "01_embedding_decomposition", "--set", "steps=2")
-    assert said.startswith("done: 1 notebooks (1 executed), 8 figure files")
+def test_a_notebook_runs_short_and_from_another_folder(tmp_path):
+    folders = {"PEFTLIB_RUNS": str(tmp_path / "runs"), "PEFTLIB_FIGURES": str(tmp_path / "figures")}
+    folders["PYTHONPATH"] = str(ROOT)  # this checkout's package, whichever is installed
+    command = [sys.executable, "-m", "peftlib", "run", "01_embedding_decomposition", "--set", "steps=2"]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | folders, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("done: 1 notebooks (1 executed)")
     text = (tmp_path / "runs" / "quick" / "01_embedding_decomposition.ipynb").read_text()
     assert "not compared: data/reference/01_embedding_decomposition.csv" in text
+    assert list((tmp_path / "figures" / "quick").glob("01_*.png"))
 
 
-@pytest.mark.weights
-def test_experiments_run_headless_and_the_figures_are_drawn_from_them(tmp_path):
-    few = ("methods=['frozen', 'lora', 'deflect']", "extras=['ablation']", "epochs=1", "executor=in-process")
-    run_elsewhere(tmp_path, "04_full_experiments", *(word for text in few for word in ("--set", text)))
-    rows = read_table(tmp_path / "runs" / "quick" / "rows.csv")
-    assert (rows["status"] == "done").all() and set(rows["epochs"]) == {1} and set(rows["stage"]) == {"final"}
-    assert rows.groupby("method")["key"].nunique().to_dict() == {"frozen": 1, "lora": 1, "deflect": 3}
-    assert rows.groupby("key")["split"].agg(set).map({"val", "test"}.__eq__).all()
-    chosen = read_table("quick").query("stage == 'final'")[["method", "options", "lr"]].drop_duplicates()
-    assert len(rows[["method", "options", "lr"]].drop_duplicates().merge(chosen)) == 5
-    run_elsewhere(tmp_path, "05_figures", "--set", "rows=made")
-    assert {"04_performance.png", "05_choice.png", "05_ablation.pdf", "05_table.tex", "05_table.csv"} <= {
-        path.name for path in (tmp_path / "figures" / "quick").iterdir()
-    }
-    table = pd.read_csv(tmp_path / "figures" / "quick" / "05_table.csv")
-    assert set(table["method"]) == {"frozen", "lora", "deflect"} and table["std"].isna().all()
+# --- parameters ---
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        ("float", "1e-4", 1e-4),
+        ("float", "3", 3.0),
+        ("int", "-1", -1),
+        ("bool", "true", True),
+        ("bool", "False", False),
+        ("str", "3", "3"),
+        ("str", "a=b", "a=b"),
+        ("list[int]", "[2, 3]", [2, 3]),
+        ("dict", "{'a': 1}", {"a": 1}),
+    ],
+)
+def test_values_take_their_declared_type(kind, text, value):
+    got = convert("it", kind, text)
+    assert got == value and type(got) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        *[("int", text) for text in ("3.5", "three", "True", "", "__import__('os')")],
+        *[("float", text) for text in ("fast", "True")],
+        *[("bool", text) for text in ("1", "yes")],
+        *[("list[int]", text) for text in ("3", "(1, 2)", "['a']", "[2.5]", "[True]")],
+        *[(kind, "3") for kind in ("Path", "None", "list[Path]", "int[int]")],
+    ],
+)
+def test_values_of_another_type_are_refused(kind, text):
+    with pytest.raises(ValueError, match="parameter it") as error:
+        convert("it", kind, text)
+    assert kind in str(error.value)
+
+
+def test_settings_are_read_against_what_the_notebook_declares(notebook, tmp_path):
+    assert read_parameters(notebook, "real", {"steps": "4"}) == {"profile": "real", "steps": 4}
+    with pytest.raises(ValueError, match=r"07_first.ipynb has no parameter stepz; it has .*steps: int, rate: float"):
+        read_parameters(notebook, "quick", {"stepz": "3"})
+    with pytest.raises(ValueError, match=r"unknown profile 'fast'.*quick, real, paper"):
+        read_parameters(notebook, "fast", {})
+    plain = write_notebook(tmp_path / "plain.ipynb", "steps: int = 3")
+    assert read_parameters(plain, "quick", {}) == {}  # a notebook without profile is not given one
+
+
+@pytest.mark.parametrize(
+    ("parameters", "says"),
+    [
+        ("", "no cell tagged 'parameters'"),
+        ("steps = 3", "type 'None' of parameter steps"),
+        ("steps: Path = 3", "type 'Path' of parameter steps"),
+        ("steps: int = 3\nrate: float = 1 / 3", "rate='1 / 3' is not of type float"),
+        ("steps: int = 3.5", "steps='3.5'"),
+    ],
+)
+def test_parameter_cells_of_another_form_are_refused(parameters, says, tmp_path):
+    with pytest.raises(ValueError, match=says):
+        declared_parameters(write_notebook(tmp_path / "odd.ipynb", parameters))
+
+
+# --- the command line ---
+
+
+def test_a_missing_notebook_lists_what_there_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("peftlib.studies.notebooks.root", lambda: tmp_path)
+    path = write_notebook(tmp_path / "notebooks" / "07_seventh.ipynb")
+    with pytest.raises(FileNotFoundError, match=r"08_eighth.*07_seventh"):
+        find_notebook("08_eighth")
+    monkeypatch.chdir("/")
+    assert {find_notebook(name) for name in ("07_seventh", "07_seventh.ipynb", path)} == {path}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--set", "stepz=3"], "stepz"),
+        (["--set", "steps=3.5"], "steps='3.5'"),
+        (["--set", "steps"], "--set name=value"),
+        (["--set", "=3"], "--set name=value"),
+        (["--profile", "fast"], "unknown profile 'fast'"),
+        (["nowhere.ipynb"], "nowhere.ipynb"),
+    ],
+)
+def test_wrong_commands_run_nothing(arguments, says, notebook, outputs, capsys):
+    assert main(["run", str(notebook), *arguments]) == 1
+    assert says in capsys.readouterr().err
+    assert not (outputs / "runs").exists() and not (outputs / "figures").exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"cells": 3}'])
+def test_a_damaged_notebook_is_named(text, outputs, capsys):
+    (outputs / "damaged.ipynb").write_text(text)
+    assert main(["run", str(outputs / "damaged.ipynb")]) == 1
+    assert "damaged.ipynb" in capsys.readouterr().err
+
+
+def test_run_skip_fail_and_run_again(notebook, outputs, monkeypatch, capsys):
+    elsewhere = outputs / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setenv("PEFTLIB_FIGURES", "../figures")  # relative to the caller's folder, not to the notebook's
+    command = ["run", "../books/07_first.ipynb", "--if-changed"]
+    copy, figure = outputs / "runs" / "quick" / "07_first.ipynb", outputs / "figures" / "quick" / "07_first.png"
+
+    assert main([*command, "--set", "steps=5"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("07_first ") and out[-1].startswith("done: 1 notebooks (1 executed)")
+    assert figure.is_file() and not list(elsewhere.iterdir())
+    printed = [o["text"] for c in nbformat.read(copy, 4).cells for o in c.get("outputs", [])]
+    assert printed == ["steps 5 in books\n"]  # the parameter arrived, and it ran beside the notebook
+    assert all(not cell.get("outputs") for cell in nbformat.read(notebook, 4).cells)  # the source is as it was
+
+    good = copy.read_bytes()
+    assert main([*command, "--set", "steps=5"]) == 0  # nothing changed: skipped
+    assert "up to date" in capsys.readouterr().out and copy.read_bytes() == good
+
+    assert main([*command, "--set", "fail=true"]) == 1  # another parameter: runs, and fails
+    captured = capsys.readouterr()
+    error = captured.err.splitlines()[-1]  # before it, progress
+    assert "done" not in captured.out
+    assert error.startswith("error: 07_first.ipynb, cell [4]: RuntimeError: no such luck")
+    assert copy.read_bytes() == good
+    assert sorted(p.name for p in copy.parent.iterdir()) == ["07_first.failed.ipynb", "07_first.ipynb"]
+
+    figure.unlink()
+    assert main([*command, "--set", "steps=5"]) == 0  # its figure is gone: runs again
+    assert figure.is_file() and [p.name for p in copy.parent.iterdir()] == ["07_first.ipynb"]
+
+
+def test_a_notebook_for_a_kernel_that_is_not_here_is_named(outputs, capsys):
+    path = write_notebook(outputs / "first.ipynb", kernel="no-such-kernel")
+    assert main(["run", str(path)]) == 1
+    error = capsys.readouterr().err
+    assert "first.ipynb" in error and "no-such-kernel" in error
+    assert not list((outputs / "runs").rglob("first.ipynb"))
+
+
+def test_studies_are_found_by_name(capsys):
+    assert {"decoders", "regions", "sensors"} <= set(studies()) and "notebooks" not in studies()
+    with pytest.raises(SystemExit):
+        main(["study", "weather"])
+    assert "invalid choice: 'weather'" in capsys.readouterr().err
+
+
+# --- committed numbers ---
+
+
+def test_numbers_are_compared_within_a_tolerance(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("peftlib.studies.notebooks.root", lambda: tmp_path)
+    check_reference("n", {"a": 1.0, "b": 2.0}, "quick", 0.1, update=True, settings={"seed": 0})
+    assert len(check_reference("n", {"a": 1.05, "b": 2.0}, "quick", 0.1, settings={"seed": 0})) == 2
+    for values in ({"a": 1.2, "b": 2.0}, {"a": float("nan"), "b": 2.0}, {"a": 1.0}, {"a": 1.0, "b": 2.0, "c": 0.0}):
+        with pytest.raises(AssertionError, match=r"1 of \d numbers differ by more than 0.1"):
+            check_reference("n", values, "quick", 0.1, settings={"seed": 0})
+    for profile, seed in (("real", 0), ("quick", 1)):  # numbers of other parameters
+        assert check_reference("n", {"a": 9.0}, profile, 0.1, settings={"seed": seed}).empty
+    assert capsys.readouterr().out.count("not compared") == 2

@@ -1,6 +1,5 @@
-"""The promises of the repository itself: pins agree, imports are light, floors are kept."""
+"""The promises of the repository itself: pins agree, imports are light, floors and sizes are kept, texts are true."""
 
-import ast
 import re
 import subprocess
 import sys
@@ -13,32 +12,10 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from size import floors, sizes
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-# Floors, from the ground: a module imports only from floors below its own.
-FLOORS = (
-    {"paths"},
-    {"bands", "attention", "decoders", "weights", "metrics", "batches", "metadata"},
-    {"reflectance", "indices", "wavelengths", "series", "checkpoints", "results"},
-    {"backbones", "embedding", "datasets", "plots"},
-    {"methods"},
-    {"adapt"},
-    {"adapters", "transfer"},
-    {"costs", "learning"},
-    {"tasks", "analysis", "probes", "features"},
-    {"training", "predict", "integrations"},
-    {"runs", "metamer_test", "calendar_test", "forgetting"},
-    {"trial"},
-    {"experiments", "bench"},
-    {"study", "executors", "planning"},
-    {"scoring", "sensor_study", "series_study", "regions_study"},
-    {"tables", "decoder_study"},
-    {"figure_parts"},
-    {"result_plots", "cost_plots", "decoder_plots", "beyond_plots", "series_plots", "region_plots"},
-    {"runner", "doctor"},
-    {"__main__", "__init__"},
-)
 
 
 def pins() -> dict[str, tuple[Requirement, int]]:
@@ -140,32 +117,31 @@ def test_import_is_light():
     assert done.stdout.strip() == "[]"
 
 
-def imported(path: Path) -> set[str]:
-    """Modules of peftlib that a file imports, by their first name."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "peftlib":
-            parts = node.module.split(".")
-            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
-    return found
-
-
-def test_modules_import_from_lower_floors_only():
-    floor = {name: level for level, names in enumerate(FLOORS) for name in names}
+def test_the_tree_of_contributing_is_the_folder():
     package = ROOT / "peftlib"
-    for path in package.rglob("*.py"):
-        relative = path.relative_to(package)
-        name = relative.parts[0].removesuffix(".py")
-        assert name in floor, f"{relative} has no floor"
-        for other in imported(path) - {name}:
-            assert floor[other] < floor[name], f"{relative} imports {other}, which is not below it"
+    there = {path.stem for path in package.glob("*.py")} | {path.parent.name for path in package.glob("*/__init__.py")}
+    assert set(floors()) == there
+    tree = (ROOT / "CONTRIBUTING.md").read_text().split("```")[1]
+    for line in re.findall(r"^\d  (\w+)/ (.*)", tree, re.MULTILINE):
+        inner = {path.parent.name for path in (package / line[0]).glob("*/__init__.py")}
+        assert set(re.findall(r"(\w+)/", line[1])) == inner, line
 
 
-def test_the_package_reads_nothing_of_notebooks_or_tests():
-    for path in (ROOT / "peftlib").rglob("*.py"):
-        modules = {
-            (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name) or ""
-            for node in ast.walk(ast.parse(path.read_text()))
-            if isinstance(node, ast.ImportFrom | ast.Import)
-        }
-        assert not {m.split(".")[0] for m in modules} & {"tests", "notebooks", "helpers", "conftest"}, path
+@pytest.mark.parametrize("what", sizes())
+def test_the_house_keeps_its_size_and_its_floors(what):
+    there, most = sizes()[what]
+    assert there <= most, "make size says more"
+
+
+def test_named_files_and_commands_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
+    assert targets >= set(re.search(r"\.PHONY: (.*)", makefile)[1].split())
+    for name in ("README.md", "CONTRIBUTING.md", "RELIABILITY.md", "data/README.md"):
+        text = (ROOT / name).read_text()
+        for link in re.findall(r"\]\(([^)h#][^)]*)\)", text):
+            assert ((ROOT / name).parent / link).exists(), f"{name}: {link}"
+        for command in re.findall(r"`make ([\w-]+)", text) + re.findall(r"^make ([\w-]+)", text, re.MULTILINE):
+            assert command in targets, f"{name}: make {command}"
+    promised = re.findall(r"`(tests/[\w./]+)`", (ROOT / "RELIABILITY.md").read_text())
+    assert len(promised) > 10 and all((ROOT / path).exists() for path in promised)

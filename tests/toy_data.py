@@ -6,7 +6,7 @@ from torch.utils.data import Dataset
 
 import peftlib as pl
 from peftlib.data.datamodule import EarthData
-from peftlib.training.learning import Task
+from peftlib.training.base import Task
 from peftlib.training.tasks import Classification, Segmentation
 
 

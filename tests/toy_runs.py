@@ -7,14 +7,15 @@ import pandas as pd
 from archives import write_text, write_tif
 
 import peftlib as pl
-from peftlib.experiments import config as runs
-from peftlib.experiments.config import Run
+from peftlib.data import subsets
+from peftlib.experiments import config
+from peftlib.experiments.config import Experiment
 from peftlib.experiments.grid import execute
-from peftlib.experiments.run import Place
+from peftlib.experiments.run import Resources
 
 CLASSES = ("Forest", "River", "SeaLake")
 IMAGES = Path("ds/images/remote_sensing/otherDatasets/sentinel_2/tif")
-HERE = Place(accelerator="cpu", threads=1)
+HERE = Resources(accelerator="cpu", threads=1)
 MEASURED = ["step_ms", "peak_mb", "wall_s", "device", "versions", "commit"]  # what may differ between equal runs
 
 
@@ -39,28 +40,26 @@ def image_path(root: Path, name: str) -> Path:
     return root / "eurosat" / IMAGES / name.split("_")[0] / f"{name}.tif"
 
 
-def toy(**fields) -> Run:
-    """A run of two epochs."""
-    plain = dict(dataset="eurosat", method=pl.LoRA(rank=2, new_bands="mean"), backbone="test_vit", weights="random")
-    return Run(**(plain | dict(image_size=32, batch_size=4, epochs=2) | fields))
+def toy(**fields) -> Experiment:
+    """An experiment of four steps."""
+    plain = dict(dataset="eurosat", method=pl.LoRA(rank=2), backbone="test_vit", weights="random")
+    return Experiment(**(plain | dict(image_size=32, batch_size=4, steps=4) | fields))
 
 
-def do(runs, folder: Path, **options) -> pd.DataFrame:
-    """The rows of runs, in this process and on one thread unless said otherwise."""
-    return execute(runs, folder=folder, **(dict(place=HERE, progress=False) | options))
+def do(experiments, folder: Path, **options) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables of experiments, in this process and on one thread unless said otherwise."""
+    return execute(experiments, folder=folder, **(dict(resources=HERE, progress=False) | options))
 
 
 def forget() -> None:
     """Drop what this process remembers of data sets and weights, as a new process would."""
-    for remembered in (runs._files, runs._opened, runs._file_hash):
+    for remembered in (config._files, config._opened, subsets._hash_of_file):
         remembered.cache_clear()
 
 
-def values(table: pd.DataFrame) -> pd.DataFrame:
-    """What equal runs must agree on, in one order."""
-    return table.drop(columns=MEASURED).sort_values(["key", "split", "metric"]).reset_index(drop=True)
-
-
-def assert_same(one: pd.DataFrame, other: pd.DataFrame) -> None:
-    """Both tables hold the same runs with the same numbers, to the bit."""
-    pd.testing.assert_frame_equal(values(one), values(other), check_exact=True, check_dtype=False)
+def assert_same(one: tuple, other: tuple) -> None:
+    """Both hold the same runs with the same numbers, to the bit."""
+    for left, right, order in zip(one, other, (["key", "role"], ["key", "split", "metric"]), strict=True):
+        left, right = (t.drop(columns=[c for c in MEASURED if c in t]).sort_values(order) for t in (left, right))
+        left, right = (t.reset_index(drop=True) for t in (left, right))
+        pd.testing.assert_frame_equal(left, right, check_exact=True, check_dtype=False)

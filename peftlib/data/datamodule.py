@@ -1,12 +1,11 @@
-"""Three data sets as one Lightning data module."""
+"""Training, validation and test images as one Lightning data module."""
 
 from collections.abc import Iterator
 from copy import copy
-from typing import Any
 
 import lightning
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from peftlib.data.dataset import collate
 from peftlib.data.subsets import data_fingerprint
@@ -23,13 +22,12 @@ class EarthData(lightning.LightningDataModule):
     each just once, so that metrics are those of one process.
 
     Args:
-        train, val, test: data sets of sample dicts (see ``EarthDataset``); test may be None.
+        train, val, test, unseen: data sets of sample dicts (see ``EarthDataset``). test may be None; so may unseen, one
+            more to test on, of regions that the others lack.
         batch_size: images a batch, in each process.
         workers: processes that read ahead, and live as long as the loader; 0 reads in the main one. A data set that
-            draws at random should draw from the number of the image: a worker's own draws differ in a run that goes on.
+            draws at random should draw from the number of the image: workers of a resumed run draw otherwise.
         seed: of the order of training images.
-        prefetch: batches that each worker reads ahead.
-        unseen: one more data set to test on, of regions that the others lack, or None.
 
     Raises:
         ValueError: an empty data set, sets with different bands, or impossible numbers.
@@ -43,28 +41,27 @@ class EarthData(lightning.LightningDataModule):
         batch_size: int = 32,
         workers: int = 0,
         seed: int = 0,
-        prefetch: int = 2,
         unseen: Dataset | None = None,
     ):
         super().__init__()
         self.train, self.val, self.test, self.unseen = train, val, test, unseen
-        self.batch_size, self.workers, self.seed, self.prefetch = batch_size, workers, seed, prefetch
-        for name, least in (("batch_size", 1), ("workers", 0), ("seed", 0), ("prefetch", 1)):
+        self.batch_size, self.workers, self.seed = batch_size, workers, seed
+        for name, least in (("batch_size", 1), ("workers", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"EarthData({name}={getattr(self, name)!r}); it must be at least {least}")
-        named = {"train": train, "val": val, "test": test, "unseen": unseen}
-        sets = {name: data for name, data in named.items() if data is not None}
-        empty = [name for name, data in sets.items() if len(data) == 0]
-        if empty:
+        if empty := [name for name, data in self._parts().items() if len(data) == 0]:
             raise ValueError(f"no images in {empty}")
-        bands = {name: tuple(data.bands) for name, data in sets.items() if hasattr(data, "bands")}
+        bands = {name: tuple(data.bands) for name, data in self._parts().items() if hasattr(data, "bands")}
         if len(set(bands.values())) > 1:
             raise ValueError(f"data sets with different bands: {bands}")
 
+    def _parts(self) -> dict[str, Dataset]:
+        parts = {"train": self.train, "val": self.val, "test": self.test, "unseen": self.unseen}
+        return {name: data for name, data in parts.items() if data is not None}
+
     def facts(self) -> dict:
         """What a run on these data depends on, in plain values."""
-        parts = {"train": self.train, "val": self.val, "test": self.test, "unseen": self.unseen}
-        held = {name: data_fingerprint(part) for name, part in parts.items() if part is not None}
+        held = {name: data_fingerprint(data) for name, data in self._parts().items()}
         return {"batch_size": self.batch_size, "data_seed": self.seed, "images": len(self.train), "data": held}
 
     def train_dataloader(self) -> DataLoader:
@@ -72,14 +69,14 @@ class EarthData(lightning.LightningDataModule):
         return self._loader(self.train, DistributedSampler(self.train, world, rank, shuffle=True, seed=self.seed))
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(self.val, self._share(self.val))
+        return self._in_order(self.val)
 
     def test_dataloader(self) -> DataLoader:
         if self.test is None:
             raise ValueError("these data have no test part")
-        return self._loader(self.test, self._share(self.test))
+        return self._in_order(self.test)
 
-    def elsewhere(self) -> "EarthData":
+    def unseen_split(self) -> "EarthData":
         """The same data with the unseen part to test on."""
         if self.unseen is None:
             raise ValueError("these data have no unseen part")
@@ -87,40 +84,32 @@ class EarthData(lightning.LightningDataModule):
         there.test, there.unseen = self.unseen, None
         return there
 
-    def _share(self, data: Dataset) -> range:
-        rank, world = self._rank()
-        return range(rank, len(data), world)
-
     def _rank(self) -> tuple[int, int]:
         """This process's number, and how many there are."""
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
+    def _in_order(self, data: Dataset) -> DataLoader:
+        rank, world = self._rank()
+        return self._loader(data, range(rank, len(data), world))
+
     def _loader(self, data: Dataset, sampler) -> DataLoader:
-        parallel: dict[str, Any] = (
-            {"prefetch_factor": self.prefetch, "persistent_workers": True} if self.workers else {}
-        )
         return EpochLoader(
             data,
             self.batch_size,
             sampler=sampler,
             num_workers=self.workers,
-            collate_fn=gather,
+            collate_fn=collate,
             generator=torch.Generator().manual_seed(self.seed),  # of its own: draws of the training stay the same
             pin_memory=torch.cuda.is_available(),
-            **parallel,
+            persistent_workers=self.workers > 0,
         )
 
 
 class EpochLoader(DataLoader):
     """A DataLoader that starts an epoch, its order and its workers, when the first batch is asked for.
 
-    Lightning makes the iterator of a run that goes on before it has said which epoch that is.
+    Lightning makes the iterator of a resumed run before it has said which epoch that is.
     """
 
     def __iter__(self) -> Iterator[dict]:  # type: ignore[override]  # torch names a class of its own
         yield from super().__iter__()
-
-
-def gather(samples: list[dict]) -> dict:
-    """A batch of samples; those that carry no facts, only tensors, are stacked."""
-    return collate(samples) if {"bands", "sensor", "meta"} <= samples[0].keys() else default_collate(samples)

@@ -1,7 +1,7 @@
-"""One sample form for every data set, and the checks that no reader skips."""
+"""One sample form for every data set, the checks that no reader skips, and the reading of GeoTIFFs."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,20 +15,18 @@ from peftlib.sensors.reflectance import check_reflectance
 
 TASKS = ("classification", "multilabel", "segmentation")
 NODATA = ("error", "nan")
-MOST_VALUES = 2**30  # of an image that is read whole
+MAX_VALUES = 2**30  # of an image that is read whole
+DATASETS: dict[str, type["EarthDataset"]] = {}  # every subclass that has a ``name``
 
 
 class EarthDataset(Dataset):
     """Images of the Earth with labels. A data set gives its facts, finds its files and reads one; the rest is here.
 
-    A sample is a dict:
-
-    * ``image`` (C, H, W) float32 reflectance, channels in the order of ``bands`` (thermal bands in kelvin);
-    * ``label``, a class number, or for ``multilabel`` (classes,) float of 0 and 1; or ``mask`` (H, W) class numbers,
-      with ``ignore_index`` where nothing is known;
-    * ``bands``, ``sensor``: as ``pl.adapt`` takes them;
-    * ``meta``: ``gsd`` in metres, ``source`` (the file), and, where known, ``location`` (latitude, longitude) and
-      ``date`` (YYYY-MM-DD).
+    A sample is a dict: ``image`` (C, H, W) float32 reflectance, channels in the order of ``bands`` (thermal ones in
+    kelvin); ``label``, a class number, or for ``multilabel`` (classes,) float of 0 and 1, or ``mask`` (H, W) class
+    numbers, with ``ignore_index`` where nothing is known; ``bands`` and ``sensor``, as ``pl.adapt`` takes them; and
+    ``meta``: ``gsd`` in metres, ``source`` (the file), and, where known, ``location`` (latitude, longitude) and
+    ``date`` (YYYY-MM-DD).
 
     Args:
         split: one of ``splits``.
@@ -44,22 +42,30 @@ class EarthDataset(Dataset):
         FileNotFoundError: a missing file: which, where it should lie, where it comes from.
     """
 
-    name: ClassVar[str]
+    name: str  # a class that has one is entered in DATASETS
     folder: ClassVar[str]  # under PEFTLIB_DATA
     other_folders: ClassVar[tuple[str, ...]] = ()  # names that it may have instead
     task: str
     classes: tuple[str, ...]
     sensor: str
     all_bands: tuple[str, ...]  # in the order of the files
+    wavelengths: Mapping[str, float]  # band -> nm, for sensor "custom"
     gsd: float  # metres
-    splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
+    splits: tuple[str, ...] = ("train", "val", "test")
     ignore_index: ClassVar[int] = -1
     nodata: str = "error"
     source: ClassVar[str]  # where people get it
     licence: ClassVar[str]
+    primary_metric: ClassVar[str | None] = None  # what it is judged by; None: the task's own
+    fold_by: ClassVar[str | None] = None  # entry of ``meta``: images that share it are in one fold
     split: str
     bands: tuple[str, ...] | Mapping[str, float]  # as ``pl.adapt`` takes them
     items: Sequence
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        if "name" in vars(cls):
+            DATASETS[cls.name] = cls
 
     def __init__(
         self,
@@ -74,14 +80,13 @@ class EarthDataset(Dataset):
         self.split = split
         folders = [data_dir() / folder for folder in (self.folder, *self.other_folders)]
         there = next((folder for folder in folders if folder.is_dir()), folders[0])
-        self.root = Path(root) if root is not None else there
-        self.bands = tuple(self.all_bands if bands is None else bands)
-        missing = [band for band in self.bands if band not in self.all_bands]
-        if missing:
-            raise ValueError(f"{self.name} has no bands {missing}; it has {self.all_bands}")
+        self.root = there if root is None else Path(root)
+        names = tuple(self.all_bands if bands is None else bands)
+        if unknown := [band for band in names if band not in self.all_bands]:
+            raise ValueError(f"{self.name} has no bands {unknown}; it has {self.all_bands}")
+        self.bands = {band: self.wavelengths[band] for band in names} if self.sensor == "custom" else names
         self.band_set = band_set(self.bands, self.sensor)  # refuses repeated bands, and those without red, green, blue
-        if nodata is not None:
-            self.nodata = nodata
+        self.nodata = self.nodata if nodata is None else nodata
         if self.nodata not in NODATA:
             raise ValueError(f"nodata={nodata!r}; choose from {NODATA}")
         if download:
@@ -90,17 +95,12 @@ class EarthDataset(Dataset):
         if not self.items:
             raise FileNotFoundError(self.missing(f"images of the split {split!r}"))
 
-    # --- what a data set writes ---
-
-    def find(self) -> list:
+    def find(self) -> Sequence:
         """What there is in the split, an item a sample, without opening images."""
         raise NotImplementedError
 
     def read(self, item) -> dict:
-        """One item: ``image`` (all bands, H, W) reflectance with NaN for no data, ``label`` or ``mask``, and ``meta``.
-
-        ``meta["source"]`` names the file.
-        """
+        """``image`` (all bands, H, W) reflectance, NaN for no data, ``label`` or ``mask``, ``meta`` with ``source``."""
         raise NotImplementedError
 
     def files(self, item) -> list[Path]:
@@ -114,7 +114,9 @@ class EarthDataset(Dataset):
             f"{self.name} cannot be fetched by a program; get it from {self.source} and put it into {self.root}"
         )
 
-    # --- what all share ---
+    def evaluations(self) -> dict[str, Callable[[Tensor, Tensor], dict[str, float]]]:
+        """Tests of its own: name -> function of a split's logits (n, classes, ...) and truth (n, ...), in its order."""
+        return {}
 
     def __len__(self) -> int:
         return len(self.items)
@@ -124,39 +126,35 @@ class EarthDataset(Dataset):
 
     def checked(self, sample: dict) -> dict:
         """What ``read`` gave, with the chosen bands, in the form that all data sets share."""
-        sample["meta"] = {"gsd": self.gsd} | sample["meta"]
-        where = sample["meta"]["source"]
-        image = sample["image"]
-        if image.ndim != 3 or image.shape[0] != len(self.all_bands):
-            raise ValueError(f"{where}: image of shape {tuple(image.shape)}, need ({len(self.all_bands)}, H, W)")
-        if self.band_set.names != self.all_bands:
-            image = image[[self.all_bands.index(band) for band in self.band_set.names]]
-        image = image.float()
+        meta, image = {"gsd": self.gsd} | sample["meta"], sample["image"]
         try:
-            passes = "error" if self.nodata == "error" else "zero"
-            check_reflectance(image[None], self.band_set, tuple(image.shape[1:]), passes)
-            self.check_truth(sample, tuple(image.shape[1:]))
+            if image.ndim != 3 or image.shape[0] != len(self.all_bands):
+                raise ValueError(f"image of shape {tuple(image.shape)}, need ({len(self.all_bands)}, H, W)")
+            if self.band_set.names != self.all_bands:
+                image = image[[self.all_bands.index(band) for band in self.band_set.names]]
+            image, size = image.float(), tuple(image.shape[1:])
+            check_reflectance(image[None], self.band_set, size, "error" if self.nodata == "error" else "zero")
+            self.check_truth(sample, size)
         except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
-        return sample | {"image": image, "bands": self.bands, "sensor": self.sensor}
+            raise ValueError(f"{meta['source']}: {error}") from None
+        return sample | {"image": image, "bands": self.bands, "sensor": self.sensor, "meta": meta}
 
     def check_truth(self, sample: Mapping, size: tuple[int, int]) -> None:
         """Raise ValueError for a label that is no class, or a mask of another size than the image."""
+        count = len(self.classes)
         if self.task == "segmentation":
             mask = sample["mask"]
             if tuple(mask.shape) != size:
                 raise ValueError(f"mask of {tuple(mask.shape)} pixels, image of {size}")
-            known = (mask >= 0) & (mask < len(self.classes)) | (mask == self.ignore_index)
+            known = (mask >= 0) & (mask < count) | (mask == self.ignore_index)
             if not known.all():
-                raise ValueError(
-                    f"mask holds {mask[~known].unique().tolist()}, classes are 0 to {len(self.classes) - 1}"
-                )
+                raise ValueError(f"mask holds {mask[~known].unique().tolist()}, classes are 0 to {count - 1}")
         elif self.task == "multilabel":
             label = sample["label"]
-            if tuple(label.shape) != (len(self.classes),) or not ((label == 0) | (label == 1)).all():
-                raise ValueError(f"label {label.tolist()}, need {len(self.classes)} values of 0 or 1")
-        elif not 0 <= int(sample["label"]) < len(self.classes):
-            raise ValueError(f"label {sample['label']}, classes are 0 to {len(self.classes) - 1}")
+            if tuple(label.shape) != (count,) or not ((label == 0) | (label == 1)).all():
+                raise ValueError(f"label {label.tolist()}, need {count} values of 0 or 1")
+        elif not 0 <= int(sample["label"]) < count:
+            raise ValueError(f"label {sample['label']}, classes are 0 to {count - 1}")
 
     def missing(self, what: str | Path) -> str:
         """The message for something that is not there."""
@@ -165,12 +163,19 @@ class EarthDataset(Dataset):
             f"to the folder that holds {self.folder}/"
         )
 
+    def read_list(self, name: str) -> list[str]:
+        """The lines of a split list under ``root``, without empty ones; FileNotFoundError where there is none."""
+        if not (path := self.root / name).is_file():
+            raise FileNotFoundError(self.missing(f"split list {name}"))
+        return [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+
 
 def collate(samples: Iterable[dict]) -> dict:
-    """Samples of one data set -> a batch: tensors stacked, ``bands`` and ``sensor`` once, ``meta`` a list."""
+    """Samples of one data set -> a batch: tensors stacked, ``bands`` and ``sensor`` once, ``meta`` a list, if there."""
     samples = list(samples)
     batch = default_collate([{k: v for k, v in s.items() if k in ("image", "label", "mask")} for s in samples])
-    return batch | {"bands": samples[0]["bands"], "sensor": samples[0]["sensor"], "meta": [s["meta"] for s in samples]}
+    batch |= {name: samples[0][name] for name in ("bands", "sensor") if name in samples[0]}
+    return batch | ({"meta": [s["meta"] for s in samples]} if "meta" in samples[0] else {})
 
 
 def read_tif(path: Path) -> tuple[Tensor, dict]:
@@ -181,7 +186,7 @@ def read_tif(path: Path) -> tuple[Tensor, dict]:
         ValueError: damaged, or no image; the message names the file.
     """
     import rasterio
-    from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
+    from rasterio.errors import NotGeoreferencedWarning, RasterioError
     from rasterio.warp import transform
 
     if not Path(path).is_file():
@@ -191,15 +196,40 @@ def read_tif(path: Path) -> tuple[Tensor, dict]:
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # many published chips have no place
             file = rasterio.open(path)
         with file:
-            if (count := file.count * file.height * file.width) > MOST_VALUES:
+            if (count := file.count * file.height * file.width) > MAX_VALUES:
                 # a header of a few bytes may promise what no memory holds
-                raise ValueError(f"{Path(path).name} has {count:,} values, at most {MOST_VALUES:,} are read; cut it up")
+                raise ValueError(f"{Path(path).name} has {count:,} values, at most {MAX_VALUES:,} are read; cut it up")
             values = torch.from_numpy(file.read())
-            meta = {}
-            if file.crs is not None and not file.transform.is_identity:
-                x, y = file.xy(file.height / 2, file.width / 2, offset="ul")  # the centre
-                (longitude,), (latitude,) = transform(file.crs, "EPSG:4326", [x], [y])
-                meta["location"] = (latitude, longitude)
-            return values, meta
-    except (RasterioError, RasterioIOError, TypeError, ValueError) as error:
+            if file.crs is None or file.transform.is_identity:
+                return values, {}
+            x, y = file.xy(file.height / 2, file.width / 2, offset="ul")  # the centre
+            (longitude,), (latitude,) = transform(file.crs, "EPSG:4326", [x], [y])
+            return values, {"location": (latitude, longitude)}
+    except (RasterioError, OSError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a readable GeoTIFF; truncated or damaged? ({error})") from error
+
+
+def read_mask(path: Path) -> Tensor:
+    """A raster of one band as (H, W) int64, numbers as stored; errors as of ``read_tif``, or for more bands."""
+    values, _ = read_tif(path)
+    if values.shape[0] != 1:
+        raise ValueError(f"{path}: a mask has one band, this has {values.shape[0]}")
+    return values[0].long()
+
+
+def read_bands(paths: Sequence[Path]) -> tuple[Tensor, dict]:
+    """GeoTIFFs of one band, of any resolution: (bands, H, W) as stored, on the finest grid by nearest neighbour.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``read_tif``, more than one band, or a grid that does not fit the finest.
+    """
+    read = {path: read_tif(path) for path in paths}
+    finest, meta = max(read.values(), key=lambda one: one[0].shape[-1])
+    size, layers = finest.shape[-2:], []
+    for path, (values, _) in read.items():
+        rows, columns = values.shape[-2:]
+        if values.shape[0] != 1 or size[0] % rows or size[0] // rows != size[1] / columns:
+            raise ValueError(f"{path}: {tuple(values.shape)} values, need one band whose grid fits into {tuple(size)}")
+        factor = size[0] // rows
+        layers.append(values[0].repeat_interleave(factor, 0).repeat_interleave(factor, 1).float())
+    return torch.stack(layers), meta

@@ -13,7 +13,7 @@ from peftlib.sensors.bands import band_set
 from peftlib.sensors.spectral_indices import index_function
 
 BANDS = ("B02", "B03", "B04", "B08")
-CLASSES = ("open, low chlorophyll", "open, high chlorophyll", "closed, low chlorophyll", "closed, high chlorophyll")
+SAVANNA_CLASSES = tuple(f"{canopy}, {level} chlorophyll" for canopy in ("open", "closed") for level in ("low", "high"))
 NDVI_CLOSED = 0.5
 
 
@@ -52,15 +52,13 @@ def savanna_classes(image: Tensor) -> Tensor:
 class ChipCrops(Dataset):
     """Random square crops, turned and flipped, from the left (train) or right (test) part of a labelled chip.
 
-    A gap of one patch between the two keeps neighbouring pixels apart. Item i depends on seed and i alone.
+    Columns ``gap`` wide between the two keep neighbouring pixels apart. Item i depends on seed and i alone.
 
     Args:
         image: (C, H, W) reflectance; mask: (H, W) class numbers.
         size: side of a crop in pixels.
         part: ``"train"`` or ``"test"``.
         length: number of crops.
-        seed: of the positions and turns.
-        gap: width in pixels left out between the halves.
     """
 
     def __init__(self, image: Tensor, mask: Tensor, size: int, part: str, length: int, seed: int = 0, gap: int = 14):
@@ -80,12 +78,10 @@ class ChipCrops(Dataset):
         if not 0 <= i < self.length:
             raise IndexError(i)
         draw = torch.Generator().manual_seed(self.seed * 1_000_003 + i)
-        H, W = self.mask.shape
-        top = int(torch.randint(H - self.size + 1, (), generator=draw))
-        left = int(torch.randint(W - self.size + 1, (), generator=draw))
-        window = (slice(top, top + self.size), slice(left, left + self.size))
+        top, left = (int(torch.randint(n - self.size + 1, (), generator=draw)) for n in self.mask.shape)
+        window = (..., slice(top, top + self.size), slice(left, left + self.size))
         turns, flip = int(torch.randint(4, (), generator=draw)), bool(torch.randint(2, (), generator=draw))
-        image, mask = (torch.rot90(t[(..., *window)], turns, (-2, -1)) for t in (self.image, self.mask))
+        image, mask = (torch.rot90(t[window], turns, (-2, -1)) for t in (self.image, self.mask))
         if flip:
             image, mask = image.flip(-1), mask.flip(-1)
         return {"image": image.contiguous(), "mask": mask.contiguous()}

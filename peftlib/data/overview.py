@@ -4,8 +4,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from peftlib.data import DATASETS
-from peftlib.data.dataset import EarthDataset
+from peftlib.data.dataset import DATASETS, EarthDataset
 from peftlib.sensors.spectral_indices import index_function
 
 if TYPE_CHECKING:
@@ -18,10 +17,10 @@ def overview() -> "pandas.DataFrame":
 
     rows = {}
     for name, cls in DATASETS.items():
-        found = {}
+        found = []
         for split in cls.splits:
             try:
-                found[split] = len(cls(split))
+                found.append(f"{split} {len(cls(split))}")
             except (FileNotFoundError, ValueError):
                 continue
         rows[name] = {
@@ -30,7 +29,7 @@ def overview() -> "pandas.DataFrame":
             "sensor": cls.sensor,
             "bands": len(cls.all_bands),
             "GSD, m": cls.gsd,
-            "here": ", ".join(f"{split} {count}" for split, count in found.items()) or "missing",
+            "here": ", ".join(found) or "missing",
             "folder": cls.folder,
             "source": cls.source,
         }

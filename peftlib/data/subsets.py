@@ -1,12 +1,13 @@
-"""Other views of a data set: some of its images, tiles of them, a copy in memory, folds. Samples keep their form."""
+"""Data sets seen through another: some images, tiles, a copy in memory, folds; and what their contents hash to."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils import data as torch_data
 from torch.utils.data import Dataset
 
 from peftlib.data.dataset import EarthDataset
@@ -15,124 +16,116 @@ from peftlib.data.dataset import EarthDataset
 class View(Dataset):
     """A data set seen through another; what it does not have itself (bands, classes, ...) it has from there."""
 
-    def __init__(self, data: Dataset):
-        self.data = data
+    dataset: Dataset
 
     def __getattr__(self, name: str):
-        if name.startswith("__") or name == "data":  # not there yet while a copy is being made
+        if name.startswith("__") or name in ("dataset", "datasets"):  # not there yet while a copy is being made
             raise AttributeError(name)
-        return getattr(self.data, name)
+        return getattr(self.dataset, name)
 
     def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> dict:
-        return self.data[index]
+        return len(self.dataset)
 
 
-class Part(View):
-    """Images of given numbers, in that order."""
-
-    def __init__(self, data: Dataset, numbers: Sequence[int]):
-        super().__init__(data)
-        self.numbers = [int(i) for i in numbers]
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, index: int) -> dict:
-        return self.data[self.numbers[index]]
+class Subset(torch_data.Subset, View):
+    """Images of given numbers, in that order; what else is asked of it, its data set answers."""
 
 
-class Joined(View):
-    """The images of two data sets of one kind, one after the other."""
+class Concat(torch_data.ConcatDataset, View):
+    """The images of data sets of one kind, one after the other; what else is asked of it, the first one answers."""
 
-    def __init__(self, first: Dataset, second: Dataset):
-        super().__init__(first)
-        self.second = second
-
-    def __len__(self) -> int:
-        return len(self.data) + len(self.second)
-
-    def __getitem__(self, index: int) -> dict:
-        return self.data[index] if index < len(self.data) else self.second[index - len(self.data)]
+    @property
+    def dataset(self) -> Dataset:
+        return self.datasets[0]
 
 
-class Held(View):
+class InMemory(View):
     """All images in memory, read once. Treat samples as read-only: they are shared."""
 
-    def __init__(self, data: Dataset):
-        super().__init__(data)
-        self.samples = list(data)
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+        self.samples = [dataset[i] for i in range(len(dataset))]
 
     def __getitem__(self, index: int) -> dict:
         return self.samples[index]
 
 
 class Tiles(View):
-    """Square tiles of images with masks; those without one known pixel are left out.
+    """Square tiles of ``side`` pixels of images with masks; those without one known pixel are left out.
 
-    Args:
-        data: a segmentation data set.
-        side: of a tile in pixels; what is left over at the lower and right border is not seen.
-        per_image: keep only so many tiles of an image, those with most known pixels (ties: the first); 0 keeps all.
-
-    Raises:
-        ValueError: images without masks, or smaller than a tile.
+    What is left over at the lower and right border is not seen. ``per_image`` keeps only so many tiles of an image,
+    those with most known pixels (ties: the first); 0 keeps all. ValueError: no masks, or images smaller than a tile.
     """
 
-    def __init__(self, data: Dataset, side: int, per_image: int = 0):
-        super().__init__(data)
-        self.side = side
-        self.places: list[tuple[int, int, int]] = []  # image, top, left
-        for number in range(len(data)):
-            sample = data[number]
+    def __init__(self, dataset: Dataset, side: int, per_image: int = 0):
+        self.dataset, self.side = dataset, side
+        self.corners: list[tuple[int, int, int]] = []  # image, top, left
+        for number in range(len(dataset)):
+            sample = dataset[number]
             if "mask" not in sample:
-                raise ValueError(f"tiles of {getattr(data, 'name', 'this data set')}: its images have no masks")
+                raise ValueError(f"tiles of {getattr(dataset, 'name', 'this data set')}: its images have no masks")
             height, width = sample["mask"].shape
             if side < 1 or height < side or width < side:
                 raise ValueError(f"tiles of {side} px of an image of {height} x {width}")
-            known = sample["mask"] != data.ignore_index
+            known = sample["mask"] != dataset.ignore_index
             corners = [(y, x) for y in range(0, height - side + 1, side) for x in range(0, width - side + 1, side)]
             counts = {(y, x): int(known[y : y + side, x : x + side].sum()) for y, x in corners}
             best = sorted((c for c in corners if counts[c]), key=counts.__getitem__, reverse=True)
-            self.places += [(number, y, x) for y, x in (sorted(best[:per_image]) if per_image else sorted(best))]
+            self.corners += [(number, y, x) for y, x in sorted(best[: per_image or None])]
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.corners)
 
     def __getitem__(self, index: int) -> dict:
-        number, y, x = self.places[index]
-        sample = self.data[number]
+        number, y, x = self.corners[index]
+        sample = self.dataset[number]
         window = (..., slice(y, y + self.side), slice(x, x + self.side))
         return sample | {"image": sample["image"][window], "mask": sample["mask"][window]}
 
 
-def folds(data: Dataset, number: int) -> list[list[int]]:
-    """Image numbers in parts of nearly the same size, drawn once and for all; of each label as many in each part.
+def folds(dataset: Dataset, number: int, seed: int = 0) -> list[list[int]]:
+    """Image numbers in parts of nearly the same size, drawn by a seed; of each label as many in each part.
+
+    Images of one place, say, stay together: those that share the entry ``dataset.fold_by`` of ``meta``, if it has one.
 
     Raises:
-        ValueError: fewer than two folds, or fewer images than folds.
+        ValueError: fewer than two folds, or fewer images (or places) than folds.
     """
-    if not 2 <= number <= len(data):
-        raise ValueError(f"{number} folds of {len(data)} images; choose 2 or more, and no more than images")
-    order = np.random.default_rng(0).permutation(len(data))
-    if getattr(data, "task", None) == "classification":
-        labels = np.array([int(data[i]["label"]) for i in range(len(data))])
+    if not 2 <= number <= len(dataset):
+        raise ValueError(f"{number} folds of {len(dataset)} images; choose 2 or more, and no more than images")
+    draw = np.random.default_rng(seed)
+    if entry := getattr(dataset, "fold_by", None):
+        return _grouped([dataset[i]["meta"][entry] for i in range(len(dataset))], entry, number, draw)
+    order = draw.permutation(len(dataset))
+    if getattr(dataset, "task", None) == "classification":
+        labels = np.array([int(dataset[i]["label"]) for i in range(len(dataset))])
         order = order[np.argsort(labels[order], kind="stable")]
     return [sorted(order[i::number].tolist()) for i in range(number)]
 
 
-def spread(data: Dataset, most: int) -> Dataset:
+def _grouped(groups: list, entry: str, number: int, draw: np.random.Generator) -> list[list[int]]:
+    """The largest group first, each into the part that is smallest by then."""
+    names, place, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    if len(names) < number:
+        raise ValueError(f"{number} folds of images with {len(names)} values of {entry!r}; choose no more folds")
+    parts: list[list[int]] = [[] for _ in range(number)]
+    order = draw.permutation(len(names))
+    for group in order[np.argsort(-sizes[order], kind="stable")]:
+        min(parts, key=len).extend(np.flatnonzero(place == group).tolist())
+    return [sorted(part) for part in parts]
+
+
+def every_nth(dataset: Dataset, most: int) -> Dataset:
     """At most so many of the images, evenly spread over their order; 0 keeps all."""
-    return Part(data, [i * len(data) // most for i in range(most)]) if 0 < most < len(data) else data
+    if not 0 < most < len(dataset):
+        return dataset
+    return Subset(dataset, [i * len(dataset) // most for i in range(most)])
 
 
-def held_if_small(data: Dataset, megabytes: float) -> Dataset:
+def cache_if_small(dataset: Dataset, megabytes: float) -> Dataset:
     """A copy in memory where the images take no more than so much, else the data set itself."""
-    first = data[0]["image"]
-    small = first.numel() * torch.finfo(first.dtype).bits / 8 * len(data) <= megabytes * 2**20
-    return Held(data) if small else data
+    first = dataset[0]["image"]
+    return InMemory(dataset) if first.nbytes * len(dataset) <= megabytes * 2**20 else dataset
 
 
 def data_fingerprint(data: Dataset) -> str:

@@ -1,66 +1,76 @@
-"""A run: everything that decides a result, and nothing else. Its key is the name under which the result is kept."""
+"""An experiment: everything that decides a result, and nothing else. Its key names the files of the result."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from torch.utils.data import Dataset
 
 from peftlib.data import DATASETS, load
-from peftlib.data.subsets import Joined, Part, Tiles, files_of, folds, held_if_small, spread
+from peftlib.data.subsets import Concat, Subset, Tiles, cache_if_small, contents_hash, every_nth, files_of, folds
 from peftlib.files import data_dir
-from peftlib.methods import Method
-from peftlib.methods.base import LATER, facts_of
+from peftlib.methods.base import Input, Method, input_from, method_from
 from peftlib.model.metadata import SIZES
+from peftlib.training.base import SCHEDULES
+from peftlib.training.decoders import DECODERS
 
-VERSION = 1  # part of each key: raised when a change of the package changes results
-STAGES = ("search", "final")
+VERSION = 2  # part of each key: raised when a change of the package changes results
+SEARCH = "search"
 PRECISIONS = ("32-true", "bf16-mixed")
 NAMED_WEIGHTS = ("default", "hub", "random")
-DECODERS = ("linear", "unet", "upernet")
+LEAST = dict.fromkeys(("folds", "fold", "repeat", "tile", "train_tiles", "train_images", "val_images", "seed"), 0)
+LEAST |= dict.fromkeys(("image_size", "batch_size", "accumulate", "steps"), 1)
 HELD_MEGABYTES = 1000  # data sets up to this size are read once a process, not once an epoch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """One training and its evaluation; each field changes the result.
+class Experiment:
+    """One training and its evaluation; each field but ``role`` changes the result.
 
     Attributes:
         dataset: one of ``peftlib.data.DATASETS``.
-        method: its config; ``new_bands`` is the input treatment.
+        method: how the blocks adapt; input: how the bands come in, None is the method's default.
         data: further options of the data set, such as ``{"task": "multilabel"}``.
         bands: names; None is all that the data set has.
-        folds: 0 takes the data set's own parts. k pools its train and test parts and cuts them in k: part ``seed % k``
-            is tested, the others train, the val part validates. Where there is no val part, the test part validates
-            and is not pooled.
+        folds: 0 takes the data set's own parts. k pools its train and test parts and cuts them in k
+            (``peftlib.data.subsets.folds``: of each label as many in each).
+        fold: number of the part that tests, the others train; repeat: seed of the cut.
+        val_share: share of the training images that are cut off to validate (the data set's val part, if there is one,
+            joins the pool of folds); 0 validates on the data set's own val part.
         tile: side in pixels of tiles to cut images into; 0 takes them whole. Tiles without known pixels are left out.
         train_tiles: tiles of a training image to keep, those with most known pixels; 0 is all.
         train_images, val_images: at most so many images (or tiles) train and validate, spread evenly; 0 is all.
         backbone, weights, res: as for ``load_backbone``; random weights are drawn from ``init``.
         image_size: side in pixels to which images are resized.
         decoder: ``"linear"``, ``"unet"``, ``"upernet"``; for segmentation, else of no effect.
-        lr, head_lr, weight_decay, schedule, warmup, augment: see ``peftlib.training.learning.Task``.
+        input_lr, lr, head_lr, weight_decay, schedule, warmup, augment: see ``peftlib.training.base.Task``.
         batch_size: images that make a batch, over all devices.
-        accumulate, epochs, patience, precision: see ``peftlib.training.fit.fit``.
-        stage: ``"search"`` never scores what is tested, nor opens it where it is a part of its own; ``"final"`` scores
-            it once, at the end.
-        seed: order of images, augmentation, dropout, and the fold that is tested.
-        init: start of adapter and head; None is ``seed``.
+        steps, accumulate, precision: see ``peftlib.training.fit.fit``.
+        seed: of the order of images, augmentation and dropout.
+        init: seed of the start of adapter and head; None is ``seed``.
         metadata: of ``"location"``, ``"date"``, ``"gsd"``: what the model reads beside the image, see ``adapt``.
         unseen: options of the data set, beside ``data``, under which its test part is scored too, as split "unseen":
             other regions, such as ``{"continents": ["africa"]}``; ``{"split": "bolivia"}`` names another part.
-        moved: measure too how far training moved the model on RGB, as the split "rgb" (``peftlib.experiments.evaluations``).
+        rgb_drift: whether to measure how far training moved the model on RGB, as split "rgb".
+        role: what it is for: "search", "final", "ablation", "sensitivity", "start", "preliminary", or another word. Not
+            part of the key, so one run may serve several roles. But a "search" never scores what is tested, and is
+            another run than one that does.
     """
 
     dataset: str
     method: Method
+    input: Input | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
     bands: tuple[str, ...] | None = None
     folds: int = 0
+    fold: int = 0
+    repeat: int = 0
+    val_share: float = 0.0
     tile: int = 0
     train_tiles: int = 0
     train_images: int = 0
@@ -70,103 +80,109 @@ class Run:
     res: float | None = None
     image_size: int = 56
     decoder: str = "linear"
+    input_lr: float = 1e-3
     lr: float = 1e-3
     head_lr: float = 1e-3
     weight_decay: float = 0.01
     schedule: str = "cosine"
     warmup: float = 0.05
     augment: bool = True
-    batch_size: int = 32
+    batch_size: int = 16
     accumulate: int = 1
-    epochs: int = 10
-    patience: int | None = None
+    steps: int = 500
     precision: str = "32-true"
-    stage: str = "final"
     seed: int = 0
     init: int | None = None
-    metadata: tuple[str, ...] = field(default=(), metadata=LATER)
-    unseen: Mapping[str, object] = field(default_factory=dict, metadata=LATER)
-    moved: bool = field(default=False, metadata=LATER)
+    metadata: tuple[str, ...] = ()
+    unseen: Mapping[str, Any] = field(default_factory=dict)
+    rgb_drift: bool = False
+    role: str = "final"
 
     def __post_init__(self):
-        for name, choices in (
-            ("dataset", tuple(DATASETS)),
-            ("decoder", DECODERS),
-            ("stage", STAGES),
-            ("precision", PRECISIONS),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"Run({name}={getattr(self, name)!r}); choose from {', '.join(choices)}")
-        if not isinstance(self.method, Method):
-            raise ValueError(f"Run(method={self.method!r}); give a config, such as pl.LoRA(rank=8)")
-        least = dict.fromkeys(("folds", "tile", "train_tiles", "train_images", "val_images", "seed"), 0)
-        for name, value in (least | dict.fromkeys(("image_size", "batch_size", "epochs"), 1)).items():
-            if getattr(self, name) < value:
-                raise ValueError(f"Run({name}={getattr(self, name)!r}); it must be at least {value}")
-        if self.train_tiles and not self.tile:
-            raise ValueError(f"Run(train_tiles={self.train_tiles}) needs tile=, the side of a tile")
+        def check(right: bool, name: str, need: str) -> None:
+            if not right:
+                raise ValueError(f"Experiment({name}={getattr(self, name)!r}); {need}")
+
+        choices = {"dataset": DATASETS, "decoder": DECODERS, "precision": PRECISIONS, "schedule": SCHEDULES}
+        for name, known in choices.items():
+            check(getattr(self, name) in known, name, f"choose from {', '.join(known)}")
+        check(isinstance(self.method, Method), "method", "give a config, such as pl.LoRA(rank=8)")
+        check(isinstance(self.input, Input | None), "input", "give a config, such as pl.EMB()")
+        check(isinstance(self.role, str) and bool(self.role), "role", "say what it is for, such as 'final'")
+        for name, least in LEAST.items():
+            check(getattr(self, name) >= least, name, f"it must be at least {least}")
+        check(self.folds != 1, "folds", "choose 0, or 2 or more")
+        check(self.fold < max(self.folds, 1), "fold", f"there are {self.folds} folds, counted from 0")
+        check(0 <= self.val_share <= 0.5, "val_share", "choose 0 to 0.5")
+        check(not self.train_tiles or self.tile > 0, "train_tiles", "it needs tile=, the side of a tile")
         for name, refused in (("data", {"split", "root", "bands"}), ("unseen", {"root", "bands"})):
-            if refused & set(options := getattr(self, name)):
-                raise ValueError(
-                    f"Run({name}={dict(options)}); split and bands are fields of a run, root is PEFTLIB_DATA"
-                )
-        if self.bands is not None:
-            object.__setattr__(self, "bands", tuple(self.bands))
-        object.__setattr__(self, "metadata", tuple(self.metadata))
-        if not set(self.metadata) <= set(SIZES):
-            raise ValueError(f"Run(metadata={self.metadata}); choose from {', '.join(SIZES)}")
+            need = "split and bands are fields of an experiment, root is PEFTLIB_DATA"
+            check(not refused & set(getattr(self, name)), name, need)
+        check(set(self.metadata) <= set(SIZES), "metadata", f"choose from {', '.join(SIZES)}")
+        settled = {"input": self.input or self.method.default_input(), "metadata": tuple(self.metadata)}
+        settled |= {"bands": self.bands and tuple(self.bands), "init": self.seed if self.init is None else self.init}
+        for name, value in settled.items():
+            object.__setattr__(self, name, value)
+
+    def to_dict(self) -> dict:
+        """The fields as plain values for JSON, input and method as name and options. Inverse: ``from_dict``."""
+        plain = {name: getattr(self, name) for name in asdict(self)}
+        plain |= {"method": self.method.name, "options": self.method.options()}
+        plain |= {"input": self.input.name, "input_options": self.input.options()}
+        return json.loads(json.dumps(plain))
+
+    @classmethod
+    def from_dict(cls, plain: Mapping) -> Self:
+        fields = dict(plain)
+        fields["method"] = method_from(fields["method"], fields.pop("options"))
+        fields["input"] = input_from(fields["input"], fields.pop("input_options"))
+        return cls(**fields)
 
     @property
-    def start(self) -> int:
-        """The seed of adapter and head."""
-        return self.seed if self.init is None else self.init
-
-    def facts(self) -> dict:
-        """The fields as plain values for JSON, the method as its name and options."""
-        plain = facts_of(self) | {"data": dict(self.data), "init": self.start}
-        if self.metadata:
-            plain["metadata"] = list(self.metadata)
-        if self.unseen:
-            plain["unseen"] = dict(self.unseen)
-        plain["bands"] = None if self.bands is None else list(self.bands)
-        if self.weights not in NAMED_WEIGHTS:
-            plain["weights"] = "file"
-        return plain | {"method": self.method.name, "options": self.method.options()}
+    def scores_test(self) -> bool:
+        return self.role != SEARCH
 
     @property
     def key(self) -> str:
-        """16 hex digits of a hash over all fields and what lies behind them: the files of the data, bytes of weights.
+        """16 hex digits of a hash over all fields but ``role`` and what lies behind them: contents of data and weights.
 
-        Where data and weights lie, and where and on what the run is done, is not part of it.
+        Where data and weights lie, and where and on what the experiment runs, is not part of it.
 
         Raises:
             FileNotFoundError: data or weights that are not there.
         """
-        behind = {"version": VERSION, "files": _files(self.dataset, _frozen(self.data), data_dir())}
+        facts = self.to_dict() | {"version": VERSION, "files": _files(self.dataset, _text(self.data), data_dir())}
+        facts["role"] = self.scores_test
         if self.unseen:
-            behind["unseen files"] = _files(self.dataset, _frozen(self._unseen()[1]), data_dir())
+            facts["unseen files"] = _files(self.dataset, _text(self._unseen()[1]), data_dir())
         if self.weights not in NAMED_WEIGHTS:
-            path = Path(self.weights).absolute()
-            behind["weights"] = _file_hash(path, path.stat().st_mtime_ns)
-        text = json.dumps(self.facts() | behind, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+            facts["weights"] = contents_hash(Path(self.weights).absolute())
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def parts(self) -> tuple[Dataset, Dataset, Dataset | None]:
-        """What trains, validates and tests; a search has nothing to test."""
-        where, final = (_frozen(self.data), data_dir(), self.bands), self.stage == "final"
-        train, val = (_opened(self.dataset, split, *where) for split in ("train", "val"))
-        test = _opened(self.dataset, "test", *where) if final or self.folds else None
+        """What trains, validates and tests; a search has nothing to test.
+
+        Raises:
+            ValueError: no val part.
+        """
+        train, val = self._open("train"), self._open("val")
+        test = self._open("test") if self.scores_test or self.folds else None
         if self.folds:
-            pool, val = (train, test) if val is None else (Joined(train, test), val)
-            parts = folds(pool, self.folds)
-            tested = parts.pop(self.seed % self.folds)
-            train, test = Part(pool, sorted(i for part in parts for i in part)), Part(pool, tested)
+            pool = Concat([train, test, val] if self.val_share and val is not None else [train, test])
+            numbers = folds(pool, self.folds, self.repeat)
+            test = Subset(pool, numbers.pop(self.fold))
+            train = Subset(pool, sorted(itertools.chain(*numbers)))
+        if self.val_share:
+            whole = {sample["meta"][train.fold_by] for sample in train} if train.fold_by else range(len(train))
+            first, *others = folds(train, min(round(1 / self.val_share), len(whole)), self.repeat)
+            train, val = Subset(train, sorted(itertools.chain(*others))), Subset(train, first)
         if val is None:
-            raise ValueError(f"{self.dataset} has no val part here; choose folds=3, say")
+            raise ValueError(f"{self.dataset} has no val part here; choose val_share=0.2, say")
+        test = test if self.scores_test else None
         if self.tile:
-            train = Tiles(train, self.tile, self.train_tiles)
-            val, test = Tiles(val, self.tile), Tiles(test, self.tile) if final else None
-        return spread(train, self.train_images), spread(val, self.val_images), test if final else None
+            train, val = Tiles(train, self.tile, self.train_tiles), Tiles(val, self.tile)
+            test = None if test is None else Tiles(test, self.tile)
+        return every_nth(train, self.train_images), every_nth(val, self.val_images), test
 
     def unseen_part(self) -> Dataset | None:
         """What is scored beside the test part; None in a search, or where nothing is asked for.
@@ -174,17 +190,14 @@ class Run:
         Raises:
             ValueError: images that train in another fold.
         """
-        if not self.unseen or self.stage != "final":
+        if not self.unseen or not self.scores_test:
             return None
         split, options = self._unseen()
-        part = _opened(self.dataset, split, _frozen(options), data_dir(), self.bands)
-        if self.folds:  # which train on what else would be tested
-            own = [
-                _opened(self.dataset, name, _frozen(self.data), data_dir(), self.bands) for name in ("train", "test")
-            ]
-            pooled = [item for one in own if one is not None for item in files_of(one)]
-            if part is not None and (shared := sum(item in pooled for item in files_of(part))):
-                raise ValueError(f"Run(unseen={dict(self.unseen)}): {shared} of its images are in the folds")
+        part = _opened(self.dataset, split, _text(options), data_dir(), self.bands)
+        if self.folds and part is not None:
+            pooled = [item for one in map(self._open, ("train", "val", "test")) if one for item in files_of(one)]
+            if shared := sum(item in pooled for item in files_of(part)):
+                raise ValueError(f"Experiment(unseen={dict(self.unseen)}): {shared} of its images are in the folds")
         return Tiles(part, self.tile) if self.tile else part
 
     def _unseen(self) -> tuple[str, dict]:
@@ -192,8 +205,11 @@ class Run:
         options = {**self.data, **self.unseen}
         return options.pop("split", "test"), options
 
+    def _open(self, split: str) -> Dataset | None:
+        return _opened(self.dataset, split, _text(self.data), data_dir(), self.bands)
 
-def _frozen(data: Mapping) -> str:
+
+def _text(data: Mapping) -> str:
     return json.dumps(dict(data), sort_keys=True)
 
 
@@ -206,7 +222,7 @@ def _opened(dataset: str, split: str, data: str, root: Path, bands: tuple[str, .
         if split == "val":
             return None
         raise
-    return held_if_small(part, HELD_MEGABYTES)
+    return cache_if_small(part, HELD_MEGABYTES)
 
 
 @lru_cache(maxsize=64)
@@ -220,9 +236,3 @@ def _files(dataset: str, data: str, root: Path) -> str:
             if split == "train":
                 raise
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
-
-
-@lru_cache(maxsize=8)
-def _file_hash(path: Path, _stamp: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,31 +1,26 @@
-"""Grids of runs: planned, spread over workers of any kind, stopped and gone on with, gathered.
-
-runs = grid(Run(dataset="eurosat", method=pl.LoRA(), folds=3), method=[pl.LoRA(), pl.Deflect()], seed=[0, 1, 2])
-rows = execute(runs, executor=pool(2))
-"""
+"""A grid of experiments: here, in processes, on Dask or Slurm; what is finished is never repeated."""
 
 import itertools
-import multiprocessing
+import math
 import os
-import signal
-import threading
 import time
 import uuid
-from collections.abc import Iterable, Sequence
-from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
 
-from peftlib.experiments.config import Run
-from peftlib.experiments.results import read_row, tidy, write_row
-from peftlib.experiments.run import Place, perform, tidy_work
+from peftlib.experiments.config import Experiment
+from peftlib.experiments.results import DONE, FAILED, read_row, tables, write_row
+from peftlib.experiments.run import Resources, run_experiment
 from peftlib.files import runs_dir
-from peftlib.training.fit import BEST
 
-HERE = Place()
+EXECUTORS = ("in-process", "processes", "dask", "slurm")
 POLL = 0.05  # seconds between looks at what workers have finished
 
 
@@ -34,152 +29,190 @@ def rows_dir() -> Path:
     return runs_dir() / "rows"
 
 
-def grid(base: Run, **choices: Sequence) -> list[Run]:
-    """Every combination of choices for fields of a run.
+def grid(base: Experiment, **choices: Sequence) -> list[Experiment]:
+    """Every combination of choices for fields of an experiment. A ``method`` without ``input`` keeps the base's input.
 
     Raises:
-        ValueError: a field that runs do not have.
+        ValueError: a field that experiments do not have.
     """
-    names = [f.name for f in fields(Run)]
+    names = [f.name for f in fields(Experiment)]
     if unknown := [name for name in choices if name not in names]:
-        raise ValueError(f"a run has no {', '.join(unknown)}; it has {', '.join(names)}")
+        raise ValueError(f"an experiment has no {', '.join(unknown)}; it has {', '.join(names)}")
     return [replace(base, **dict(zip(choices, values, strict=True))) for values in itertools.product(*choices.values())]
 
 
 def execute(
-    runs: Iterable[Run],
-    executor: Executor | None = None,
+    experiments: Iterable[Experiment],
+    executor: Any = "in-process",
+    workers: int = 0,
     folder: str | Path | None = None,
-    place: Place = HERE,
+    resources: Resources | None = None,
     progress: bool = True,
     retry_failed: bool = True,
-    known: pd.DataFrame | None = None,
-) -> pd.DataFrame:
-    """Do what is missing of some runs, and gather the rows of all.
+    known: tuple[pd.DataFrame, pd.DataFrame] | None = None,
+    **options,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Run what is missing of some experiments, and gather the rows of all.
 
-    Called again after a kill, it repeats no finished run, and goes on in the middle of those that were cut short.
+    Called again after a kill, it repeats no finished run, and resumes those that were cut short.
 
     Args:
-        runs: which; a run that comes twice is done once.
-        executor: anything that has ``submit(function, *arguments)`` and gives futures with ``done()`` and ``result()``:
-            ``pool(2)``, ``dask.distributed.Client(...).get_executor()`` (workers of one thread each), a ``submitit``
-            executor. None does one run after the other in this process. Workers share ``folder`` and the data.
+        experiments: which; one that comes twice, or in several roles, runs once.
+        executor: ``"in-process"`` (one after the other), ``"processes"`` of this machine, ``"dask"`` (the cluster whose
+            scheduler ``DASK_SCHEDULER_ADDRESS`` names, else one of this machine), ``"slurm"`` (a job a run, through
+            submitit), or anything that has ``submit(function, *arguments)`` and gives futures with ``done()`` and
+            ``result()``. Workers share ``folder`` and the data.
+        workers: processes of this machine; 0 is one a core, on a GPU one.
         folder: of the rows; None is ``rows_dir()``.
-        place: on what each worker does its runs.
-        progress: show a bar with the time left, and errors as they come.
+        resources: on what each worker runs.
+        progress: print what it will cost, show a bar with the time left, and errors as they come.
         retry_failed: try runs again whose row is an error.
-        known: rows done before, perhaps elsewhere, such as ``read_table("real")``; its finished runs are not repeated.
+        known: tables of runs done before, such as ``read_study("main")``; its finished runs are not repeated.
+        options: for ``"slurm"``, as submitit's ``update_parameters`` takes them, such as ``slurm_partition="gpu"``.
 
     Returns:
-        the tidy table of ``peftlib.experiments.results.tidy``.
+        the tables of ``peftlib.experiments.results.tables``: runs, a row an experiment and role; and metrics.
 
     Raises:
         FileNotFoundError: data or weights are not there; before anything runs.
-        RuntimeError: a worker of a process pool died and took the pool with it.
-        KeyboardInterrupt: Ctrl-C; what was finished is kept, and the message says how to go on.
+        RuntimeError: a worker of a pool died and took the pool with it.
+        KeyboardInterrupt: Ctrl-C; what was finished is kept, and the message says how to continue.
     """
-    folder = (rows_dir() if folder is None else Path(folder)).absolute()
-    planned = {run.key: run for run in runs}
-    if known is not None:
-        known = known[known["key"].isin(planned) & (known["status"] == "done")]
-        before = set(known["key"])
-        planned = {key: run for key, run in planned.items() if key not in before}
-    missing = {key: run for key, run in planned.items() if not _finished(folder / f"{key}.json", retry_failed)}
-    there = planned.keys() - missing.keys()
-    for work in (folder / "work").glob("*"):  # a kill right after a row was written leaves the work
-        if work.name in there and {path.name for path in work.glob("*")} != {BEST}:
-            tidy_work(work, place.keep)
-    bar = tqdm(total=len(planned), initial=len(there), unit="run", disable=not progress, smoothing=0)
-    attempt, waiting = uuid.uuid4().hex, {}
-
-    def finished(row: dict) -> None:
-        bar.update()
-        run = row["run"]
-        bar.set_postfix_str(f"{run['dataset']} {run['method']} seed {run['seed']}")
-        if row["status"] == "failed" and progress:
-            tqdm.write(f"failed: {run['dataset']} {run['method']} seed {run['seed']}: {row['error']}")
-
+    folder, resources = (rows_dir() if folder is None else Path(folder)).absolute(), resources or Resources()
+    planned = list({(one.key, one.role): one for one in experiments}.items())
+    before = _known(known, [place for place, _ in planned])
+    there = set() if before is None else set(before[0]["key"])
+    unique = {key: one for (key, _), one in reversed(planned) if key not in there}  # the first role of each
+    unique = dict(reversed(unique.items()))
+    rows = {key: row for key in unique if (row := read_row(folder / f"{key}.json")) is not None}
+    missing = {k: v for k, v in unique.items() if k not in rows or (retry_failed and rows[k]["status"] == FAILED)}
+    if progress and missing:
+        print(_cost(list(missing.values()), rows.values(), before, 1 if executor == "in-process" else _count(workers)))
+    bar = tqdm(total=len(unique), initial=len(unique) - len(missing), unit="run", disable=not progress, smoothing=0)
     try:
-        if executor is None:
-            for key, run in missing.items():
-                finished(perform(run, key, folder, place))
-        else:
-            for key, run in missing.items():  # one by one: an interrupt takes back those that are submitted by then
-                waiting[executor.submit(perform, run, key, folder, place, attempt)] = key, run
-        while waiting:
-            for future in [future for future in waiting if future.done()]:
-                key, run = waiting.pop(future)
-                finished(_result(future, key, run, folder))
-            time.sleep(POLL)
+        with _submitter(executor, workers, options) as submit:
+            for key, row in _completed(missing, submit, folder, resources):
+                rows[key] = row
+                bar.update()
+                if row["status"] == FAILED and progress:
+                    tqdm.write(f"failed: {missing[key].dataset} {missing[key].method}: {row['error']}")
     except KeyboardInterrupt:
-        _stop(executor, waiting)
-        done = sum(_finished(folder / f"{key}.json", False) for key in planned)
-        raise KeyboardInterrupt(f"stopped with {done} of {len(planned)} runs finished; run again to go on") from None
-    except BrokenExecutor as error:
-        _stop(executor, waiting)
-        done = sum(_finished(folder / f"{key}.json", False) for key in planned)
-        text = f"a worker died ({error}) with {done} of {len(planned)} runs finished"
-        raise RuntimeError(f"{text}; run again, with a new pool, to go on. Out of memory? Use fewer workers") from error
+        done = sum(row["status"] == DONE for row in rows.values())
+        raise KeyboardInterrupt(f"stopped with {done} of {len(unique)} runs finished; run again to continue") from None
     finally:
         bar.close()
-    done = tidy(row for row in (read_row(folder / f"{key}.json") for key in planned) if row is not None)
-    if known is None or known.empty:
-        return done
-    return known if done.empty else pd.concat([known, done], ignore_index=True)
+    with_roles = [
+        rows[k] | {"experiment": rows[k]["experiment"] | {"role": role}} for (k, role), _ in planned if k in rows
+    ]
+    made = tables(with_roles)
+    if before is None:
+        return made
+    return tuple(pd.concat([old, new], ignore_index=True) for old, new in zip(before, made, strict=True))
 
 
-def _finished(path: Path, retry_failed: bool) -> bool:
-    row = read_row(path)
-    return row is not None and (row["status"] == "done" or not retry_failed)
-
-
-def _result(future, key: str, run: Run, folder: Path) -> dict:
-    """The row of a run whose worker has ended; a failed one if the worker was lost."""
+def _completed(missing: dict, submit, folder: Path, resources: Resources) -> Iterator[tuple[str, dict]]:
+    """Key and row of each run, in the order in which they end."""
+    if submit is None:
+        for key, one in missing.items():
+            yield key, run_experiment(one, folder, resources, key)
+        return
+    attempt = uuid.uuid4().hex
+    waiting = {submit(run_experiment, one, folder, resources, key, attempt): key for key, one in missing.items()}
     try:
-        return future.result()
-    except BrokenExecutor:
-        raise
-    except Exception as error:  # the worker itself; errors of the run come as rows
-        there = read_row(folder / f"{key}.json")
-        if there is not None and there["status"] == "done":  # it had done its run
-            return there
-        row = {"key": key, "run": run.facts(), "status": "failed", "error": f"worker lost: {error!r}"[:500]}
-        write_row(folder / f"{key}.json", row | {"wall_s": None, "versions": {}, "commit": ""})
-        return row
+        while waiting:
+            for future in [future for future in waiting if future.done()]:
+                key = waiting.pop(future)
+                try:
+                    row = future.result()
+                except BrokenExecutor as error:
+                    raise RuntimeError(f"a worker died, out of memory? {error}. Run again to continue") from error
+                except Exception as error:  # the worker itself was lost; errors of a run come as rows
+                    row = read_row(folder / f"{key}.json")
+                    if row is None or row["status"] == FAILED:
+                        row = {"key": key, "experiment": missing[key].to_dict(), "status": FAILED}
+                        row["error"] = f"worker lost: {error!r}"[:500]
+                        write_row(folder / f"{key}.json", row)
+                yield key, row
+            time.sleep(POLL)
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
-def _stop(executor: Executor | None, waiting: dict) -> None:
-    """Take back what has not begun; end what has, which goes on from its last epoch another time."""
-    for future in waiting:
-        future.cancel()
-    if isinstance(executor, ProcessPoolExecutor):
-        for process in list((executor._processes or {}).values()):
-            process.kill()  # told to terminate, a worker in the midst of training would go on with the next run
-        executor.shutdown(cancel_futures=True)
+@contextmanager
+def _submitter(executor: Any, workers: int, options: dict) -> Iterator[Any]:
+    """The ``submit`` of an executor, None for this process; what was made here is closed in the end."""
+    if isinstance(executor, str) and executor not in EXECUTORS:
+        raise ValueError(f"executor={executor!r}; choose from {', '.join(EXECUTORS)}, or give an object with submit()")
+    if options and executor != "slurm":
+        raise ValueError(f"executor={executor!r} takes no options {sorted(options)}; only 'slurm' does")
+    if executor == "in-process":
+        yield None
+    elif executor == "processes":
+        from joblib.externals.loky import ProcessPoolExecutor  # its workers end with their parent, however that ends
 
+        threads = max(_cores() // _count(workers), 1)
+        pool = ProcessPoolExecutor(_count(workers), initializer=_begin_worker, initargs=(threads,))
+        try:
+            yield pool.submit
+        finally:
+            pool.shutdown(kill_workers=True)
+    elif executor == "dask":
+        from dask.distributed import Client
 
-def pool(workers: int, threads: int | None = None) -> ProcessPoolExecutor:
-    """Processes of this machine, each with its share of the cores.
+        address = os.environ.get("DASK_SCHEDULER_ADDRESS")
+        local = {} if address else {"n_workers": _count(workers), "threads_per_worker": 1, "dashboard_address": None}
+        with Client(address, **local) as client:
+            yield client.get_executor().submit
+    elif executor == "slurm":
+        import submitit
 
-    Args:
-        workers: how many.
-        threads: of PyTorch in each; None shares the cores out.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    context = multiprocessing.get_context("spawn")  # a fork of a process that has used threads may hang
-    return ProcessPoolExecutor(workers, context, _begin_worker, (threads or max(cores // workers, 1),))
+        slurm = submitit.AutoExecutor(runs_dir() / "slurm")
+        slurm.update_parameters(**({"timeout_min": 24 * 60} | options))
+        yield slurm.submit
+    else:
+        yield executor.submit
 
 
 def _begin_worker(threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends its workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    import signal
+
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends its workers
     torch.set_num_threads(threads)
 
 
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would else finish its run beside the next grid's, and wait for ever."""
-    if (parent := multiprocessing.parent_process()) is not None:
-        parent.join()
-    os._exit(1)
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _count(workers: int) -> int:
+    import torch
+
+    return workers or (1 if torch.cuda.is_available() else _cores())
+
+
+def _known(known: tuple | None, planned: Iterable[tuple[str, str]]) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+    """Of tables of runs done before, the finished ones that are planned, (key, role), in the roles that are planned."""
+    if known is None:
+        return None
+    runs, metrics = known
+    done = runs[runs["status"] == DONE].drop_duplicates("key").drop(columns="role")
+    found = done.merge(pd.DataFrame(planned, columns=["key", "role"]), on="key")[list(runs.columns)]
+    return (found, metrics[metrics["key"].isin(found["key"])]) if len(found) else None
+
+
+def _cost(missing: Sequence[Experiment], rows: Iterable[dict], before, workers: int) -> str:
+    """How many runs, and how long they will take by the time of a step in finished runs, the most alike there are."""
+    done = [row for row in rows if row["status"] == DONE]
+    table = pd.concat([tables(done)[0], *([] if before is None else [before[0]])])
+    table = table.assign(step_s=table["wall_s"].astype(float) / table["steps"].astype(float))
+    seconds = 0.0
+    for one in missing:
+        alike = table[(table["backbone"] == one.backbone) & (table["image_size"] == one.image_size)]
+        for name, value in (("method", one.method.name), ("input", one.input.name), ("dataset", one.dataset)):
+            alike = closer if len(closer := alike[alike[name] == value]) else alike
+        seconds += one.steps * alike["step_s"].median() / workers
+    told = "no run like them was timed before" if math.isnan(seconds) else f"about {seconds / 60:.0f} minutes"
+    return f"{len(missing)} runs to do, {told}"

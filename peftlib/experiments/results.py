@@ -1,176 +1,152 @@
-"""Result rows: one file a run, gathered into one tidy table. And the check of a notebook's numbers."""
+"""Result rows: one JSON file a run while runs are done; two tables a study, runs and their metrics."""
 
-import hashlib
 import json
-import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from peftlib.files import atomic_path, root
 
-REFERENCE, RESULTS = "data/reference", "data/results"
-STATUS = ("done", "failed")
-# Columns of a tidy table, in order; a row a run and metric. What they hold is said in ``tidy``.
-COLUMNS = (
-    *("dataset", "task", "backbone", "weights", "method", "options", "decoder", "image_size", "epochs", "lr"),
-    *("head_lr", "seed", "init", "stage", "split", "metric", "value", "headline", "tuned", "tuned_percent"),
-    *("adapter_bytes", "step_ms", "peak_mb", "wall_s", "images", "device", "versions", "commit", "backbone_hash"),
-    *("status", "error", "recipe", "key"),
+RESULTS = "data/results"
+DONE, FAILED = "done", "failed"
+_COLUMNED = (
+    *("dataset", "backbone", "weights", "input", "input_options", "method", "options", "decoder", "image_size"),
+    *("fold", "folds", "repeat", "seed", "init", "steps", "batch_size", "input_lr", "lr", "head_lr", "precision"),
 )
-_COUNTS = ("tuned", "adapter_bytes", "images")
-_NUMBERS = (
-    *("image_size", "epochs", "lr", "head_lr", "seed", "init", "value"),
-    *("tuned_percent", "step_ms", "peak_mb", "wall_s"),
-    *_COUNTS,
+_MEASURED = (
+    *("images", "encoder_parameters", "input_parameters", "method_parameters", "adapter_bytes"),
+    *("step_ms", "peak_mb", "wall_s", "device", "versions", "commit", "backbone_hash", "version"),
 )
-_RECIPE = (
-    *("data", "bands", "folds", "tile", "train_tiles", "train_images", "val_images", "res", "weight_decay"),
-    *("schedule", "warmup", "augment", "batch_size", "accumulate", "patience", "precision"),
-    *("metadata", "unseen", "moved"),
+RUN_COLUMNS = (
+    *("key", "role", "dataset", "task", *_COLUMNED[1:], "config", "primary_metric", *_MEASURED, "status", "error"),
+)
+METRIC_COLUMNS = ("key", "split", "metric", "value")
+_COUNTS = ("images", "encoder_parameters", "input_parameters", "method_parameters", "adapter_bytes", "version")
+_TEXTS = (
+    *("key", "role", "dataset", "task", "backbone", "weights", "input", "input_options", "method", "options"),
+    *("decoder", "precision", "config", "primary_metric", "device", "versions", "commit", "backbone_hash"),
+    *("status", "error"),
 )
 
 
-def write_row(path: Path, row: dict) -> None:
-    """Write a run's row, by rename: whole or not at all; with a digest, so that a changed digit is no other result."""
+# --- a file a run ---
+
+
+def write_row(path: Path, row: Mapping) -> None:
+    """Write a run's row by rename: whole or not at all."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(row | {"digest": _digest(row)}, indent=1))
-
-
-def _digest(row: dict) -> str:
-    facts = {name: value for name, value in row.items() if name != "digest"}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        temporary.write_text(json.dumps(row, indent=1))
 
 
 def read_row(path: Path) -> dict | None:
     """A run's row; None where there is none, or, with a warning, where it is damaged."""
     try:
         row = json.loads(Path(path).read_text())
-        if row["status"] not in STATUS or row["key"] != Path(path).stem or not isinstance(row["run"], dict):
+        if row["status"] not in (DONE, FAILED) or row["key"] != Path(path).stem or "dataset" not in row["experiment"]:
             raise ValueError("no row of this run")
-        if row["status"] == "done" and not row["metrics"]["val"]:
+        if row["status"] == DONE and not row["metrics"]["val"]:
             raise ValueError("no metrics")
-        if row.pop("digest", None) != _digest(row):
-            raise ValueError("its contents are not those that were written")
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         warnings.warn(f"{path} is damaged ({error}) and counts as missing", stacklevel=2)
         return None
     return row
 
 
-def gather(folder: str | Path, keys: Iterable[str] | None = None) -> pd.DataFrame:
-    """The rows in a folder as one tidy table; given keys, those of them alone and in their order."""
-    folder = Path(folder)
-    paths = sorted(folder.glob("[!.]*.json")) if keys is None else [folder / f"{key}.json" for key in keys]
-    return tidy([row for row in map(read_row, paths) if row is not None])
+def gather(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows in a folder as two tables."""
+    paths = sorted(Path(folder).glob("[!.]*.json"))
+    return tables(row for row in map(read_row, paths) if row is not None)
 
 
-def tidy(rows: Iterable[dict]) -> pd.DataFrame:
-    """A row a run and metric, with ``COLUMNS``; a failed run is one row without metric, with its error.
+def tables(rows: Iterable[Mapping]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows -> runs (a row a run and role) and metrics (a row a run, split and metric).
 
-    ``split`` and ``metric`` name a ``value``; ``headline`` marks the metric by which the data set is judged.
-    ``options`` and ``recipe`` are JSON, the method's config and the rest of the run. ``step_ms`` is the median time of
-    a training step, ``peak_mb`` the highest memory, ``wall_s`` the time of the run where it was last started,
-    ``images`` how many trained.
+    ``config`` is JSON, the fields of the experiment without a column of their own. ``step_ms`` is the median time of a
+    training step, ``peak_mb`` the highest memory, ``wall_s`` the time of the run where it was last started, ``images``
+    how many trained. A failed run has no metrics; ``error`` says why.
     """
-    table = []
+    runs, metrics = [], {}
     for row in rows:
-        run = row["run"]
-        facts = {name: run.get(name, row.get(name)) for name in COLUMNS if name in run or name in row}
-        facts["options"] = json.dumps(run["options"], sort_keys=True)
-        facts["recipe"] = recipe(run)
-        facts["images"] = row.get("images", {}).get("train")
-        facts["versions"] = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
-        if row["status"] == "failed":
-            table.append(facts | {"split": "", "metric": "", "value": math.nan, "headline": False})
-        for split, metrics in row.get("metrics", {}).items():
-            for metric, value in metrics.items():
-                known = {"split": split, "metric": metric, "value": value, "headline": metric == row["headline"]}
-                table.append(facts | known)
-    return pd.DataFrame(table, columns=list(COLUMNS))
+        fields = dict(row["experiment"])
+        facts = {name: fields.pop(name) for name in ("role", *_COLUMNED)}
+        facts |= {name: json.dumps(facts[name], sort_keys=True) for name in ("input_options", "options")}
+        facts["config"] = json.dumps(fields, sort_keys=True)
+        runs.append(facts | {name: value for name, value in row.items() if name in RUN_COLUMNS})
+        for split, values in row.get("metrics", {}).items():
+            metrics |= {(row["key"], split, metric): value for metric, value in values.items()}
+    table = pd.DataFrame([(*place, value) for place, value in metrics.items()], columns=list(METRIC_COLUMNS))
+    return _typed(pd.DataFrame(runs, columns=list(RUN_COLUMNS))), table
 
 
-def recipe(run: dict) -> str:
-    """The rest of a run's facts, those without a column of their own, as JSON."""
-    return json.dumps({name: run[name] for name in _RECIPE if name in run}, sort_keys=True)
+def experiment_fields(run: Mapping) -> dict:
+    """A row of the table of runs -> what ``Experiment.from_dict`` takes."""
+    fields = json.loads(run["config"]) | {"role": run["role"]}
+    fields |= {name: run[name].item() if hasattr(run[name], "item") else run[name] for name in _COLUMNED}
+    return fields | {name: json.loads(run[name]) for name in ("input_options", "options")}
 
 
-def write_table(table: pd.DataFrame, path: str | Path) -> Path:
-    """Write a tidy table as CSV, sorted, for committing: without the IoU of single classes that are no headline."""
-    kept = table[~table["metric"].str.startswith("iou_") | table["headline"].astype(bool)]
-    kept = kept.astype(dict.fromkeys(_COUNTS, "Int64"))  # all digits, beside failed runs that have none too
-    order = ["dataset", "backbone", "stage", "method", "options", "lr", "seed", "init", "key", "split", "metric"]
-    path = Path(path)
-    with atomic_path(path) as temporary:
-        kept.sort_values(order, kind="stable").to_csv(temporary, index=False, float_format="%.6g")
-    return path
+# --- a table a study ---
 
 
-def read_table(profile_or_path: str | Path) -> pd.DataFrame:
-    """The committed rows of a profile, ``data/results/<profile>.csv``, or those of any such file.
+def study_folder(name_or_folder: str | Path) -> Path:
+    """``data/results/<study>`` for a bare name, else the folder itself."""
+    path = Path(name_or_folder)
+    return root() / RESULTS / path if path.name == str(name_or_folder) else path
+
+
+def write_study(runs: pd.DataFrame, metrics: pd.DataFrame, folder: str | Path) -> Path:
+    """Write both tables as CSV, sorted and by rename, for committing."""
+    folder = study_folder(folder)
+    order = ["role", "dataset", "backbone", "input", "input_options", "method", "options", "lr", "repeat", "fold"]
+    tables = {
+        "metrics.csv": metrics.sort_values(["key", "split", "metric"])[list(METRIC_COLUMNS)],
+        "runs.csv": _typed(runs).sort_values([*order, "seed", "init", "key"], kind="stable")[list(RUN_COLUMNS)],
+    }
+    for name, table in tables.items():
+        with atomic_path(folder / name) as temporary:
+            table.to_csv(temporary, index=False, float_format="%.6g")
+    return folder
+
+
+def read_study(name_or_folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The runs and metrics of a study: ``data/results/<study>``, or any folder with both tables.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: columns are missing; which.
     """
-    path = Path(profile_or_path)
-    if path.suffix != ".csv":
-        path = root() / RESULTS / f"{profile_or_path}.csv"
-    texts = [name for name in COLUMNS if name not in (*_NUMBERS, "headline")]  # a commit may look like a number
-    table = pd.read_csv(
-        path, dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values=dict.fromkeys(_NUMBERS, "")
-    )
-    missing = [name for name in COLUMNS if name not in table]
-    if missing:
-        raise ValueError(f"{path} has no columns {missing}; is it a table of runs?")
-    return table[list(COLUMNS)]
+    folder, found = study_folder(name_or_folder), []
+    for name, columns in (("runs.csv", RUN_COLUMNS), ("metrics.csv", METRIC_COLUMNS)):
+        path = folder / name
+        if not path.is_file():
+            raise FileNotFoundError(f"no {path}")
+        texts = dict.fromkeys((*_TEXTS, "split", "metric"), str)  # a commit may look like a number
+        numbers = [column for column in columns if column not in texts]
+        table = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=dict.fromkeys(numbers, ""))
+        if missing := [column for column in columns if column not in table]:
+            raise ValueError(f"{path} has no columns {missing}; is it a table of a study?")
+        found.append(table[list(columns)])
+    return _typed(found[0]), found[1]
 
 
-def check_reference(
-    name: str,
-    values: dict[str, float],
-    profile: str,
-    tolerance: float,
-    update: bool = False,
-    settings: dict | None = None,
-) -> pd.DataFrame:
-    """Compare a notebook's numbers with those committed in ``data/reference/<name>.csv``.
+def _typed(runs: pd.DataFrame) -> pd.DataFrame:
+    """Counts with all their digits, beside failed runs that have none; texts that are never missing."""
+    texts = {name: runs[name].fillna("").astype(str) for name in _TEXTS}
+    return runs.assign(**texts).astype(dict.fromkeys(_COUNTS, "Int64"))
 
-    Digits move with the processor's arithmetic, so text comparison would be too strict and no comparison too lax.
+
+def scores(runs: pd.DataFrame, metrics: pd.DataFrame, split: str = "test", metric: str | None = None) -> pd.DataFrame:
+    """Finished runs with what they scored: columns ``metric`` and ``percent``, 100 times its value.
 
     Args:
-        values: quantity -> number measured now.
-        profile: numbers are committed for ``quick``; others are not compared.
-        tolerance: largest absolute difference that is let through.
-        update: write the numbers instead of comparing.
-        settings: parameters that the numbers depend on, kept with them; numbers of others are not compared.
-
-    Returns:
-        columns quantity, reference, measured (empty where there is nothing to compare with).
-
-    Raises:
-        AssertionError: a number is missing, not finite, or further off than the tolerance; names each.
+        metric: None is each run's ``primary_metric``. Runs without it, or with NaN, are left out.
     """
-    path = root() / Path(REFERENCE) / f"{name}.csv"
-    measured = pd.Series(values, name="measured", dtype=float).rename_axis("quantity")
-    head = f"# {json.dumps(settings)}\n" if settings is not None else ""
-    if update and profile == "quick":
-        with atomic_path(path) as temporary:
-            temporary.write_text(head + measured.rename("reference").round(4).to_csv())
-    if profile != "quick" or not path.is_file() or not path.read_text().startswith(head):
-        print(f"not compared: {REFERENCE}/{name}.csv has no numbers for these parameters")
-        return pd.DataFrame(columns=["quantity", "reference", "measured"])
-    reference = pd.read_csv(path, index_col="quantity", comment="#")["reference"]
-    table = pd.concat([reference, measured], axis=1).reset_index()
-    off = [
-        f"{row.quantity}: {row.measured:.4f}, committed {row.reference:.4f}"
-        for row in table.itertuples()
-        if not (math.isfinite(row.measured) and abs(row.measured - row.reference) <= tolerance)
-    ]
-    assert not off, f"{len(off)} of {len(table)} numbers differ by more than {tolerance}: " + "; ".join(off)
-    print(f"all {len(table)} numbers within {tolerance} of {REFERENCE}/{name}.csv")
-    return table
+    done = runs[runs["status"] == DONE]
+    wanted = done.assign(metric=done["primary_metric"] if metric is None else metric)
+    found = wanted.merge(metrics[metrics["split"] == split].drop(columns="split"), on=["key", "metric"])
+    found = found.assign(percent=100 * found["value"].astype(float)).drop(columns="value")
+    return found[found["percent"].notna()].reset_index(drop=True)

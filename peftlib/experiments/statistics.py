@@ -1,202 +1,140 @@
-"""Rows of runs -> numbers to compare methods by: scores, means and their spread, ranks. Nothing is trained here.
+"""From scores of runs to what may be said of them: paired differences with intervals, ranks, verdicts.
 
-found = scores(results.read_table("real"))
-summary(compared(found))
+Scores and differences are in percent points wherever rows come from ``peftlib.experiments.results.scores``.
 """
 
-import json
-import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import sqrt
 
 import numpy as np
 import pandas as pd
+from scipy import stats
+from scipy.optimize import brentq
 
-from peftlib.methods import METHODS, Method, method_from
-from peftlib.studies.comparison import inputs, rgb_only
-
-ALL_BANDS, RGB, START, VARIANT = "all bands", "RGB", "start", "variant"
-DRAWS, LEVEL = 10_000, 95  # of the bootstrap: resamples, and how many percent of them an interval holds
+PAIR = ("dataset", "backbone", "repeat", "fold", "seed")  # what two runs share that make a pair
+DRAWS = 10_000
 
 
-def scores(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row a finished final run: its headline metric on the test part.
+@dataclass(frozen=True)
+class Interval:
+    """A mean of n numbers, an interval around it, and the two-sided p-value of 0, where there is one."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    p: float = float("nan")
+
+
+def paired(scores: pd.DataFrame, one: pd.Series, other: pd.Series, on: Sequence[str] = PAIR) -> pd.DataFrame:
+    """Runs of two kinds, side by side: columns of ``on``, ``one``, ``other`` and their ``difference``.
 
     Args:
-        rows: tidy rows of ``peftlib.experiments.results``, in any order, of any stage and status.
-
-    Returns:
-        columns dataset, task ("classification" or "segmentation"), backbone, method, kind, config, seed, init, folds,
-        metric, percent (100 x its value), tuned_percent (of the encoder, the reading of bands included), key. ``kind``
-        is "all bands" (a method as the study compares it), "RGB" (the same on red, green and blue alone), "start" (all
-        bands, adapter and head started from another seed than the data) or "variant" (ablation, ranks, layers).
+        scores: of ``peftlib.experiments.results.scores``; one, other: which of its rows are of which kind.
 
     Raises:
-        ValueError: two runs where one belongs, as of two comparisons in one folder; names their keys.
+        ValueError: two runs of a kind where one belongs; names their keys.
     """
-    final = rows["stage"].eq("final") & rows["split"].eq("test") & rows["headline"].eq(True) & rows["status"].eq("done")
-    kept = rows[final & np.isfinite(rows["value"].astype(float))].drop_duplicates("key")
-    configs = [method_from(name, json.loads(options)) for name, options in zip(kept.method, kept.options, strict=True)]
-    table = pd.DataFrame(
-        {
-            "dataset": kept["dataset"],
-            "task": kept["task"].where(kept["task"].eq("segmentation"), "classification"),
-            "backbone": kept["backbone"],
-            "method": kept["method"],
-            "kind": [_kind(*facts) for facts in zip(configs, kept["seed"], kept["init"], strict=True)],
-            "config": pd.Series(configs, kept.index, dtype=object),
-            "seed": kept["seed"].astype(int),
-            "init": kept["init"].astype(int),
-            "folds": [json.loads(recipe)["folds"] for recipe in kept["recipe"]],
-            "metric": kept["metric"],
-            "percent": 100 * kept["value"].astype(float),
-            "tuned_percent": kept["tuned_percent"].astype(float),
-            "key": kept["key"],
-        }
-    )
-    table = table.assign(number=table["method"].map(_number), written=table["config"].map(str))
-    order = ["number", "method", "task", "dataset", "backbone", "kind", "written", "seed", "init"]
-    table = table.sort_values(order, ignore_index=True)
-    _check_places(table)
-    return table.drop(columns=["number", "written"])
+    sides = []
+    for name, rows in (("one", scores[one]), ("other", scores[other])):
+        twice = rows[rows.duplicated(list(on), keep=False)]
+        if len(twice):
+            raise ValueError(f"{len(twice)} runs of one kind share {', '.join(on)}: {', '.join(twice['key'])}")
+        sides.append(rows.set_index(list(on))["percent"].rename(name))
+    table = pd.concat(sides, axis=1, join="inner").reset_index()
+    return table.assign(difference=table["one"] - table["other"])
 
 
-def _kind(config: Method, seed: int, init: int) -> str:
-    if config.name in METHODS:
-        all_bands, rgb = config in inputs(config.name), config in [rgb_only(one) for one in inputs(config.name)]
-    else:  # a tuner of HF peft: the study has no default of it
-        all_bands, rgb = config.inflated, not config.inflated
-    if seed != init:
-        return START if all_bands else VARIANT
-    return ALL_BANDS if all_bands else RGB if rgb else VARIANT
+def paired_difference(differences: Sequence[float], test_to_train: float = 0.0, level: float = 0.95) -> Interval:
+    """The corrected resampled t-test (Nadeau and Bengio, 2003): folds share images, so runs are not independent.
 
-
-def _number(method: str) -> int:
-    """For sorting: place in the registry, others behind."""
-    return list(METHODS).index(method) if method in METHODS else len(METHODS)
-
-
-def _check_places(table: pd.DataFrame) -> None:
-    """Raise ValueError where a method has two runs of one kind, data set, backbone and seed."""
-    place = ["dataset", "backbone", "method", "kind", "written", "seed", "init"]
-    places = table[place].assign(written=table["written"].where(table["kind"].eq(VARIANT), ""))
-    for facts, same in table[places.duplicated(keep=False)].groupby(place[:4] + place[5:], sort=False):
-        dataset, _, method, kind, seed, _ = facts
-        raise ValueError(
-            f"{len(same)} final runs of {method}, {kind}, on {dataset} with seed {seed} ({', '.join(same['key'])}), "
-            "where one belongs; give the rows of one comparison"
-        )
-
-
-def compared(scores: pd.DataFrame) -> pd.DataFrame:
-    """The scores that methods are compared by: with all bands, as each was chosen."""
-    return scores[scores["kind"] == ALL_BANDS]
-
-
-def varied(scores: pd.DataFrame, method: str, *options: str) -> pd.DataFrame:
-    """Runs of a method that differ from the compared ones in some options alone, these as columns beside."""
-    mine = scores[(scores["method"] == method) & (scores["seed"] == scores["init"]) & (scores["kind"] != RGB)]
-    plain = {name: getattr(METHODS[method](), name) for name in options}
-    mine = mine[np.array([replace(config, **plain) in inputs(method) for config in mine["config"]], dtype=bool)]
-    return mine.assign(**{name: [getattr(config, name) for config in mine["config"]] for name in options})
-
-
-def columns(scores: pd.DataFrame) -> dict[str, tuple[str, ...]]:
-    """Columns of a table -> data sets they average: each one; each task that has several; the last column is all."""
-    of_task = {task: tuple(sorted(part["dataset"].unique())) for task, part in scores.groupby("task")}
-    names = tuple(name for members in of_task.values() for name in members)
-    found = {name: (name,) for name in names}
-    if len(of_task) > 1:
-        found |= {f"average, {task}": members for task, members in of_task.items() if len(members) > 1}
-    return found | ({"average": names} if len(names) > 1 else {})
-
-
-def summary(scores: pd.DataFrame, by: Sequence[str] = ("method",)) -> pd.DataFrame:
-    """Mean and spread of each group in each of ``columns``; no row where a group lacks a data set of the column.
+    The variance of the mean of J differences is their variance times 1/J + n_test/n_train.
 
     Args:
-        by: columns that make a group. Without "backbone", backbones are averaged over as data sets are.
-
-    Returns:
-        columns of ``by``, column, mean (over data sets, equal weights, of means over seeds), std (over seeds, n - 1, of
-        means over data sets; NaN for one seed), seeds, tuned (mean share of the encoder); in percent.
+        differences: of J pairs of runs.
+        test_to_train: n_test/n_train; 1/(k - 1) for k folds, 0 where each run has images of its own.
     """
-    by, cells, found = list(by), ["dataset"] if "backbone" in by else ["dataset", "backbone"], []
-    wide = scores.pivot_table("percent", [*by, "seed"], cells, sort=False)  # a line a group and seed, a column a cell
-    part_of = wide.columns.get_level_values("dataset") if len(scores) else pd.Index([])
-    groups = dict(list(wide.groupby(level=by, sort=False)))
-    tuned = scores.groupby([*by, "dataset"])["tuned_percent"].mean()
-    for column, names in columns(scores).items():
-        for group, runs in groups.items():
-            cell = runs.to_numpy()[:, part_of.isin(names)]  # (seeds, cells)
-            if np.isfinite(cell).any(axis=0).all():
-                each = cell[np.isfinite(cell).all(axis=1)].mean(axis=1)  # a number a seed that has all cells
-                facts = {"column": column, "mean": np.nanmean(cell, axis=0).mean(), "seeds": len(each)}
-                facts["std"] = each.std(ddof=1) if len(each) > 1 else math.nan
-                facts["tuned"] = np.mean([tuned[(*group, name)] for name in names])
-                found.append(dict(zip(by, group, strict=True)) | facts)
-    return pd.DataFrame(found, columns=[*by, "column", "mean", "std", "seeds", "tuned"])
-
-
-def blocks(scores: pd.DataFrame) -> pd.DataFrame:
-    """(blocks, methods) scores: a row a data set, backbone and seed for which every method has a run."""
-    main = compared(scores)
-    wide = main.pivot_table("percent", ["dataset", "backbone", "seed"], "method")
-    return wide.reindex(columns=main["method"].unique()).dropna()
-
-
-def mean_ranks(scores: pd.DataFrame) -> pd.DataFrame:
-    """Each method's mean rank (1 is best, equals share) over ``blocks``, with its interval, the best first.
-
-    The interval is a percentile bootstrap: blocks are drawn with replacement, all methods of a block together. It tells
-    how much the ranking hangs on which of these data sets and seeds were run, not what it would be on others.
-
-    Returns:
-        index method; columns mean, low, high (NaN for fewer than two blocks), blocks.
-    """
-    return _interval(blocks(scores).rank(axis=1, ascending=False)).sort_values("mean", kind="stable")
-
-
-def differences(scores: pd.DataFrame, to: str) -> pd.DataFrame:
-    """Each other method's score minus that of one, paired by block, in points; else as ``mean_ranks``."""
-    values = blocks(scores)
-    values = values.sub(values[to], axis=0).drop(columns=to) if to in values else values.iloc[:0]
-    return _interval(values).sort_values("mean", ascending=False, kind="stable")
-
-
-def _interval(values: pd.DataFrame) -> pd.DataFrame:
-    """(blocks, methods) -> mean over blocks and its bootstrap interval, from a fixed stream of random numbers."""
+    values = np.asarray(differences, dtype=float)
     n = len(values)
-    table = pd.DataFrame({"mean": values.mean(), "low": math.nan, "high": math.nan, "blocks": n}).rename_axis("method")
-    if n > 1:
-        drawn = np.random.default_rng(0).integers(n, size=(DRAWS, n))
-        tail = (100 - LEVEL) / 2
-        table["low"], table["high"] = np.percentile(values.to_numpy()[drawn].mean(axis=1), [tail, 100 - tail], axis=0)
-    return table if n else table.iloc[:0]
+    if n < 2:
+        return Interval(values.mean() if n else float("nan"), -float("inf"), float("inf"), n)
+    error = values.std(ddof=1) * sqrt(1 / n + test_to_train)
+    mean, half = values.mean(), error * stats.t.ppf((1 + level) / 2, n - 1)
+    p = 2 * stats.t.sf(abs(mean) / error, n - 1) if error else float(mean == 0)
+    return Interval(float(mean), float(mean - half), float(mean + half), n, float(p))
 
 
-def student_half(std, runs):
-    """Half of Student's 95% interval of a mean, from the deviation over so many runs; NaN for one run alone."""
-    from scipy.stats import t
-
-    return t.ppf((1 + LEVEL / 100) / 2, runs - 1) * std / np.sqrt(runs)
-
-
-def paired_gain(one: pd.Series, other: pd.Series) -> tuple[float, float, float]:
-    """Mean of one - other, seed by seed (the index), and both ends of Student's interval; NaN for one seed alone."""
-    steps = (one - other).dropna()
-    half = student_half(steps.std(), len(steps))
-    return steps.mean(), steps.mean() - half, steps.mean() + half
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """p-values adjusted for their number (Holm, 1979), in the order given."""
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p)
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return adjusted
 
 
-def choice(scores: pd.DataFrame) -> pd.DataFrame:
-    """The widest average of each method that has it, the highest first: ``summary`` with the columns near and pick.
+def interquartile_mean(cells: Sequence[Sequence[float]], level: float = 0.95) -> Interval:
+    """Mean of the middle half of all scores, and its bootstrap interval, runs drawn within each cell.
 
-    ``near``: not more than the best one's standard deviation below it. ``pick``: the one of those that tunes least.
+    Args:
+        cells: scores of one method, a list a data set, on one scale.
     """
-    main = compared(scores)
-    table = summary(main)
-    table = table[table["column"] == next(reversed(columns(main)), "")]
-    table = table.sort_values(["mean", "tuned"], ascending=[False, True], ignore_index=True)
-    near = table["mean"] >= table["mean"].max() - table["std"].iloc[:1].fillna(0).sum()
-    return table.assign(near=near, pick=table.index.isin(table[near].sort_values("tuned", kind="stable").index[:1]))
+
+    def middle(*samples, axis=-1):
+        return stats.trim_mean(np.concatenate(samples, axis=axis), 0.25, axis=axis)
+
+    samples = [np.asarray(cell, dtype=float) for cell in cells]
+    found = stats.bootstrap(samples, middle, confidence_level=level, method="percentile", n_resamples=DRAWS, rng=0)
+    low, high = found.confidence_interval
+    return Interval(float(middle(*samples)), float(low), float(high), sum(map(len, samples)))
+
+
+def mean_ranks(table: pd.DataFrame) -> tuple[pd.Series, float]:
+    """Mean rank of each method (1 is best, ties share), and the critical difference of two of them (Nemenyi, 5%).
+
+    Args:
+        table: scores, a row a block (data set, repeat, fold), a column a method, none missing.
+    """
+    blocks, methods = table.shape
+    ranks = pd.Series(stats.rankdata(-table.to_numpy(), axis=1).mean(0), table.columns, name="rank")
+    q = stats.studentized_range.ppf(0.95, methods, np.inf) / sqrt(2)
+    return ranks.sort_values(kind="stable"), float(q * sqrt(methods * (methods + 1) / (6 * blocks)))
+
+
+def detectable_difference(std: float, n: int, test_to_train: float = 0.0, power: float = 0.8) -> float:
+    """The true difference that ``paired_difference`` at 95% settles with this probability.
+
+    Args:
+        std: standard deviation of differences of single pairs; n: how many pairs.
+    """
+    limit = stats.f.ppf(0.95, 1, n - 1)  # of t squared: scipy's noncentral t is NaN at some shifts
+    shift = brentq(lambda d: stats.ncf.sf(limit, 1, n - 1, d * d) - power, 1e-6, 100)
+    return float(shift * std * sqrt(1 / n + test_to_train))
+
+
+def verdict(interval: Interval) -> str:
+    """``"ahead"``, ``"behind"``, or ``"not settled"`` where the interval holds 0."""
+    return "ahead" if interval.low > 0 else "behind" if interval.high < 0 else "not settled"
+
+
+def no_gain(interval: Interval, margin: float = 2.0) -> bool:
+    """Whether a difference is settled to be smaller than a margin either way."""
+    return -margin < interval.low and interval.high < margin
+
+
+def image_bootstrap(
+    one: np.ndarray, other: np.ndarray, score: Callable[[np.ndarray], float], level: float = 0.95
+) -> Interval:
+    """A difference of scores on the same test images, and its interval, images drawn anew.
+
+    Args:
+        one, other: (n, classes, classes) confusion matrices of single images, pooled over folds, in one order.
+        score: of a confusion matrix.
+    """
+    n, draw = len(one), np.random.default_rng(0)
+    weights = draw.multinomial(n, np.full(n, 1 / n), size=DRAWS // 10)
+    sums = [np.tensordot(weights, side, 1) for side in (one, other)]
+    drawn = [score(a) - score(b) for a, b in zip(*sums, strict=True)]
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(score(one.sum(0)) - score(other.sum(0)), float(low), float(high), n)

@@ -4,19 +4,21 @@ from timm.layers import Attention, Mlp
 from timm.models.vision_transformer import Block
 from torch import nn
 
-from peftlib.methods import SLR, BitFit, Houlsby, LoRA, Method, NormTuning
-from peftlib.methods.base import IGNORE, InputMethod
+from peftlib.methods import BitFit, Method, NormTuning
+from peftlib.methods.houlsby import Houlsby
+from peftlib.methods.lora import LoRA
+from peftlib.methods.slr import SLR
 
-# The others need an RGB patch embedding (DEFLECT, full), know the layout of tokens (VPT, Earth-Adapter), or are what
-# the framework does itself (frozen, full fine-tuning).
+# The others read x_A (DEFLECT), know the layout of tokens (VPT, Earth-Adapter), or are what the framework does itself
+# (frozen, full fine-tuning).
 BLOCK_METHODS = {config.name: config for config in (NormTuning, BitFit, LoRA, SLR, Houlsby)}
 
 
 def adapt_blocks(vit: nn.Module, method: Method) -> nn.Module:
     """Freeze a ViT and put a method into its blocks, in place: input, positions and forward stay the model's own.
 
-    In place, because models like TerraTorch's Prithvi carry a ``forward`` that holds on to the original, which a copy
-    would go on calling.
+    In place, because models like TerraTorch's Prithvi carry a ``forward`` that holds on to the original: a copy would
+    still call it.
 
     Args:
         vit: has ``blocks`` of timm's ``Block`` with its plain attention and MLP, ``patch_embed.proj``, ``embed_dim``.
@@ -29,15 +31,12 @@ def adapt_blocks(vit: nn.Module, method: Method) -> nn.Module:
     Raises:
         ValueError: a method that needs more than blocks, or a model with other blocks; nothing is changed then.
     """
-    if not isinstance(method, InputMethod) or not isinstance(method, tuple(BLOCK_METHODS.values())):
+    if not isinstance(method, tuple(BLOCK_METHODS.values())):
         choices = ", ".join(f"{c.__name__}()" for c in BLOCK_METHODS.values())
         raise ValueError(f"method={method!r} does more than change blocks; choose one of {choices}")
-    if method.new_bands != IGNORE:
-        raise ValueError(f"new_bands={method.new_bands!r}: this model reads its bands already; leave it {IGNORE!r}")
     _refuse_unplain(vit)
     vit.requires_grad_(False)
-    vit.patch_embed.requires_grad_(method.train_patch_embed)
-    method.inject_blocks(vit)
+    method.inject(vit)
     vit.peftlib_adapted = True
     return vit
 
@@ -51,12 +50,12 @@ def _refuse_unplain(vit: nn.Module) -> None:
         attention = ", ".join(sorted({_path(m) for m in vit.modules() if "Attention" in type(m).__name__})) or "none"
         raise ValueError(f"{name} has no `blocks` of timm's Block; its attention is {attention}")
     for i, block in enumerate(blocks):
-        plain = isinstance(block, Block) and type(block.attn) is Attention and type(block.mlp) is Mlp
-        if not plain:
-            parts = ", ".join(
-                _path(m) for m in (block, *(getattr(block, n, None) for n in ("attn", "mlp"))) if m is not None
-            )
-            raise ValueError(f"block {i} of {name} is {parts}; needed are timm's Block, Attention and Mlp")
+        parts = [
+            part for part in (block, getattr(block, "attn", None), getattr(block, "mlp", None)) if part is not None
+        ]
+        if not isinstance(block, Block) or [type(part) for part in parts[1:]] != [Attention, Mlp]:
+            found = ", ".join(map(_path, parts))
+            raise ValueError(f"block {i} of {name} is {found}; needed are timm's Block, Attention and Mlp")
     if getattr(vit, "vpt", False) or hasattr(vit, "extra_layers"):
         raise ValueError(f"{name} has new layers of its own (vpt, vit_adapter) that would be frozen at their start")
     if not hasattr(getattr(vit, "patch_embed", None), "proj") or not hasattr(vit, "embed_dim"):

@@ -30,13 +30,9 @@ class LayerFeatures(nn.Module):
     """
 
     def __init__(
-        self,
-        model: AdaptedViT,
-        out_indices: Sequence[int] | None = None,
-        means: Sequence[float] | None = None,
-        stds: Sequence[float] | None = None,
-        scale: float = 1.0,
-    ):
+        self, model: AdaptedViT, out_indices: Sequence[int] | None = None, means: Sequence[float] | None = None,
+        stds: Sequence[float] | None = None, scale: float = 1.0,
+    ):  # fmt: skip
         super().__init__()
         depth = len(model.vit.blocks)
         self.out_indices = list(range(depth)) if out_indices is None else list(out_indices)
@@ -51,8 +47,8 @@ class LayerFeatures(nn.Module):
         self.register_buffer("offset", offset, persistent=False)
         self.register_buffer("factor", factor, persistent=False)
         if means is not None:
-            model.reflectance.mean.copy_(model.reflectance.read(offset.flatten()))
-            model.reflectance.std.copy_(model.reflectance.read(factor.flatten()))
+            model.reflectance.mean.copy_(_standardised(model, offset))
+            model.reflectance.std.copy_(_standardised(model, factor))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """x: (B, C, H, W) as the datamodule gives it -> for each of ``out_indices`` tokens (B, 1 + n, d).
@@ -61,8 +57,12 @@ class LayerFeatures(nn.Module):
             ValueError: what comes out of ``means``, ``stds`` and ``scale`` is no reflectance; training when a framework
                 froze the adapter too.
         """
-        if self.tunes and self.training and torch.is_grad_enabled():
-            self._refuse_frozen()
+        frozen = self.tunes and not any(p.requires_grad for p in self.parameters())
+        if frozen and self.training and torch.is_grad_enabled():
+            raise ValueError(
+                f"{self.model.method.name} has nothing left to train: freeze_backbone=True froze the adapter too. "
+                "Leave it False; pretrained weights are frozen already (for a frozen model choose the method frozen)"
+            )
         tokens = self.model.intermediate_tokens(x * self.factor + self.offset, self.out_indices)
         return [self._standard(z) for z in tokens]
 
@@ -76,13 +76,14 @@ class LayerFeatures(nn.Module):
         first = z[:, :1] if vit.cls_token is not None else patches.mean(1, keepdim=True)
         return torch.cat([first, patches], dim=1)
 
-    def _refuse_frozen(self) -> None:
-        if not any(p.requires_grad for p in self.parameters()):
-            name = self.model.method.name
-            raise ValueError(
-                f"{name} has nothing left to train: freeze_backbone=True froze the adapter too. Leave it False; the "
-                "pretrained weights are frozen already (for a frozen model choose the method frozen)"
-            )
+
+def _standardised(model: AdaptedViT, values: Tensor) -> Tensor:
+    """(C, 1, 1), one a channel -> (K, 1, 1), one for each of the values that the model standardises."""
+    resample, values = model.reflectance.resample, values.flatten()
+    if resample is not None:
+        return (resample @ values).view(-1, 1, 1)
+    beyond = values[model.reflectance.beyond_channels]
+    return (model.bands.pooled(beyond) / model.bands.pooled(torch.ones_like(beyond))).view(-1, 1, 1)
 
 
 def _undoing(bands: int, means, stds, scale: float) -> tuple[Tensor, Tensor]:

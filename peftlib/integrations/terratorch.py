@@ -16,7 +16,7 @@ from torch import nn
 from peftlib.backbones.loading import BACKBONES, load_backbone
 from peftlib.integrations.blocks import BLOCK_METHODS, adapt_blocks
 from peftlib.integrations.features import LayerFeatures
-from peftlib.methods import METHODS
+from peftlib.methods import METHODS, input_from
 from peftlib.model.adapted_vit import adapt
 
 try:
@@ -27,61 +27,35 @@ except ImportError as error:
         "make test-terratorch, in an environment of its own (it pins versions that differ from requirements.lock)"
     ) from error
 
-_SENTINEL2 = {
-    "COASTAL_AEROSOL": "B01",
-    "BLUE": "B02",
-    "GREEN": "B03",
-    "RED": "B04",
-    "RED_EDGE_1": "B05",
-    "RED_EDGE_2": "B06",
-    "RED_EDGE_3": "B07",
-    "NIR_BROAD": "B08",
-    "NIR_NARROW": "B8A",
-    "WATER_VAPOR": "B09",
-    "CIRRUS": "B10",
-    "SWIR_1": "B11",
-    "SWIR_2": "B12",
+# TerraTorch's names of bands (HLSBands) -> ours.
+_SENTINEL2 = (
+    "COASTAL_AEROSOL=B01 BLUE=B02 GREEN=B03 RED=B04 RED_EDGE_1=B05 RED_EDGE_2=B06 RED_EDGE_3=B07 NIR_BROAD=B08 "
+    "NIR_NARROW=B8A WATER_VAPOR=B09 CIRRUS=B10 SWIR_1=B11 SWIR_2=B12"
+)
+_LANDSAT8 = (
+    "COASTAL_AEROSOL=B1 BLUE=B2 GREEN=B3 RED=B4 NIR_NARROW=B5 SWIR_1=B6 SWIR_2=B7 CIRRUS=B9 THERMAL_INFRARED_1=B10 "
+    "THERMAL_INFRARED_2=B11"
+)
+BAND_NAMES = {
+    sensor: dict(pair.split("=") for pair in pairs.split())
+    for sensor, pairs in {"sentinel2": _SENTINEL2, "hls": _SENTINEL2, "landsat8": _LANDSAT8}.items()
 }
-_LANDSAT8 = {
-    "COASTAL_AEROSOL": "B1",
-    "BLUE": "B2",
-    "GREEN": "B3",
-    "RED": "B4",
-    "NIR_NARROW": "B5",
-    "SWIR_1": "B6",
-    "SWIR_2": "B7",
-    "CIRRUS": "B9",
-    "THERMAL_INFRARED_1": "B10",
-    "THERMAL_INFRARED_2": "B11",
-}
-# TerraTorch's names of bands (HLSBands) -> ours, for each sensor.
-BAND_NAMES = {"sentinel2": _SENTINEL2, "hls": _SENTINEL2, "landsat8": _LANDSAT8}
 
 
 def build(
-    method: str,
-    backbone: str,
-    *,
-    bands: Sequence[str] | Mapping[str, float],
-    sensor: str = "sentinel2",
-    image_size: int | Sequence[int] | None = None,
-    pretrained: bool = True,
-    weights: str = "default",
-    res: float | None = None,
-    rgb_white: float = 0.3,
-    nodata: str = "error",
-    out_indices: Sequence[int] | None = None,
-    means: Sequence[float] | None = None,
-    stds: Sequence[float] | None = None,
-    scale: float = 1.0,
-    **options,
-) -> LayerFeatures:
+    method: str, backbone: str, *, bands: Sequence[str] | Mapping[str, float], sensor: str = "sentinel2",
+    image_size: int | Sequence[int] | None = None, input: str | None = None, input_options: Mapping | None = None,
+    pretrained: bool = True, weights: str = "default", res: float | None = None, rgb_white: float = 0.3,
+    nodata: str = "error", out_indices: Sequence[int] | None = None, means: Sequence[float] | None = None,
+    stds: Sequence[float] | None = None, scale: float = 1.0, **options,
+) -> LayerFeatures:  # fmt: skip
     """An adapted backbone; in a YAML file every argument has the prefix ``backbone_``.
 
     Args:
         method, backbone: from the registered name.
         bands: names in the order of the channels, ours (``"B02"``) or TerraTorch's (``"BLUE"``, see ``BAND_NAMES``);
             ``sensor="custom"``: name -> centre wavelength in nm.
+        input, input_options: how the bands come in: a name in ``INPUTS`` and its options; None is the method's own.
         pretrained: False is ``weights="random"``. (True is the default here: methods freeze what they start from.)
         weights, res: see ``load_backbone``.
         sensor, image_size, rgb_white, nodata: see ``adapt``.
@@ -95,7 +69,9 @@ def build(
     config = METHODS[method].from_options(options)
     vit = load_backbone(backbone, weights if pretrained else "random", res=res)
     size = tuple(image_size) if isinstance(image_size, Sequence) else image_size
-    model = adapt(vit, config, own_names(bands, sensor), sensor, size, rgb_white, nodata, inplace=True)  # type: ignore[arg-type]  # adapt looks
+    chosen = None if input is None else input_from(input, dict(input_options or {}))
+    names = own_names(bands, sensor)
+    model = adapt(vit, config, names, sensor, size, chosen, rgb_white, nodata, inplace=True)  # type: ignore[arg-type]
     return LayerFeatures(model, out_indices, means, stds, scale).train()  # Lightning leaves the mode as it finds it
 
 

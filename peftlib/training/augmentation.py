@@ -1,12 +1,12 @@
-"""What is done to a whole batch, on its device: turns and flips, and bringing it to the size of the model."""
+"""What is done to a whole batch on its device: the eight symmetries of the square, and resizing."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def turn(x: Tensor, choice: Tensor) -> Tensor:
-    """Turn or flip each image by its own choice, one of the eight symmetries of the square (D4).
+def d4(x: Tensor, choice: Tensor) -> Tensor:
+    """Apply to each image its own symmetry of the square (the dihedral group D4).
 
     x: (B, ..., H, W), choice: (B,) numbers 0 to 7, whose bits say: columns reversed, rows reversed, transposed last
     -> same shape. An image that is not square has only the choices 0 to 3.
@@ -17,11 +17,11 @@ def turn(x: Tensor, choice: Tensor) -> Tensor:
     return torch.where((choice & 4).bool(), x.transpose(-2, -1), x) if x.shape[-2] == x.shape[-1] else x
 
 
-def random_turn(image: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """Turn each image of a batch at random, and its mask with it. image: (B, C, H, W), mask: (B, H, W) or None."""
+def random_d4(image: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """A random symmetry for each image, the same for its mask. image: (B, C, H, W), mask: (B, H, W) or None."""
     square = image.shape[-2] == image.shape[-1]
     choice = torch.randint(8 if square else 4, (len(image),))
-    return turn(image, choice), None if mask is None else turn(mask, choice)
+    return d4(image, choice), None if mask is None else d4(mask, choice)
 
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,6 +1,7 @@
 """Heads that turn tokens into class maps: linear, and UNet and UPerNet on the tokens of four blocks."""
 
 from collections.abc import Sequence
+from importlib import import_module
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,8 +48,8 @@ class Pyramid(nn.Module):
         self.grid_size, self.channels = tuple(grid_size), (quarter, half, dim, dim)
         self.levels = nn.ModuleList(
             [
-                nn.Sequential(_doubled(dim, half), group_norm(half), nn.GELU(), _doubled(half, quarter)),
-                _doubled(dim, half),
+                nn.Sequential(doubled(dim, half), group_norm(half), nn.GELU(), doubled(half, quarter)),
+                doubled(dim, half),
                 nn.Identity(),
                 nn.MaxPool2d(2, ceil_mode=True),
             ]
@@ -69,29 +70,17 @@ class PyramidDecoder(nn.Module):
 
     Args:
         dim, classes, grid_size, image_size: as for ``LinearDecoder``.
-        depth: number of blocks of the ViT.
-        blocks: the four blocks to read, shallow to deep; None is four evenly spaced ones, the last among them.
+        depth: number of blocks of the ViT; four evenly spaced ones are read, the last among them.
 
     Raises:
         ImportError: segmentation-models-pytorch is not installed.
-        ValueError: not four blocks.
     """
 
     def __init__(
-        self,
-        dim: int,
-        classes: int,
-        grid_size: tuple[int, int],
-        image_size: tuple[int, int],
-        depth: int,
-        blocks: tuple[int, int, int, int] | None = None,
-    ):
+        self, dim: int, classes: int, grid_size: tuple[int, int], image_size: tuple[int, int], depth: int
+    ):  # fmt: skip
         super().__init__()
-        self.blocks = evenly_spaced(depth) if blocks is None else tuple(blocks)
-        known = all(isinstance(number, int) and 0 <= number < depth for number in self.blocks)
-        if len(self.blocks) != 4 or not known or list(self.blocks) != sorted(self.blocks):
-            raise ValueError(f"blocks={blocks!r}; give four of 0 to {depth - 1}, shallow to deep")
-        self.image_size = tuple(image_size)
+        self.blocks, self.image_size = evenly_spaced(depth), tuple(image_size)
         self.pyramid = Pyramid(dim, grid_size)
         self.decoder, width = self.build(self.pyramid.channels)
         _smp("base.initialization").initialize_decoder(self.decoder)
@@ -147,14 +136,8 @@ class UPerNetDecoder(PyramidDecoder):
 DECODERS = {"linear": LinearDecoder, "unet": UNetDecoder, "upernet": UPerNetDecoder}
 
 
-def decoder(name: str, model: nn.Module, classes: int, **options) -> nn.Module:
-    """A decoder for an adapted ViT, by name.
-
-    Args:
-        name: ``"linear"``, ``"unet"`` or ``"upernet"``.
-        model: an ``AdaptedViT``.
-        classes: number of classes.
-        options: of the decoder, such as ``blocks`` of UNet and UPerNet.
+def build_decoder(name: str, model: nn.Module, classes: int) -> nn.Module:
+    """A decoder for an ``AdaptedViT``, by name.
 
     Raises:
         ValueError: an unknown name.
@@ -162,9 +145,8 @@ def decoder(name: str, model: nn.Module, classes: int, **options) -> nn.Module:
     """
     if name not in DECODERS:
         raise ValueError(f"decoder={name!r}; choose from {', '.join(DECODERS)}")
-    if name != "linear":
-        options["depth"] = len(model.vit.blocks)
-    return DECODERS[name](model.vit.embed_dim, classes, model.grid_size, model.image_size, **options)
+    depth = {} if name == "linear" else {"depth": len(model.vit.blocks)}
+    return DECODERS[name](model.vit.embed_dim, classes, model.grid_size, model.image_size, **depth)
 
 
 def evenly_spaced(depth: int, count: int = 4) -> tuple[int, ...]:
@@ -177,18 +159,14 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(channels // 8 if channels % 8 == 0 else 1, channels)
 
 
-def _doubled(dim_in: int, dim_out: int) -> nn.ConvTranspose2d:
+def doubled(dim_in: int, dim_out: int) -> nn.ConvTranspose2d:
     """A map of twice the size."""
     return nn.ConvTranspose2d(dim_in, dim_out, kernel_size=2, stride=2)
 
 
 def _smp(module: str):
     """A module of segmentation-models-pytorch, which is an optional extra and takes seconds to import."""
-    from importlib import import_module
-
     try:
         return import_module(f"segmentation_models_pytorch.{module}")
     except ImportError as error:
-        raise ImportError(
-            f"UNet and UPerNet decoders need the optional extra: pip install 'peftlib[geo]' ({error})"
-        ) from error
+        raise ImportError(f"UNet and UPerNet need the optional extra: pip install 'peftlib[geo]' ({error})") from error

@@ -1,62 +1,38 @@
-"""fit: train a task to the end, through kills and early stopping, and say how good it is."""
+"""fit: train a task for so many steps, resume after a kill with the same numbers, and evaluate."""
 
 import json
-import os
+import logging
+import math
 import pickle
 import random
-import shutil
-import signal
-import threading
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import lightning
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import Strategy
 
 from peftlib.data.datamodule import EarthData
-from peftlib.files import atomic_path, check_zip
-from peftlib.training.cached_features import FeatureData, can_keep
-from peftlib.training.learning import Task
-from peftlib.training.tasks import quiet_trainer
+from peftlib.files import atomic_path
+from peftlib.training.base import Task
+from peftlib.training.cached_features import CachedFeatures, can_cache
 
 LAST, BEST, RESULTS = "last.ckpt", "best.ckpt", "results.json"
 
 
-@contextmanager
-def ended_by_sigterm():
-    """Let SIGTERM end the process at once. Lightning alone would note it for the next batch, and forget it at the last.
-
-    A handler of the caller's own stays. Lightning calls what it finds after its own, which tells other ranks.
-    """
-
-    def end(number, _frame) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-
-    main = threading.current_thread() is threading.main_thread()
-    ours = main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if ours:
-        signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        if ours:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-@ended_by_sigterm()
 def fit(
     task: Task,
-    data: EarthData | lightning.LightningDataModule,
+    data: EarthData,
     folder: str | Path,
-    epochs: int = 100,
+    steps: int = 500,
     seed: int = 0,
-    patience: int | None = 15,
+    best: bool = False,
+    val_every: int | None = None,
+    patience: int | None = None,
     monitor: str | None = None,
     precision: str = "32-true",
     accumulate: int = 1,
@@ -64,214 +40,182 @@ def fit(
     devices: int | Sequence[int] | str = 1,
     strategy: str | Strategy = "auto",
     progress: bool = False,
+    save_every: int = 100,
     callbacks: Sequence[lightning.Callback] = (),
     **options,
 ) -> dict[str, dict[str, float]]:
-    """Train, keep the best epoch, and evaluate it. The task comes back with its best weights, in eval mode.
+    """Train and evaluate. The task comes back in eval mode with its last weights, or its best ones.
 
-    Where nothing of the backbone is tuned and images are not turned (``augment=False``), it reads each image once.
+    Where nothing of the backbone is tuned and images are not augmented, it reads each image once.
 
-    Called again with the same folder it goes on after the last epoch that was finished, and gives what it would have
-    given without the interruption; where the run was finished it reads the results and the best weights.
+    Called again with the same folder it resumes after the last checkpoint, and gives what it would have given without
+    the interruption. Where the run was finished it reads the results and the weights, and says so.
 
     Args:
         task: ``Classification`` or ``Segmentation``.
         data: its images.
-        folder: for ``best.ckpt`` and ``last.ckpt`` (what is tuned, and the optimiser) and ``results.json``; a run each.
-        epochs: at most.
+        folder: for checkpoints (what is tuned, and the optimiser) and ``results.json``; one a run.
+        steps: of the optimiser; the schedule of learning rates covers them.
         seed: of dropout and augmentation. The head's start is drawn when the task is made, the order of images by
             ``EarthData``.
-        patience: epochs without a better ``monitor`` after which training ends; None goes through all epochs.
-        monitor: metric of validation that tells which epoch is best; None is the task's own. ``"loss"`` is best low.
+        best: keep the weights that validated best instead of the last ones.
+        val_every: validate after so many steps, at the next end of an epoch. None: only at the end of training, or,
+            where ``best`` or ``patience`` ask for it, after each epoch.
+        patience: validations without a better ``monitor`` after which training ends; None goes through all steps.
+        monitor: metric of validation that tells what is best; None is the task's own. ``"loss"`` is best low.
         precision: ``"32-true"``, ``"bf16-mixed"``, or another of Lightning's but ``"16-true"``: in float16 AdamW's own
             numbers underflow.
         accumulate: batches whose gradients make one step.
         accelerator, devices, strategy: as for Lightning's ``Trainer``, such as ``devices=4, strategy="ddp"``.
         progress: show progress bars.
+        save_every: write a checkpoint after so many steps, at the next end of an epoch.
         callbacks, options: further ones for the ``Trainer``, such as ``gradient_clip_val=1.0``.
 
     Returns:
-        ``{"val": {"loss": ..., ...}, "test": {...}, "unseen": {...}}`` of the best epoch, without those that the data
-        have not.
+        ``{"val": {"loss": ..., ...}, "test": {...}, "unseen": {...}}``, without those that the data have not.
 
     Raises:
-        ValueError: a folder with a run of other settings, damaged checkpoints, a metric that is not there, or one that
-            is NaN in every epoch, as where validation holds nothing to score.
+        ValueError: a folder with a run of other settings, data or statistics; a damaged checkpoint; a metric that is
+            not there, or that is NaN, as where validation holds nothing to score.
     """
-    if epochs < 1 or accumulate < 1 or (patience is not None and patience < 1):
-        raise ValueError(f"fit({epochs=}, {accumulate=}, {patience=}); each must be at least 1, patience may be None")
+    whole = {"steps": steps, "accumulate": accumulate, "save_every": save_every}
+    whole |= {name: n for name, n in (("val_every", val_every), ("patience", patience)) if n is not None}
+    if wrong := {name: number for name, number in whole.items() if number < 1}:
+        raise ValueError(f"fit({', '.join(f'{k}={v}' for k, v in wrong.items())}); it must be at least 1")
     if precision == "16-true":
         raise ValueError(f"{precision=}: AdamW's numbers underflow in float16; choose '32-true' or 'bf16-mixed'")
     folder, monitor = Path(folder).absolute(), monitor or task.monitor
-    facts = task.facts() | (data.facts() if isinstance(data, EarthData) else {})
-    facts |= {"epochs": epochs, "seed": seed, "patience": patience, "monitor": monitor, "precision": precision}
-    facts |= {"accumulate": accumulate} | {name: v for name, v in options.items() if isinstance(v, int | float | str)}
+    weights, last = folder / (BEST if best else LAST), folder / LAST
+    facts = task.facts() | data.facts() | {name: v for name, v in options.items() if isinstance(v, int | float | str)}
+    facts |= {"steps": steps, "seed": seed, "best": best, "val_every": val_every, "patience": patience}
+    facts |= {"monitor": monitor, "precision": precision, "accumulate": accumulate}
     if (folder / RESULTS).is_file():
         results = json.loads((folder / RESULTS).read_text())
         refuse_other_run(results["facts"], facts, folder)
-        restore(task, folder / BEST)
+        restore(task, weights)
         print(f"finished before: read from {folder / RESULTS}")
         return results["metrics"]
+    resumed = read_checkpoint(last) if last.is_file() else None
+    if resumed is not None:
+        refuse_other_run(json.loads(resumed["callbacks"][Reseed.__name__]["facts"]), facts, folder)
 
-    if devices == 1 and isinstance(data, EarthData) and can_keep(task, data):
-        data = FeatureData(data)
-    keeper = Keeper(folder, facts)
-    goes_on_from = keeper.find()
+    if devices == 1 and can_cache(task, data):
+        data = CachedFeatures(data)
+    epoch_steps = math.ceil(len(data.train) / data.batch_size / accumulate)
+    mode = "min" if monitor == "loss" else "max"
+    keep: list[lightning.Callback] = [Reseed(facts)]
+    keep.append(_checkpoint(last, every_n_epochs=math.ceil(save_every / epoch_steps), save_on_train_epoch_end=True))
+    if best:
+        keep.append(_checkpoint(weights, monitor=monitor, mode=mode, save_on_train_epoch_end=False))
+    if patience is not None:
+        keep.append(EarlyStopping(monitor, patience=patience, mode=mode, check_on_train_epoch_end=False))
+    validates = best or patience is not None or val_every is not None
     trainer = quiet_trainer(
-        max_epochs=epochs,
+        max_epochs=steps,  # Reseed ends it before
+        check_val_every_n_epoch=math.ceil((val_every or 1) / epoch_steps) if validates else steps + 1,
         precision=precision,
         accumulate_grad_batches=accumulate,
         accelerator=accelerator,
         devices=devices,
         strategy=strategy,
-        use_distributed_sampler=not isinstance(data, EarthData),  # which shares images out itself
+        use_distributed_sampler=False,  # EarthData shares images out itself
         num_sanity_val_steps=0,
         enable_progress_bar=progress,
-        callbacks=[*callbacks, keeper],
-        plugins=[SafeFiles()],
+        enable_checkpointing=True,
+        callbacks=[*callbacks, *keep],
+        plugins=[AtomicCheckpoints()],
         **options,
     )
-    if not keeper.finished:
+    if resumed is None or not _finished(resumed, steps):
+        task.steps = steps
         task.train()  # for dropout: a pretrained backbone comes in eval mode, and Lightning leaves it there
-        trainer.fit(task, datamodule=data, ckpt_path=goes_on_from)
-        keeper.read(folder / LAST)  # where the strategy trained in processes of its own, this one saw nothing
-    if keeper.best_epoch < 0:
-        raise ValueError(
-            f"{monitor} was not a number in any epoch; did the training diverge (lr, precision), or is there nothing "
-            "to score in validation (every pixel ignored, no positive label)?"
-        )
-    restore(task, folder / BEST)
+        trainer.fit(task, datamodule=data, ckpt_path=None if resumed is None else last, weights_only=True)
+        trainer.save_checkpoint(last)
+    restore(task, weights)
     metrics = {"val": dict(trainer.validate(task, datamodule=data, verbose=False)[0])}
-    if getattr(data, "test", data) is not None:
+    if not math.isfinite(metrics["val"][monitor]):
+        raise ValueError(
+            f"{monitor} is not a number in validation; did the training diverge (rates, precision), or is there "
+            "nothing to score in validation (every pixel ignored, no positive label)?"
+        )
+    if data.test is not None:
         metrics["test"] = dict(trainer.test(task, datamodule=data, verbose=False)[0])
-    if isinstance(data, EarthData) and data.unseen is not None:
-        metrics["unseen"] = dict(trainer.test(task, datamodule=data.elsewhere(), verbose=False)[0])
+    if data.unseen is not None:
+        metrics["unseen"] = dict(trainer.test(task, datamodule=data.unseen_split(), verbose=False)[0])
     if trainer.is_global_zero:
-        results = {"metrics": metrics, "epochs": keeper.epoch + 1, "best_epoch": keeper.best_epoch, "facts": facts}
         with atomic_path(folder / RESULTS) as temporary:
-            temporary.write_text(json.dumps(results, indent=1))
-    trainer.strategy.barrier()  # the caller of no process may remove the folder before this
+            temporary.write_text(json.dumps({"metrics": metrics, "facts": facts}, indent=1))
+    trainer.strategy.barrier()  # no process may remove the folder before this
     return metrics
 
 
-class Keeper(lightning.Callback):
-    """After each epoch: a checkpoint to go on from, one more if the epoch was the best, the end if patience is over.
+class Reseed(lightning.Callback):
+    """Start each epoch from random numbers that depend on seed, epoch and process alone: a resumed run draws the same.
 
-    Each epoch starts from random numbers that depend on seed, epoch and process alone, so that a run that goes on draws
-    what it would have drawn.
+    It ends the training too. (Lightning's ``max_steps`` resumes at another batch than ``max_epochs`` does.)
 
     Args:
-        folder: of the checkpoints.
-        facts: what the run depends on; kept with them.
+        facts: what the run depends on; kept in its checkpoints.
     """
 
-    def __init__(self, folder: Path, facts: Mapping):
-        self.folder, self.facts, self.monitor = folder, facts, facts["monitor"]
-        self.epoch, self.best_epoch, self.best = -1, -1, -float("inf")
+    def __init__(self, facts: Mapping):
+        self.facts = facts
 
-    @property
-    def finished(self) -> bool:
-        """Whether there is nothing left to train."""
-        patience = self.facts["patience"]
-        waited = self.epoch - self.best_epoch
-        return self.epoch + 1 >= self.facts["epochs"] or (patience is not None and waited >= patience)
-
-    def on_train_epoch_start(self, trainer: lightning.Trainer, task: Task) -> None:
+    def on_train_epoch_start(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
         draw = np.random.SeedSequence([self.facts["seed"], trainer.current_epoch, trainer.global_rank])
         number = int(draw.generate_state(1)[0])
         random.seed(number)
         np.random.seed(number)  # noqa: NPY002 (for data sets that draw from it)
         torch.manual_seed(number)
 
-    def on_train_epoch_end(self, trainer: lightning.Trainer, task: Task) -> None:
-        if self.monitor not in trainer.callback_metrics:
-            raise ValueError(f"monitor={self.monitor!r}; validation gives {', '.join(trainer.callback_metrics)}")
-        score = float(trainer.callback_metrics[self.monitor]) * (-1 if self.monitor == "loss" else 1)
-        self.epoch = trainer.current_epoch
-        if score > self.best:
-            self.best, self.best_epoch = score, self.epoch
-            trainer.save_checkpoint(self.folder / BEST)
-            if trainer.is_global_zero:  # the best before the last: a kill in between repeats the epoch
-                with atomic_path(self.folder / LAST) as temporary:
-                    shutil.copyfile(self.folder / BEST, temporary)
-            trainer.strategy.barrier()  # other processes read it next
-        else:
-            trainer.save_checkpoint(self.folder / LAST)
-        trainer.should_stop = trainer.should_stop or self.finished
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_) -> None:
+        trainer.should_stop = trainer.should_stop or trainer.global_step >= self.facts["steps"]
+
+    def on_validation_end(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
+        if (monitor := self.facts["monitor"]) not in trainer.callback_metrics:
+            raise ValueError(f"monitor={monitor!r}; validation gives {', '.join(trainer.callback_metrics)}")
 
     def state_dict(self) -> dict:
-        state = {"epoch": self.epoch, "best_epoch": self.best_epoch, "best": self.best}
-        return state | {"facts": json.dumps(self.facts)}
-
-    def load_state_dict(self, state: Mapping) -> None:
-        self.epoch, self.best_epoch, self.best = (state[key] for key in ("epoch", "best_epoch", "best"))
-
-    def read(self, path: Path) -> dict:
-        """Take over the state in a checkpoint; the facts in it."""
-        state = read_checkpoint(path)["callbacks"][self.state_key]
-        self.load_state_dict(state)
-        return json.loads(state["facts"])
-
-    def find(self) -> Path | None:
-        """The checkpoint to go on from, None for a new run: the last, or where that is damaged the best."""
-        damaged = []
-        for path in (self.folder / LAST, self.folder / BEST):
-            if not path.is_file():
-                continue
-            try:
-                facts = self.read(path)
-            except ValueError as error:
-                damaged.append(str(error))
-                continue
-            refuse_other_run(facts, self.facts, self.folder)
-            if damaged:
-                warnings.warn(f"{damaged[0]}; going on after epoch {self.epoch} of {path.name}", stacklevel=3)
-            elif self.best_epoch >= 0:
-                read_checkpoint(self.folder / BEST)  # damaged, it shall be known now, not after the training
-            return path
-        if damaged:
-            raise ValueError(f"nothing to go on from; delete {self.folder} to start anew. {'; '.join(damaged)}")
-        return None
+        return {"facts": json.dumps(self.facts)}
 
 
-class SafeFiles(TorchCheckpointIO):
-    """Checkpoints that appear by rename and are read without unpickling code.
-
-    (Lightning's own pass through the system's temporary folder, from where a move to another disk is a copy.)
-    """
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Checkpoints that appear by rename. (Lightning's come from /tmp: to another disk, a move is a copy.)"""
 
     def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options=None) -> None:
         with atomic_path(Path(path)) as temporary:
-            try:
-                torch.save(checkpoint, temporary)
-            except RuntimeError as error:  # what PyTorch makes of a full disk
-                raise OSError(f"could not write {path}; is the disk full? ({error})") from error
+            torch.save(checkpoint, temporary)
 
-    def load_checkpoint(self, path: str | Path, *_, **__) -> dict:
-        return _read(path)
+
+def _checkpoint(path: Path, **options) -> ModelCheckpoint:
+    """One file that is replaced."""
+    return ModelCheckpoint(
+        path.parent, path.stem, auto_insert_metric_name=False, enable_version_counter=False, **options
+    )
+
+
+def _finished(checkpoint: Mapping, steps: int) -> bool:
+    """Whether a run with this last checkpoint has nothing left to train."""
+    stoppers = [s for name, s in checkpoint["callbacks"].items() if name.startswith(EarlyStopping.__name__)]
+    return checkpoint["global_step"] >= steps or any(s["wait_count"] >= s["patience"] for s in stoppers)
 
 
 def read_checkpoint(path: str | Path) -> dict:
-    """A checkpoint of ``fit``, on the CPU.
+    """A checkpoint of ``fit``, on the CPU, read without unpickling code.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: truncated, damaged, or not such a checkpoint.
     """
-    checkpoint = _read(path)
-    if not isinstance(checkpoint, dict) or Keeper.__name__ not in checkpoint.get("callbacks", {}):
-        raise ValueError(f"{path} is no checkpoint of peftlib.training.fit.fit")
-    return checkpoint
-
-
-def _read(path: str | Path) -> dict:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
-        check_zip(Path(path))
-        return torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} is no whole checkpoint; truncated or damaged?") from error
+        raise ValueError(f"{path} is no whole checkpoint; truncated or damaged? Delete it to start anew") from error
+    if not isinstance(checkpoint, dict) or Reseed.__name__ not in checkpoint.get("callbacks", {}):
+        raise ValueError(f"{path} is no checkpoint of peftlib.training.fit.fit")
+    return checkpoint
 
 
 def restore(task: Task, path: str | Path) -> Task:
@@ -292,3 +236,12 @@ def refuse_other_run(there: Mapping, here: Mapping, folder: Path) -> None:
     other = [f"{key}: {text}" for key, text in sorted(both.items()) if there.get(key) != here.get(key)]
     if other:
         raise ValueError(f"{folder} holds a run with other settings ({'; '.join(other)}); choose another folder")
+
+
+def quiet_trainer(**options) -> lightning.Trainer:
+    """A Lightning ``Trainer`` for short runs in notebooks: no logger, no checkpoints, no banner."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    return lightning.Trainer(**(quiet | options))

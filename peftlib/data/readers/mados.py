@@ -10,13 +10,11 @@
 
 from pathlib import Path
 
-from peftlib.data.dataset import EarthDataset
-from peftlib.data.download import obtain
-from peftlib.data.files import read_bands, read_list, read_mask
+from peftlib.data.dataset import EarthDataset, read_bands, read_mask
+from peftlib.data.download import fetch, unpack
 from peftlib.sensors.bands import SENSORS
 
-URL = "https://zenodo.org/records/10664073/files/MADOS.zip"
-CHECKSUM, SIZE = "md5:1076b25d2797be3095d82a61105c7380", 4_038_418_740
+URL, CHECKSUM = "https://zenodo.org/records/10664073/files/MADOS.zip", "md5:1076b25d2797be3095d82a61105c7380"
 FARTHEST = 20  # nm between a file's name and the band's centre
 
 
@@ -27,22 +25,10 @@ class Mados(EarthDataset):
     folder = "MADOS"
     task = "segmentation"
     classes = (
-        "Marine Debris",
-        "Dense Sargassum",
-        "Sparse Floating Algae",
-        "Natural Organic Material",
-        "Ship",
-        "Oil Spill",
-        "Marine Water",
-        "Sediment-Laden Water",
-        "Foam",
-        "Turbid Water",
-        "Shallow Water",
-        "Waves & Wakes",
-        "Oil Platform",
-        "Jellyfish",
-        "Sea snot",
-    )
+        "Marine Debris", "Dense Sargassum", "Sparse Floating Algae", "Natural Organic Material", "Ship", "Oil Spill",
+        "Marine Water", "Sediment-Laden Water", "Foam", "Turbid Water", "Shallow Water", "Waves & Wakes",
+        "Oil Platform", "Jellyfish", "Sea snot",
+    )  # fmt: skip
     sensor = "sentinel2"
     all_bands = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
     gsd = 10.0
@@ -52,33 +38,26 @@ class Mados(EarthDataset):
 
     def download(self) -> None:
         """The archive, 4.0 GB, beside the folder that it becomes."""
-        obtain(URL, self.root.parent / "MADOS.zip", self.root, CHECKSUM, SIZE, inner="MADOS")
+        if not self.root.is_dir():
+            unpack(fetch(URL, self.root.parent / "MADOS.zip", CHECKSUM), self.root, inner="MADOS")
 
     def find(self) -> list[tuple[str, ...]]:
-        return [tuple(name.rsplit("_", 1)) for name in read_list(self, f"splits/{self.split}_X.txt")]
+        return [tuple(name.rsplit("_", 1)) for name in self.read_list(f"splits/{self.split}_X.txt")]
 
     def read(self, item: tuple[str, str]) -> dict:
-        scene, crop = item
-        paths = self.band_files(scene, crop)
-        image, meta = read_bands(paths)
-        mask = read_mask(self.mask_file(scene, crop))
-        source = str(paths["B02"])
-        return {"image": image, "mask": mask - 1, "meta": meta | {"source": source, "scene": scene}}
+        *bands, mask = self.files(item)
+        image, meta = read_bands(bands)
+        meta |= {"source": str(bands[self.all_bands.index("B02")]), "scene": item[0]}
+        return {"image": image, "mask": read_mask(mask) - 1, "meta": meta}
 
     def files(self, item: tuple[str, str]) -> list[Path]:
-        return [*self.band_files(*item).values(), self.mask_file(*item)]
-
-    def mask_file(self, scene: str, crop: str) -> Path:
-        return self.root / scene / "10" / f"{scene}_L2R_cl_{crop}.tif"
-
-    def band_files(self, scene: str, crop: str) -> dict[str, Path]:
-        """Band -> its file, by the wavelength in the name.
+        """The file of each band, by the wavelength in its name, and that of the mask.
 
         Raises:
             FileNotFoundError: a band without a file. ValueError: a file that is no band, or two of one.
         """
-        centres = {band: SENSORS["sentinel2"][band] for band in self.all_bands}
-        found = {}
+        scene, crop = item
+        centres, found = {band: SENSORS["sentinel2"][band] for band in self.all_bands}, {}
         for path in sorted((self.root / scene).glob(f"*/{scene}_L2R_rhorc_*_{crop}.tif")):
             nm = path.stem.split("_")[-2]
             band = min(centres, key=lambda b: abs(centres[b] - float(nm))) if nm.isdigit() else None
@@ -87,4 +66,4 @@ class Mados(EarthDataset):
             found[band] = path
         if missing := [band for band in self.all_bands if band not in found]:
             raise FileNotFoundError(self.missing(f"files of bands {missing} of {scene}, crop {crop}"))
-        return {band: found[band] for band in self.all_bands}
+        return [*(found[band] for band in self.all_bands), self.root / scene / "10" / f"{scene}_L2R_cl_{crop}.tif"]

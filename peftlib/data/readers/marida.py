@@ -17,12 +17,10 @@ from pathlib import Path
 
 import torch
 
-from peftlib.data.dataset import EarthDataset, read_tif
-from peftlib.data.download import obtain
-from peftlib.data.files import read_list, read_mask
+from peftlib.data.dataset import EarthDataset, read_mask, read_tif
+from peftlib.data.download import fetch, unpack
 
-URL = "https://zenodo.org/records/5151941/files/MARIDA.zip"
-CHECKSUM, SIZE = "md5:9bf32266f6e3711c9dfa3699b856c76f", 1_164_612_748
+URL, CHECKSUM = "https://zenodo.org/records/5151941/files/MARIDA.zip", "md5:9bf32266f6e3711c9dfa3699b856c76f"
 TASKS = ("segmentation", "multilabel")
 VAL_SCENES = ("S2_16-2-18_16PEC", "S2_17-7-16_51PTS", "S2_30-8-18_16PCC")
 TEST_SCENES = ("S2_27-1-19_16QED", "S2_3-11-16_16PDC")
@@ -42,22 +40,11 @@ class Marida(EarthDataset):
     other_folders = ("marida_test_359_crop128",)
     task = "segmentation"
     classes = (
-        "Marine Debris",
-        "Dense Sargassum",
-        "Sparse Sargassum",
-        "Natural Organic Material",
-        "Ship",
-        "Clouds",
-        "Marine Water",
-        "Sediment-Laden Water",
-        "Foam",
-        "Turbid Water",
-        "Shallow Water",
-        "Waves",
-        "Cloud Shadows",
-        "Wakes",
-        "Mixed Water",
-    )
+        "Marine Debris", "Dense Sargassum", "Sparse Sargassum", "Natural Organic Material", "Ship", "Clouds",
+        "Marine Water", "Sediment-Laden Water", "Foam", "Turbid Water", "Shallow Water", "Waves", "Cloud Shadows",
+        "Wakes", "Mixed Water",
+    )  # fmt: skip
+    fold_by = "scene"
     sensor = "sentinel2"
     all_bands = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
     gsd = 10.0
@@ -73,14 +60,15 @@ class Marida(EarthDataset):
 
     def download(self) -> None:
         """The archive, 1.2 GB, beside the folder that it becomes."""
-        obtain(URL, self.root.parent / "MARIDA.zip", self.root, CHECKSUM, SIZE)
+        if not self.root.is_dir():
+            unpack(fetch(URL, self.root.parent / "MARIDA.zip", CHECKSUM), self.root)
 
     def find(self) -> list[tuple[Path, Path]]:
         if (self.root / "images").is_dir() and not (self.root / "patches").is_dir():
             images = sorted((self.root / "images").glob("*.tif"))
             masks = self.root / "masks"
             return [(p, masks / f"{p.stem}_cl.tif") for p in images if part_of(scene_of(p)) == self.split]
-        names = [f"S2_{name}" for name in read_list(self, f"splits/{self.split}_X.txt")]
+        names = [f"S2_{name}" for name in self.read_list(f"splits/{self.split}_X.txt")]
         folders = [self.root / "patches" / name.rsplit("_", 1)[0] for name in names]
         return [(f / f"{name}.tif", f / f"{name}_cl.tif") for f, name in zip(folders, names, strict=True)]
 

@@ -14,6 +14,7 @@ there. By red, green and blue all classes are one; by all bands each date halves
 
 from collections.abc import Sequence
 from datetime import date, timedelta
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from peftlib.data.simulated import landscape
 from peftlib.data.simulated.metamers import metamers, pools
-from peftlib.data.simulated.simulated import SAMPLES, Simulated
+from peftlib.data.simulated.scenes import SAMPLES, Simulated
 from peftlib.deflect.time_series import best_date, series_bands, stack
 from peftlib.sensors.bands import SENSORS, band_set
 
@@ -46,22 +47,20 @@ class Phenology(Simulated):
     """Simulated time series with masks; item i depends on the arguments and i alone.
 
     Args:
-        split: ``"train"``, ``"val"`` or ``"test"``: other fields, of other spectra.
-        length: number of scenes.
-        size: side in pixels of 10 m.
-        view: ``"series"``: the four dates as one image (``peftlib.deflect.time_series``); ``"best"``: the best date alone;
+        split, length, size, seed: as of ``SpectralScenes``.
+        view: ``"series"``: the four dates as one image (``peftlib.deflect.time_series``); ``"best"``: the best date;
             ``"each"``: each date an image of its own, four to a scene, one after the other. ``meta["date"]`` is there
             in the latter two.
         bands: channels, in order; None is all: of a series with the days, ``series_bands(..., day=False)`` is without.
-        seed: of everything.
 
-    Raises:
-        ValueError: an unknown choice, which is named with the choices.
+    Attributes:
+        dates: of an image; day: whether their days are channels too; date_bands: the channels of one date.
     """
 
     name = "phenology"
     classes = CLASSES
-    all_bands = series_bands(tuple(SENSORS["sentinel2"]), len(DAYS))
+    date_bands = tuple(SENSORS["sentinel2"])  # of each date
+    all_bands = series_bands(date_bands, len(DAYS))
 
     def __init__(
         self,
@@ -72,27 +71,28 @@ class Phenology(Simulated):
         bands: Sequence[str] | None = None,
         seed: int = 0,
     ):
-        super().__init__(split, size, seed, "sentinel2", [("view", view, VIEWS)])
-        self.items = range(length * (len(DAYS) if view == "each" else 1))
-        self.view, self._one_date = view, tuple(self.centres)
-        self.all_bands = type(self).all_bands if view == "series" else self._one_date
-        self.bands = self.all_bands if bands is None else tuple(bands)
-        if unknown := [name for name in self.bands if name not in self.all_bands]:
-            raise ValueError(f"phenology has no bands {unknown} in view {view!r}; it has {self.all_bands}")
-        self.band_set = band_set(self.bands, self.sensor)
+        self.choose(view=(view, VIEWS))
+        self.view, series = view, view == "series"
+        self.all_bands = type(self).all_bands if series else self.date_bands
+        super().__init__(split, length * (len(DAYS) if view == "each" else 1), size, seed, "sentinel2", bands)
+        self.dates = len(DAYS) if series else 1
+        self.day = "cos@1" in self.bands
 
         shuffle = np.random.default_rng(1).permutation
         self._canopies = self.seen(metamers()["canopy"])  # (n, 2, bands): green, withered
         self._others = {_WATER: self.seen(shuffle(pools().water)), _BUILT: self.seen(shuffle(pools().built))}
+
+    def evaluations(self) -> dict:
+        return {"calendar": partial(calendar_scores, dates=len(DAYS) if self.view == "each" else 1)}
 
     def read(self, item: int) -> dict:
         scene, number = divmod(item, len(DAYS)) if self.view == "each" else (item, None)
         images, days, mask = self.scene(scene)
         meta = {"source": f"phenology {self.split} {scene}, seed {self.seed}"}
         if self.view == "series":
-            return {"image": stack(images, days.tolist(), self._one_date), "mask": mask, "meta": meta}
+            return {"image": stack(images, days.tolist(), self.date_bands), "mask": mask, "meta": meta}
         if number is None:
-            number = best_date(images, band_set(self._one_date))
+            number = best_date(images, band_set(self.date_bands))
         meta["date"] = (date(2024, 1, 1) + timedelta(days=int(days[number]) - 1)).isoformat()
         return {"image": images[number], "mask": mask, "meta": meta}
 
@@ -124,7 +124,7 @@ class Phenology(Simulated):
     def _fields(self, draw: np.random.Generator, classes: np.ndarray, days: np.ndarray):
         """Of each parcel two spectra to lie between, green and withered (parcels, 2, 2, bands), and how green it is on
         each day, from 0 to 1 (parcels, dates)."""
-        ends = np.empty((len(classes), 2, 2, len(self.centres)), dtype=np.float32)
+        ends = np.empty((len(classes), 2, 2, len(self.wavelengths)), dtype=np.float32)
         green = np.zeros((len(classes), len(days)), dtype=np.float32)
         for i, name in enumerate(classes):
             if name in self._others:
@@ -143,3 +143,23 @@ def greenness(calendar: str, days: np.ndarray) -> np.ndarray:
         return 1 / (1 + np.exp(-(np.asarray(days, dtype=float) - day) / _PACE))
 
     return sum((turned(start) - turned(end) for start, end in CALENDARS[calendar]), np.zeros(len(days)))
+
+
+def calendar_scores(logits: Tensor, truth: Tensor, dates: int = 1) -> dict[str, float]:
+    """How well fields are told apart by when they are green, in whole scenes.
+
+    Args:
+        logits: (n, classes, H, W); truth: (n, H, W), -1 unknown. Where each image is one of ``dates`` of a scene, which
+            lie one after the other, probabilities are averaged over them.
+
+    Returns:
+        ``fields``: share of the fields' pixels whose calendar scores above the other five; ``scene_miou``.
+    """
+    scores, truth = logits.softmax(1).unflatten(0, (-1, dates)).mean(1), truth[::dates]
+    fields = (truth >= 0) & (truth < len(CALENDARS))
+    right = scores[:, : len(CALENDARS)].argmax(1) == truth
+    known, count = truth >= 0, len(CLASSES)
+    pairs = truth[known] * count + scores.argmax(1)[known]
+    confusion = torch.bincount(pairs, minlength=count**2).reshape(count, count).double()
+    iou = confusion.diag() / (confusion.sum(0) + confusion.sum(1) - confusion.diag())  # NaN: no such class
+    return {"fields": float(right[fields].float().mean()), "scene_miou": float(iou.nanmean())}

@@ -10,11 +10,11 @@ from datetime import date, timedelta
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from peftlib.data.simulated import landscape, spectra
-from peftlib.data.simulated.metamers import PAIRS, metamers, pools
-from peftlib.data.simulated.simulated import SAMPLES, Simulated
-from peftlib.sensors.bands import band_set
+from peftlib.data.simulated.metamers import PAIRS, metamers, pair_accuracy, pools
+from peftlib.data.simulated.scenes import SAMPLES, Simulated
 
 CLASSES = (*(member for pair in PAIRS.values() for member in pair), "water", "built")
 _WATER, _BUILT = CLASSES.index("water"), CLASSES.index("built")
@@ -24,15 +24,13 @@ _DARK = list(PAIRS).index("dark")
 class SpectralScenes(Simulated):
     """Simulated scenes; item i depends on the arguments and i alone.
 
-    ``segmentation``: a mask of ten classes. ``classification``: most of a scene is one cover, which is its label.
-
     Args:
         split: ``"train"``, ``"val"`` or ``"test"``: other scenes, of other spectra.
         length: number of scenes.
         size: side in pixels of 10 m.
         sensor: ``"sentinel2"`` (13 bands), ``"hls"`` (6), ``"landsat8"`` (7) or ``"hyperspectral"`` (180 of 10 nm).
             Pairs are exact metamers for Sentinel-2 and HLS; other sensors' red, green and blue differ by a little.
-        task: ``"segmentation"`` or ``"classification"``.
+        task: ``"segmentation"``: a mask of ten classes; ``"classification"``: the cover that most of a scene has.
         continents: where the soils were measured, some of ``spectra.CONTINENTS``; none is everywhere.
         located: each scene lies on one of the continents (none is all of them), and ``meta`` says where and on which
             day of 2024; the day has no effect.
@@ -58,18 +56,13 @@ class SpectralScenes(Simulated):
         bands: Sequence[str] | None = None,
         seed: int = 0,
     ):
-        regions = [("continents", place, tuple(spectra.CONTINENTS)) for place in continents]
-        super().__init__(split, size, seed, sensor, [("task", task, ("segmentation", "classification")), *regions])
-        self.task, self.items, self._located = task, range(length), located
-        self.all_bands = tuple(self.centres)
-        names = self.all_bands if bands is None else tuple(bands)
-        if unknown := [name for name in names if name not in self.centres]:
-            raise ValueError(f"{sensor} has no bands {unknown} here; it has {self.all_bands}")
-        custom = sensor == spectra.HYPERSPECTRAL
-        self.sensor = "custom" if custom else sensor
-        # What pl.adapt takes: names, or for the hyperspectral camera names with their wavelengths.
-        self.bands = {name: self.centres[name] for name in names} if custom else names
-        self.band_set = band_set(self.bands, self.sensor)
+        self.choose(task=(task, ("segmentation", "classification")))
+        for place in continents:
+            self.choose(continents=(place, tuple(spectra.CONTINENTS)))
+        self.task, self._located = task, located
+        self.all_bands = tuple(spectra.response(sensor)[0])
+        self.sensor = "custom" if sensor == spectra.HYPERSPECTRAL else sensor
+        super().__init__(split, length, size, seed, sensor, bands)
 
         def covers(places: tuple[str, ...]) -> dict[int, np.ndarray]:
             """Cover -> its spectra, of a pair those of both members."""
@@ -80,6 +73,13 @@ class SpectralScenes(Simulated):
         places = tuple(sorted(continents))
         groups = {place: (place,) for place in places or spectra.CONTINENTS} if located else {"": places}
         self._covers = {place: covers(group) for place, group in groups.items()}
+
+    def evaluations(self) -> dict:
+        return {"pairs": pair_accuracy} if self.task == "segmentation" else {}
+
+    def rgb_classes(self, mask: Tensor) -> Tensor:
+        """Classes -> those that red, green and blue tell apart: the members of a pair are one."""
+        return torch.where(mask < 2 * len(PAIRS), mask.div(2, rounding_mode="floor"), mask - len(PAIRS))
 
     def read(self, item: int) -> dict:
         return self.scene(item)
@@ -139,8 +139,8 @@ class SpectralScenes(Simulated):
     def _spectra(
         self, draw, coins, pools: dict[int, np.ndarray], covers: np.ndarray, turned: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Of each parcel two spectra to lie between, (parcels, 2, bands), and the class (parcels,)."""
-        ends = np.empty((len(covers), 2, len(self.centres)), dtype=np.float32)
+        """Of each parcel two spectra to lie between, (parcels, 2, bands), and its class (parcels,)."""
+        ends = np.empty((len(covers), 2, len(self.wavelengths)), dtype=np.float32)
         classes = np.empty(len(covers), dtype=np.int64)
         for i, cover in enumerate(covers):
             pool = pools[int(cover)]

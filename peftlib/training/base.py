@@ -1,0 +1,254 @@
+"""What every task shares: batches made ready, optimiser and schedule, evaluation, checkpoints of what is tuned."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from peftlib.model.adapted_vit import AdaptedViT
+from peftlib.model.metadata import encode_metadata
+from peftlib.training.augmentation import random_d4, resize_image, resize_mask
+from peftlib.training.metrics import MeanLoss
+
+SCHEDULES = ("cosine", "constant")
+
+
+class Task(lightning.LightningModule):
+    """What classification and segmentation share.
+
+    Batches are dicts as ``peftlib.data.dataset.collate`` makes them. On its device a batch is augmented (in training)
+    and resized to the model's image size: images bilinearly, masks by the nearest pixel. Metrics are those of the
+    model's grid. They are logged, with the loss, under the same names in validation and test.
+
+    Only what the method tunes, and the head, reaches optimiser and checkpoints.
+
+    Args:
+        model: the adapted ViT.
+        classes: names of the classes, or how many there are.
+        metrics: of predictions and truth; computes a dict.
+        monitor: the metric that tells which weights are best.
+        input_lr: learning rate of the tuned parameters of the input (patch embedding, EMB); lr: of the method, in the
+            blocks; head_lr: of the head.
+        weight_decay: of AdamW.
+        schedule: of the learning rates over all steps, ``"cosine"`` (down to 0) or ``"constant"``.
+        warmup: share of the steps in which they first rise linearly.
+        augment: apply a random symmetry of the square to each training image, and to its mask.
+
+    Attributes:
+        losses: of every training step so far in this process.
+        steps: that the schedule covers; None is what Lightning's ``Trainer`` expects.
+    """
+
+    def __init__(
+        self,
+        model: AdaptedViT,
+        classes: int | Sequence[str],
+        metrics: Metric,
+        monitor: str,
+        input_lr: float = 1e-3,
+        lr: float = 1e-3,
+        head_lr: float = 1e-3,
+        weight_decay: float = 0.01,
+        schedule: str = "cosine",
+        warmup: float = 0.05,
+        augment: bool = True,
+    ):
+        super().__init__()
+        if schedule not in SCHEDULES:
+            raise ValueError(f"schedule={schedule!r}; choose from {SCHEDULES}")
+        if not 0 <= warmup < 1:
+            raise ValueError(f"warmup={warmup!r}; it is a share of all steps, 0 to 1")
+        self.model, self.classes, self.monitor = model, class_names(classes), monitor
+        self.input_lr, self.lr, self.head_lr, self.weight_decay = input_lr, lr, head_lr, weight_decay
+        self.schedule, self.warmup, self.augment = schedule, warmup, augment
+        self.metrics = nn.ModuleDict({stage: metrics.clone() for stage in ("val", "test")})
+        self.mean_loss = nn.ModuleDict({stage: MeanLoss() for stage in ("val", "test")})
+        self._losses: list[Tensor | float] = []
+        self.steps: int | None = None
+        self.strict_loading = False  # checkpoints lack the frozen backbone; on_load_checkpoint checks what they hold
+
+    # --- what a task writes ---
+
+    def forward_features(self, x: Tensor, metadata: Tensor | None = None) -> Tensor | list[Tensor]:
+        """What the head reads of the model's tokens. x: (B, C, H, W) reflectance; metadata: (B, K), or None."""
+        raise NotImplementedError
+
+    def forward_head(self, features: Any) -> Tensor:
+        """What ``forward_features`` gives -> logits (B, classes), or (B, classes, H, W)."""
+        raise NotImplementedError
+
+    def target(self, batch: dict) -> Tensor:
+        """What is to be predicted."""
+        raise NotImplementedError
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Mean over what counts."""
+        raise NotImplementedError
+
+    def n_counted(self, target: Tensor) -> Tensor | int:
+        """How much of a batch counts: images, or known pixels."""
+        return len(target)
+
+    def predictions(self, logits: Tensor) -> Tensor:
+        """What the metrics take: class numbers."""
+        return logits.argmax(1)
+
+    # --- what they share ---
+
+    def on_after_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
+        if "features" in batch:
+            return batch
+        if self.augment and self.trainer.training:
+            image, mask = random_d4(batch["image"], batch.get("mask"))
+            batch = batch | {"image": image} | ({} if mask is None else {"mask": mask})
+        return self.resized(batch)
+
+    def resized(self, batch: dict) -> dict:
+        """Images and masks of a batch at the model's size, and the metadata that the model reads as numbers."""
+        changed = {"image": resize_image(batch["image"], self.model.image_size)}
+        if self.model.metadata is not None:
+            changed["metadata"] = encode_metadata(batch["meta"], self.model.metadata.names).to(batch["image"].device)
+        if "mask" in batch:
+            changed["mask"] = resize_mask(batch["mask"], self.model.image_size)
+        return batch | changed
+
+    def forward(self, x: Tensor, metadata: Tensor | None = None) -> Tensor:
+        """x: (B, C, H, W) reflectance -> logits (B, classes), or (B, classes, H, W)."""
+        return self.forward_head(self.forward_features(x, metadata))
+
+    def logits(self, batch: dict) -> Tensor:
+        """Of images, or of cached features (``peftlib.training.cached_features``)."""
+        if "features" in batch:
+            return self.forward_head(batch["features"])
+        return self(batch["image"], batch.get("metadata"))
+
+    def training_step(self, batch: dict, _index: int) -> Tensor:
+        loss = self.loss(self.logits(batch), self.target(batch))
+        self._losses.append(loss.detach())  # reading the number now would make each step wait for the GPU
+        return loss
+
+    @property
+    def losses(self) -> list[float]:
+        return [float(loss) for loss in self._losses]
+
+    def on_train_epoch_end(self) -> None:
+        self._losses = [*self.losses]
+
+    def on_validation_epoch_start(self) -> None:
+        self._reset("val")  # processes that were spawned share the counts of their parent until now
+
+    def on_test_epoch_start(self) -> None:
+        self._reset("test")
+
+    def validation_step(self, batch: dict, _index: int) -> None:
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: dict, _index: int) -> None:
+        self._evaluate(batch, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        self._log("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log("test")
+
+    def _evaluate(self, batch: dict, stage: str) -> None:
+        target, logits = self.target(batch), self.logits(batch)
+        self.mean_loss[stage].update(self.loss(logits, target), self.n_counted(target))
+        self.metrics[stage].update(self.predictions(logits), target.long())
+
+    def _log(self, stage: str) -> None:
+        for name, value in ({"loss": self.mean_loss[stage].compute()} | self.metrics[stage].compute()).items():
+            self.log(name, value, prog_bar=name == self.monitor)
+        self._reset(stage)
+
+    def _reset(self, stage: str) -> None:
+        self.mean_loss[stage].reset()
+        self.metrics[stage].reset()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        tuned = self.model.tuned_parts()
+        head = [p for name, p in self.named_parameters() if not name.startswith("model.")]
+        groups = [
+            {"params": list(tuned["input"].values()), "lr": self.input_lr},
+            {"params": list(tuned["method"].values()), "lr": self.lr},
+            {"params": head, "lr": self.head_lr},
+        ]
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=self.weight_decay)
+        if self._trainer is None or (self.schedule == "constant" and not self.warmup):
+            return optimizer
+        steps = self.steps or self.trainer.estimated_stepping_batches
+        if not 0 < steps < math.inf:
+            raise ValueError(f"schedule={self.schedule!r}, warmup={self.warmup} need a known number of steps")
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: rate_share(step, int(steps), self.warmup, self.schedule)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # --- checkpoints ---
+
+    def facts(self) -> dict:
+        """What a run of this task depends on, in plain values."""
+        model = self.model
+        return {
+            "task": type(self).__name__,
+            "input": str(model.input),
+            "method": str(model.method),
+            "backbone": model.backbone_hash,
+            "bands": list(model.bands.names),
+            "sensor": model.bands.sensor,
+            "image_size": list(model.image_size),
+            "metadata": [] if model.metadata is None else list(model.metadata.names),
+            "rgb_white": model.reflectance.rgb_white,
+            "nodata": model.reflectance.nodata,
+            "statistics": {
+                name: [float(f"{value:.5g}") for value in buffer.flatten().tolist()]
+                for name, buffer in model.reflectance.state_dict().items()
+            },
+            "classes": list(self.classes),
+            "input_lr": self.input_lr,
+            "lr": self.lr,
+            "head_lr": self.head_lr,
+            "weight_decay": self.weight_decay,
+            "schedule": self.schedule,
+            "warmup": self.warmup,
+            "augment": self.augment,
+        }
+
+    def tuned_state(self) -> dict[str, Tensor]:
+        """What training changes: the adapter, with its normalisation, and the head."""
+        head = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("model.")}
+        return {f"model.{name}": tensor for name, tensor in self.model.adapter_state().items()} | head
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["state_dict"] = self.tuned_state()
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        here = {name: tuple(tensor.shape) for name, tensor in self.tuned_state().items()}
+        there = {name: tuple(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
+        wrong = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
+        if wrong:
+            raise ValueError(f"the checkpoint is of another model: {wrong[:5]} ({len(wrong)} in all) do not fit")
+
+
+def rate_share(step: int, steps: int, warmup: float, schedule: str) -> float:
+    """Share of the full learning rate at a step, from 0: linear warm-up, then a half cosine down to 0, or constant."""
+    rising = round(warmup * steps)
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    if schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rising) / (steps - rising))))
+
+
+def class_names(classes: int | Sequence[str]) -> tuple[str, ...]:
+    """Names of classes; those of a bare number are "0", "1", ..."""
+    names = tuple(str(i) for i in range(classes)) if isinstance(classes, int) else tuple(classes)
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise ValueError(f"classes={classes!r}; give two or more different names, or their number")
+    return names
