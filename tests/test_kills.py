@@ -2,16 +2,12 @@
 
 import os
 import shutil
-import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from faults import (
-    CHECKSUM,
-    DATA,
     KILLS,
     child,
     eurosat,
@@ -24,15 +20,13 @@ from faults import (
     two,
 )
 from helpers import PATIENCE, SAVANNA, adapted, randomise, tiny_vit, wait_for
-from server import serve
-from test_download import packed, part
+from test_download import packed
 from test_rows import row
 from test_runner import write_notebook
 from toy_runs import HERE, assert_same, do, toy
 
 import peftlib as pl
-from peftlib.data import download
-from peftlib.data.download import fetch, unpack
+from peftlib.data.download import unpack
 from peftlib.experiments.grid import execute, grid, pool
 from peftlib.experiments.results import check_reference, gather, write_row
 from peftlib.files import fingerprint
@@ -135,41 +129,6 @@ def test_reference_numbers_are_replaced_whole(tmp_path, monkeypatch):
         patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         check_reference("a", {"x": 2.0}, "quick", 0.1, update=True)
     assert files(tmp_path) == before and before
-
-
-# --- downloads ---
-
-
-def fetch_slowly(url: str, path: Path, number: int) -> None:
-    """Fetch, and end when more than half has come."""
-
-    def audit(event, facts):
-        if event == "socket.connect":
-
-            def look():
-                while not (part(path).is_file() and part(path).stat().st_size > len(DATA) // 2):
-                    time.sleep(0.002)
-                os.kill(os.getpid(), number)
-
-            threading.Thread(target=look, daemon=True).start()
-
-    sys.addaudithook(audit)
-    download.CHUNK = 1 << 16
-    fetch(url, path, CHECKSUM)
-
-
-@pytest.mark.parametrize("number", KILLS)
-def test_a_download_that_is_killed_goes_on(number, tmp_path):
-    path = tmp_path / "data.zip"
-    with serve() as served:
-        served.files["/data.zip"], served.pause = DATA, 0.2
-        assert in_child(fetch_slowly, served.url + "data.zip", path, number) == -number
-        have = part(path).stat().st_size
-        assert not path.exists() and len(DATA) // 2 < have < len(DATA)
-        assert DATA.startswith(part(path).read_bytes())
-        served.pause = 0
-        fetch(served.url + "data.zip", path, CHECKSUM)
-        assert path.read_bytes() == DATA and served.starts[-1] == have
 
 
 # --- grids and notebooks ---

@@ -22,12 +22,12 @@ class EarthData(lightning.LightningDataModule):
     each just once, so that metrics are those of one process.
 
     Args:
-        train, val, test: data sets of sample dicts (see ``EarthDataset``); test may be None.
+        train, val, test, unseen: data sets of sample dicts (see ``EarthDataset``). test may be None; so may unseen, one
+            more to test on, of regions that the others lack.
         batch_size: images a batch, in each process.
         workers: processes that read ahead, and live as long as the loader; 0 reads in the main one. A data set that
             draws at random should draw from the number of the image: workers of a resumed run draw otherwise.
         seed: of the order of training images.
-        unseen: one more data set to test on, of regions that the others lack, or None.
 
     Raises:
         ValueError: an empty data set, sets with different bands, or impossible numbers.

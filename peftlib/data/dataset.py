@@ -22,14 +22,11 @@ DATASETS: dict[str, type["EarthDataset"]] = {}  # every subclass that has a ``na
 class EarthDataset(Dataset):
     """Images of the Earth with labels. A data set gives its facts, finds its files and reads one; the rest is here.
 
-    A sample is a dict:
-
-    * ``image`` (C, H, W) float32 reflectance, channels in the order of ``bands`` (thermal bands in kelvin);
-    * ``label``, a class number, or for ``multilabel`` (classes,) float of 0 and 1; or ``mask`` (H, W) class numbers,
-      with ``ignore_index`` where nothing is known;
-    * ``bands``, ``sensor``: as ``pl.adapt`` takes them;
-    * ``meta``: ``gsd`` in metres, ``source`` (the file), and, where known, ``location`` (latitude, longitude) and
-      ``date`` (YYYY-MM-DD).
+    A sample is a dict: ``image`` (C, H, W) float32 reflectance, channels in the order of ``bands`` (thermal ones in
+    kelvin); ``label``, a class number, or for ``multilabel`` (classes,) float of 0 and 1, or ``mask`` (H, W) class
+    numbers, with ``ignore_index`` where nothing is known; ``bands`` and ``sensor``, as ``pl.adapt`` takes them; and
+    ``meta``: ``gsd`` in metres, ``source`` (the file), and, where known, ``location`` (latitude, longitude) and
+    ``date`` (YYYY-MM-DD).
 
     Args:
         split: one of ``splits``.
@@ -54,14 +51,14 @@ class EarthDataset(Dataset):
     all_bands: tuple[str, ...]  # in the order of the files
     wavelengths: Mapping[str, float]  # band -> nm, for sensor "custom"
     gsd: float  # metres
-    splits: tuple[str | None, ...] = ("train", "val", "test")
+    splits: tuple[str, ...] = ("train", "val", "test")
     ignore_index: ClassVar[int] = -1
     nodata: str = "error"
     source: ClassVar[str]  # where people get it
     licence: ClassVar[str]
     primary_metric: ClassVar[str | None] = None  # what it is judged by; None: the task's own
     fold_by: ClassVar[str | None] = None  # entry of ``meta``: images that share it are in one fold
-    split: str | None
+    split: str
     bands: tuple[str, ...] | Mapping[str, float]  # as ``pl.adapt`` takes them
     items: Sequence
 
@@ -72,7 +69,7 @@ class EarthDataset(Dataset):
 
     def __init__(
         self,
-        split: str | None = "train",
+        split: str = "train",
         root: str | Path | None = None,
         bands: Sequence[str] | None = None,
         download: bool = False,
@@ -98,17 +95,12 @@ class EarthDataset(Dataset):
         if not self.items:
             raise FileNotFoundError(self.missing(f"images of the split {split!r}"))
 
-    # --- what a data set writes ---
-
     def find(self) -> Sequence:
         """What there is in the split, an item a sample, without opening images."""
         raise NotImplementedError
 
     def read(self, item) -> dict:
-        """One item: ``image`` (all bands, H, W) reflectance with NaN for no data, ``label`` or ``mask``, and ``meta``.
-
-        ``meta["source"]`` names the file.
-        """
+        """``image`` (all bands, H, W) reflectance, NaN for no data, ``label`` or ``mask``, ``meta`` with ``source``."""
         raise NotImplementedError
 
     def files(self, item) -> list[Path]:
@@ -125,8 +117,6 @@ class EarthDataset(Dataset):
     def evaluations(self) -> dict[str, Callable[[Tensor, Tensor], dict[str, float]]]:
         """Tests of its own: name -> function of a split's logits (n, classes, ...) and truth (n, ...), in its order."""
         return {}
-
-    # --- what all share ---
 
     def __len__(self) -> int:
         return len(self.items)
@@ -174,11 +164,7 @@ class EarthDataset(Dataset):
         )
 
     def read_list(self, name: str) -> list[str]:
-        """The lines of a split list under ``root``, without empty ones.
-
-        Raises:
-            FileNotFoundError: no such list; the message says where it comes from.
-        """
+        """The lines of a split list under ``root``, without empty ones; FileNotFoundError where there is none."""
         if not (path := self.root / name).is_file():
             raise FileNotFoundError(self.missing(f"split list {name}"))
         return [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
@@ -224,11 +210,7 @@ def read_tif(path: Path) -> tuple[Tensor, dict]:
 
 
 def read_mask(path: Path) -> Tensor:
-    """A raster of one band as (H, W) int64, numbers as stored.
-
-    Raises:
-        FileNotFoundError, ValueError: as ``read_tif``, or more than one band.
-    """
+    """A raster of one band as (H, W) int64, numbers as stored; errors as of ``read_tif``, or for more bands."""
     values, _ = read_tif(path)
     if values.shape[0] != 1:
         raise ValueError(f"{path}: a mask has one band, this has {values.shape[0]}")

@@ -51,15 +51,10 @@ class InMemory(View):
 
 
 class Tiles(View):
-    """Square tiles of images with masks; those without one known pixel are left out.
+    """Square tiles of ``side`` pixels of images with masks; those without one known pixel are left out.
 
-    Args:
-        dataset: for segmentation.
-        side: of a tile in pixels; what is left over at the lower and right border is not seen.
-        per_image: keep only so many tiles of an image, those with most known pixels (ties: the first); 0 keeps all.
-
-    Raises:
-        ValueError: images without masks, or smaller than a tile.
+    What is left over at the lower and right border is not seen. ``per_image`` keeps only so many tiles of an image,
+    those with most known pixels (ties: the first); 0 keeps all. ValueError: no masks, or images smaller than a tile.
     """
 
     def __init__(self, dataset: Dataset, side: int, per_image: int = 0):

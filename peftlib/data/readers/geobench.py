@@ -3,11 +3,11 @@
 * Source: huggingface.co/datasets/recursix/geo-bench-1.0, of the sets that each class below names.
 * Files: a file has a data set a band, (H, W), named like ``04 - Red``, with ``_2013-05-01`` behind it where a date is
   known, and one attribute ``pickle``: the text of a pickle of a dict with ``label``, ``bands_order`` and, for each
-  band, its place and objects of GEO-Bench's own classes. Pickles can run code: this reader makes plain values of what
+  band, objects of GEO-Bench's own classes. Pickles can run code: this reader makes plain values of what
   it needs, inert stand-ins of GEO-Bench's, affine's and rasterio's objects, and refuses everything else. GEO-Bench
   itself is not needed (its release pins versions of pandas that nothing here can live with). ``band_stats.json`` and
   ``label_stats.json`` lie beside and are not read.
-* Values: stored numbers times ``scale``. No pixels without data.
+* Values: stored numbers times ``scale``. No pixels without data, no places.
 """
 
 import ast
@@ -44,14 +44,10 @@ INERT = ("geobench", "ccb", "affine", "rasterio")  # ccb: GEO-Bench's former nam
 
 
 class Inert:
-    """What an object of a foreign class becomes: it keeps its arguments, and nothing of the class runs."""
+    """What an object of a foreign class becomes: nothing of the class runs."""
 
-    args: tuple
-
-    def __new__(cls, *args, **_):
-        self = super().__new__(cls)
-        self.args = args
-        return self
+    def __new__(cls, *_, **__):
+        return super().__new__(cls)
 
     def __setstate__(self, state):
         """Drop it."""
@@ -132,19 +128,10 @@ class GeoBench(EarthDataset):
         label = attributes["label"]
         if not isinstance(label, int | np.integer):
             raise ValueError(f"{item}: label {label!r}, need a class number")
-        meta = {"source": str(item)} | self.place(item, attributes.get(next(iter(stored))), sizes.pop())
+        meta = {"source": str(item)}
         if dates := {match[2] for match in dated.values() if match}:
             meta["date"] = dates.pop()
         return {"image": image, "label": int(label), "meta": meta}
-
-    def place(self, item: Path, band: dict | None, size: tuple[int, int]) -> dict:
-        """``location`` of the centre, where the attributes of a band have one in degrees."""
-        transform = (band or {}).get("transform")
-        if band is None or not isinstance(transform, Inert) or band["crs"] != "EPSG:4326":
-            return {}
-        a, b, c, d, e, f = transform.args[:6]
-        row, column = size[0] / 2, size[1] / 2
-        return {"location": (d * column + e * row + f, a * column + b * row + c)}
 
 
 # Names of Sentinel-2's 13 bands in the files.
@@ -163,7 +150,7 @@ class So2Sat(GeoBench):
     """m-so2sat: local climate zones of cities, 17 classes, 32 px Sentinel-2 chips at 10 m.
 
     So2Sat LCZ42 (Zhu et al. 2020). 19,992 / 986 / 986 samples. Eight Sentinel-1 channels are left out; ten Sentinel-2
-    bands remain, without the 60 m bands. Float reflectance, 0 to 2.8, as it is. No place, no date.
+    bands remain, without the 60 m bands. Float reflectance, 0 to 2.8, as it is. No date.
     """
 
     name = "so2sat"
@@ -188,7 +175,7 @@ class BrickKiln(GeoBench):
     SustainBench (Lee et al. 2021). 15,063 / 999 / 999 samples. **The names of bands in the files are wrong**: GEO-Bench
     took the 13 channels for Sentinel-2's 13 bands, but they were exported as B1-B5, B7, B8A, B8, B11, B12 and the red,
     green and blue of the 8-bit true-colour picture (https://github.com/ServiceNow/geo-bench/issues/29). ``channels``
-    puts that right; the picture is left out. Reflectance x 1e4. The place is in the attributes, no date.
+    puts that right; the picture is left out. Reflectance x 1e4. No date.
     """
 
     name = "brick_kiln"
@@ -209,8 +196,8 @@ class ForestNet(GeoBench):
     ForestNet (Irvin et al. 2020). 6,464 / 989 / 993 samples, one date each; chips of 332 px, of which GEO-Bench keeps
     the middle. 8-bit **pictures**, divided by 255 here. They are stretched for the eye, and GEO-Bench faded them
     outside the region of loss, so this is brightness in [0, 1] and not reflectance: indices and statistics of
-    reflectance do not carry over; fit the normalisation on the data. The place is in the sample's name,
-    latitude_longitude, the date in the names of the bands; composites bear the first of January.
+    reflectance do not carry over; fit the normalisation on the data. Composites
+    bear the first of January as their date.
     """
 
     name = "forestnet"
@@ -229,10 +216,3 @@ class ForestNet(GeoBench):
     scale = 1 / 255
     gsd = 15.0
     licence = "CC-BY-4.0"
-
-    def place(self, item: Path, band: dict | None, size: tuple[int, int]) -> dict:
-        try:
-            latitude, longitude = (float(part) for part in item.stem.split("_")[:2])
-        except ValueError:
-            return {}
-        return {"location": (latitude, longitude)}

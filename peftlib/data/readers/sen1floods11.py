@@ -7,10 +7,8 @@
   none of the others has: the test of an unseen region.
 * Values: top-of-atmosphere reflectance x 1e4; a pixel that is 0 in every band has no data and becomes NaN. Masks: 0
   not water, 1 water, -1 unknown.
-* The day of the image is that of its event in ``Sen1Floods11_Metadata.geojson``, where that file lies beside.
 """
 
-import json
 from pathlib import Path
 
 import torch
@@ -19,7 +17,6 @@ from peftlib.data.dataset import EarthDataset, read_mask, read_tif
 from peftlib.sensors.bands import SENSORS
 
 LISTS = {"train": "train", "val": "valid", "test": "test", "bolivia": "bolivia"}
-RENAMED = {"Mekong": "Cambodia"}  # in the names of files -> in the metadata
 
 
 class Sen1Floods11(EarthDataset):
@@ -46,26 +43,11 @@ class Sen1Floods11(EarthDataset):
         for line in self.read_list(f"splits/flood_handlabeled/flood_{LISTS[self.split]}_data.csv"):
             chip = line.split(",")[0].removesuffix("_S1Hand.tif")
             found.append((folder / "S2Hand" / f"{chip}_S2Hand.tif", folder / "LabelHand" / f"{chip}_LabelHand.tif"))
-        self._dates = self._event_dates()
         return found
 
     def read(self, item: tuple[Path, Path]) -> dict:
         path, mask_path = item
         values, meta = read_tif(path)
         image = torch.where((values == 0).all(0), torch.nan, values.float() / 1e4)
-        event = path.name.split("_")[0]
-        meta |= {"source": str(path), "event": event}
-        if date := self._dates.get(RENAMED.get(event, event)):
-            meta["date"] = date
+        meta |= {"source": str(path), "event": path.name.split("_")[0]}
         return {"image": image, "mask": read_mask(mask_path), "meta": meta}
-
-    def _event_dates(self) -> dict[str, str]:
-        """Event -> YYYY-MM-DD of its Sentinel-2 images; empty without the publisher's metadata."""
-        path = self.root / "Sen1Floods11_Metadata.geojson"
-        if not path.is_file():
-            return {}
-        try:
-            events = [feature["properties"] for feature in json.loads(path.read_text())["features"]]
-            return {event["location"]: event["s2_date"].replace("/", "-") for event in events}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is not the publisher's list of events ({error!r})") from error

@@ -106,9 +106,8 @@ def _same_colour(colours: np.ndarray, goal: np.ndarray, draw: np.random.Generato
     chroma = colours / np.maximum(colours.sum(1, keepdims=True), 1e-6)
     near = np.argsort(((chroma - goal / max(goal.sum(), 1e-6)) ** 2).sum(1))[:150]
     chosen = draw.choice(near, min(40, len(near)), replace=False)
-    rows = np.vstack(
-        [100 * colours[chosen].T, np.full(len(chosen), 0.1)]
-    )  # the last row asks for weights that sum to one
+    # the last row asks for weights that sum to one
+    rows = np.vstack([100 * colours[chosen].T, np.full(len(chosen), 0.1)])
     solved, _ = nnls(rows, np.append(100 * goal, 0.1))
     exact = np.abs(colours[chosen].T @ solved - goal).max() < TOLERANCE
     if not exact or not LIGHT[0] <= solved.sum() <= LIGHT[1]:
@@ -119,13 +118,9 @@ def _same_colour(colours: np.ndarray, goal: np.ndarray, draw: np.random.Generato
 
 
 def pair_accuracy(scores: Tensor, truth: Tensor) -> dict[str, float]:
-    """Share of pixels on which the true member of a pair scores above the other: 0.5 is a coin.
+    """Share of pixels on which the true member of a pair scores above the other, by pair, and their mean ``pairs``.
 
-    Args:
-        scores: (B, 10, ...) of the classes of ``spectral_scenes``; truth: (B, ...) class numbers.
-
-    Returns:
-        by pair, and their mean under ``pairs``.
+    scores: (B, 10, ...) of the classes of ``spectral_scenes``; truth: (B, ...) class numbers. 0.5 is a coin.
     """
     found = {}
     for i, name in enumerate(PAIRS):

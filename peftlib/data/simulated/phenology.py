@@ -47,17 +47,14 @@ class Phenology(Simulated):
     """Simulated time series with masks; item i depends on the arguments and i alone.
 
     Args:
-        split: ``"train"``, ``"val"`` or ``"test"``: other fields, of other spectra.
-        length: number of scenes.
-        size: side in pixels of 10 m.
+        split, length, size, seed: as of ``SpectralScenes``.
         view: ``"series"``: the four dates as one image (``peftlib.deflect.time_series``); ``"best"``: the best date;
             ``"each"``: each date an image of its own, four to a scene, one after the other. ``meta["date"]`` is there
             in the latter two.
         bands: channels, in order; None is all: of a series with the days, ``series_bands(..., day=False)`` is without.
-        seed: of everything.
 
-    Raises:
-        ValueError: an unknown choice, which is named with the choices.
+    Attributes:
+        dates: of an image; day: whether their days are channels too; date_bands: the channels of one date.
     """
 
     name = "phenology"
@@ -156,8 +153,7 @@ def calendar_scores(logits: Tensor, truth: Tensor, dates: int = 1) -> dict[str, 
             lie one after the other, probabilities are averaged over them.
 
     Returns:
-        ``fields``: share of the fields' pixels whose calendar scores above the other five; ``scene_miou``: intersection
-        over union, mean over the classes that occur or are predicted.
+        ``fields``: share of the fields' pixels whose calendar scores above the other five; ``scene_miou``.
     """
     scores, truth = logits.softmax(1).unflatten(0, (-1, dates)).mean(1), truth[::dates]
     fields = (truth >= 0) & (truth < len(CALENDARS))

@@ -14,13 +14,7 @@ VAPOUR = {"B09": 0.35, "B10": 0.005, "B9": 0.005}  # what water vapour lets thro
 
 
 class Simulated(EarthDataset):
-    """Scenes of parcels with measured spectra. ``side`` is ``size`` in samples; ``wavelengths``: band -> nm.
-
-    Args:
-        split, size, seed, bands: as of ``SpectralScenes``.
-        length: number of items.
-        sensor: one of ``spectra.response``.
-    """
+    """Scenes of parcels with measured spectra. ``side`` is ``size`` in samples; ``wavelengths``: band -> nm."""
 
     folder = ""
     task = "segmentation"

@@ -58,9 +58,7 @@ def _continent(latitude: float, longitude: float) -> str:
 def measured(*kinds: str, source: str | None = None, continents: tuple[str, ...] = ()) -> np.ndarray:
     """Spectra (n, 180) of surfaces by earthlib's third level (``soil``, ``char``, ``litter``, ``road``, ...).
 
-    Args:
-        source: of one library only.
-        continents: some of ``CONTINENTS``; none is everywhere, unknown places included.
+    source: of one library only; continents: some of ``CONTINENTS``, none is everywhere, unknown places included.
     """
     spectra, _, table = library()
     chosen = table["LEVEL_3"].isin(kinds)
@@ -84,10 +82,7 @@ def canopies() -> tuple[np.ndarray, np.ndarray]:
 def response(sensor: str) -> tuple[dict[str, float], np.ndarray]:
     """Bands of a sensor (name -> centre in nm) and the matrix (bands, 180) that turns spectra into band reflectance.
 
-    ``hyperspectral`` is the spectrum itself, 180 bands of 10 nm.
-
-    Raises:
-        ValueError: an unknown sensor.
+    ``hyperspectral`` is the spectrum itself, 180 bands of 10 nm. Raises ValueError for an unknown sensor.
     """
     _, wavelengths, _ = library()
     if sensor == HYPERSPECTRAL:

@@ -23,15 +23,13 @@ _DARK = list(PAIRS).index("dark")
 class SpectralScenes(Simulated):
     """Simulated scenes; item i depends on the arguments and i alone.
 
-    ``segmentation``: a mask of ten classes. ``classification``: most of a scene is one cover, which is its label.
-
     Args:
         split: ``"train"``, ``"val"`` or ``"test"``: other scenes, of other spectra.
         length: number of scenes.
         size: side in pixels of 10 m.
         sensor: ``"sentinel2"`` (13 bands), ``"hls"`` (6), ``"landsat8"`` (7) or ``"hyperspectral"`` (180 of 10 nm).
             Pairs are exact metamers for Sentinel-2 and HLS; other sensors' red, green and blue differ by a little.
-        task: ``"segmentation"`` or ``"classification"``.
+        task: ``"segmentation"``: a mask of ten classes; ``"classification"``: the cover that most of a scene has.
         continents: where the soils were measured, some of ``spectra.CONTINENTS``; none is everywhere.
         located: each scene lies on one of the continents (none is all of them), and ``meta`` says where and on which
             day of 2024; the day has no effect.
@@ -136,7 +134,7 @@ class SpectralScenes(Simulated):
     def _spectra(
         self, draw, coins, pools: dict[int, np.ndarray], covers: np.ndarray, turned: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Of each parcel two spectra to lie between, (parcels, 2, bands), and the class (parcels,)."""
+        """Of each parcel two spectra to lie between, (parcels, 2, bands), and its class (parcels,)."""
         ends = np.empty((len(covers), 2, len(self.wavelengths)), dtype=np.float32)
         classes = np.empty(len(covers), dtype=np.int64)
         for i, cover in enumerate(covers):
