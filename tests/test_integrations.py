@@ -224,7 +224,7 @@ def torchgeo_task(truth: str):
 
 @pytest.mark.parametrize("truth", ["mask", "label"])
 def test_torchgeos_trainers_train_the_adapter_alone(truth):
-    from peftlib.training.tasks import quiet_trainer
+    from peftlib.training.fit import quiet_trainer
 
     task, shape = torchgeo_task(truth), (32, 32) if truth == "mask" else ()
     batches = [{"image": images(seed=s)[0], truth: torch.randint(3, shape)} for s in range(4)]

@@ -17,19 +17,20 @@ from terratorch.tasks import SemanticSegmentationTask
 
 import peftlib as pl
 import peftlib.integrations.terratorch
-from peftlib.training.tasks import quiet_trainer
+from peftlib.training.fit import quiet_trainer
 
 _INPUT = {"backbone_bands": list(BANDS), "backbone_image_size": SIZE}
+_INFLATED = {"backbone_input": "inflated", "backbone_input_options": {"start": "mean", "train": False}}
 _LORA = {"backbone_rank": 16, "backbone_alpha": 16.0, "backbone_targets": ["q", "v", "fc1", "fc2"]}
 _PEFT = {"r": 16, "lora_alpha": 16, "target_modules": ["q_linear", "v_linear", "fc1", "fc2"]}
-# The study's LoRA. peft freezes all but its updates, so here both read the new bands by a frozen inflated embedding.
+# peft freezes all but its updates, so both LoRAs read the new bands by a frozen inflated embedding.
 KINDS = {
-    "LoRA, ours": {"backbone": "peftlib_lora_dinov2_small", "backbone_new_bands": "mean"} | _LORA,
+    "LoRA, ours": {"backbone": "peftlib_lora_dinov2_small"} | _INFLATED | _LORA,
     "LoRA, TerraTorch's": {
         "backbone": "peftlib_frozen_dinov2_small",
-        "backbone_new_bands": "mean",
         "peft_config": {"method": "LORA", "replace_qkv": "qkv", "peft_config_kwargs": _PEFT},
-    },
+    }
+    | _INFLATED,
     "DEFLECT": {"backbone": "peftlib_deflect_dinov2_small"},
 }
 
