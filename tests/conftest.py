@@ -14,23 +14,6 @@ settings.load_profile("light")
 torch.set_num_threads(1)
 
 
-COUNTED = pytest.StashKey()
-
-
-@pytest.hookimpl(tryfirst=True)  # before slow ones are deselected
-def pytest_collection_modifyitems(config, items):
-    counts = config.stash.setdefault(COUNTED, {})
-    for item in items:
-        own = counts.setdefault(item.path, {"fast": 0, "slow": 0})
-        own["slow" if item.get_closest_marker("slow") else "fast"] += 1
-
-
-@pytest.fixture(scope="session")
-def counted(request):
-    """File -> how many cases it has: ``fast`` and ``slow``."""
-    return request.config.stash[COUNTED]
-
-
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
@@ -48,18 +31,13 @@ def x():
     return images()
 
 
-@pytest.fixture(params=["tiny", pytest.param("dinov2_small", marks=pytest.mark.weights)])
-def any_vit(request):
-    """The tiny ViT, and DINOv2 at 28 px. Tests must not change it."""
-    return tiny_vit() if request.param == "tiny" else request.getfixturevalue("small_dinov2")
-
-
 @pytest.fixture(scope="session")
 def small_dinov2():
+    """The real DINOv2 ViT-S/14 at 28 px (fetched once through pip). Tests must not change it."""
     return pl.load_backbone("dinov2_small", image_size=28)
 
 
 @pytest.fixture(scope="session")
 def dinov2():
-    """The real DINOv2 ViT-S/14 (fetched once through pip). Tests must not change it."""
+    """The real DINOv2 ViT-S/14. Tests must not change it."""
     return pl.load_backbone("dinov2_small")

@@ -8,10 +8,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import peftlib as pl
-from peftlib.sensors.bands import band_set
+from peftlib.deflect.time_series import SeriesEMB, series_bands
+from peftlib.methods import Input, Method
+from peftlib.sensors.bands import BandSet, band_set
 
 SENTINEL2 = tuple(pl.SENSORS["sentinel2"])  # 13 bands; red, green, blue are B04, B03, B02
 SAVANNA = ("B02", "B03", "B04", "B08")  # blue first, as files have them
+COLOURS = ("B04", "B03", "B02")
 PATIENCE = 600  # seconds that a loaded machine may need to start a process
 
 
@@ -62,6 +65,20 @@ def adapted(method, bands=SENTINEL2, vit=None, seed=0, **options) -> pl.AdaptedV
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return pl.adapt(vit if vit is not None else tiny_vit(), method, bands, **options)
+
+
+def fits(method: Method | type[Method], input: Input | type[Input]) -> bool:
+    return input.gives_auxiliary or not method.needs_auxiliary
+
+
+def bands_for(input: Input) -> BandSet:
+    """Bands that an input can read: two dates for what reads dates, else all of Sentinel-2."""
+    return series_bands(SAVANNA, 2) if isinstance(input, SeriesEMB) else band_set(SENTINEL2)
+
+
+def tuned(model: nn.Module) -> set[str]:
+    """Names of the trainable parameters."""
+    return {name for name, p in model.named_parameters() if p.requires_grad}
 
 
 def pretrained_tokens(vit: VisionTransformer, x: Tensor, rgb=(3, 2, 1), white: float = 0.3) -> Tensor:

@@ -12,9 +12,10 @@ from torch.utils.data import DataLoader
 from toy_data import Toy, classification, segmentation, toy_data, tuned
 
 import peftlib as pl
-from peftlib.training.learning import rate
-from peftlib.training.metrics import label_metrics, mask_metrics, multilabel_metrics
-from peftlib.training.tasks import Classification, Segmentation, quiet_trainer
+from peftlib.training.base import rate_share
+from peftlib.training.fit import quiet_trainer
+from peftlib.training.metrics import ClassScores, MultilabelScores
+from peftlib.training.tasks import Classification, Segmentation, logits_and_truth
 
 
 def batch(n: int = 4, **options) -> dict:
@@ -95,26 +96,29 @@ def test_classes_need_different_names(classes):
 # --- optimiser and schedule ---
 
 
-@pytest.mark.parametrize("method", [pl.Frozen(), pl.LoRA(), pl.Full(new_bands="ignore")])
+@pytest.mark.parametrize("method", [pl.Frozen(), pl.LoRA(), pl.Full()])
+@pytest.mark.parametrize("input", [pl.RGB(), pl.EMB()])
 @pytest.mark.parametrize("make", [classification, lambda m: segmentation(m, decoder="unet")])
-def test_the_optimiser_holds_tuned_parameters_and_the_head_alone(make, method):
+def test_input_method_and_head_learn_at_their_own_rates(make, input, method):
     task = make(method)
-    task.lr, task.head_lr = 0.25, 0.5
+    task.model = adapted(method, SAVANNA, input=input)
+    task.input_lr, task.lr, task.head_lr = 0.125, 0.25, 0.5
     groups = task.configure_optimizers().param_groups
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
-    head = {id(p): 0.5 for name, p in task.named_parameters() if not name.startswith("model.")}
-    assert rates == {id(p): 0.25 for p in task.model.parameters() if p.requires_grad} | head
-    assert len(head) >= 2
+    parts = task.model.tuned_parts()
+    expected = {id(p): 0.125 for p in parts["input"].values()} | {id(p): 0.25 for p in parts["method"].values()}
+    expected |= {id(p): 0.5 for name, p in task.named_parameters() if not name.startswith("model.")}
+    assert rates == expected and {id(p) for p in task.parameters() if p.requires_grad} == set(rates)
 
 
 def test_rates_rise_linearly_and_fall_with_half_a_cosine():
-    found = [rate(step, 10, 0.2, "cosine") for step in range(11)]
+    found = [rate_share(step, 10, 0.2, "cosine") for step in range(11)]
     expected = [1 / 3, 2 / 3, *(0.5 + 0.5 * math.cos(math.pi * k / 8) for k in range(9))]
     np.testing.assert_allclose(found, expected, atol=1e-12)
-    assert found[2] == 1 and found[6] == pytest.approx(0.5) and found[10] == 0 == rate(99, 10, 0.2, "cosine")
-    assert [rate(step, 10, 0.2, "constant") for step in (0, 1, 2, 9)] == [1 / 3, 2 / 3, 1, 1]
-    assert [rate(step, 4, 0.0, "constant") for step in range(4)] == [1] * 4
-    assert rate(0, 1, 0.0, "cosine") == 1
+    assert found[2] == 1 and found[6] == pytest.approx(0.5) and found[10] == 0 == rate_share(99, 10, 0.2, "cosine")
+    assert [rate_share(step, 10, 0.2, "constant") for step in (0, 1, 2, 9)] == [1 / 3, 2 / 3, 1, 1]
+    assert [rate_share(step, 4, 0.0, "constant") for step in range(4)] == [1] * 4
+    assert rate_share(0, 1, 0.0, "cosine") == 1
 
 
 # --- metrics ---
@@ -134,7 +138,7 @@ def test_scores_of_masks_are_scikit_learns():
     """In two batches, with ignored pixels, a class that never occurs, and one that is nowhere."""
     shape = (1, 1, -1)
     parts = [(SAID[:4].reshape(shape), TRUTH[:4].reshape(shape)), (SAID[4:].reshape(shape), TRUTH[4:].reshape(shape))]
-    found = scores(mask_metrics("abcde", -1), *parts)
+    found = scores(ClassScores("abcde", -1, ious=True), *parts)
     truth, said = TRUTH[KNOWN], SAID[KNOWN]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -152,7 +156,7 @@ def test_scores_of_masks_are_scikit_learns():
 
 def test_scores_of_labels_are_scikit_learns():
     truth, said = np.array([0, 1, 1, 2, 0, 1]), np.array([0, 1, 2, 2, 1, 1])
-    found = scores(label_metrics("abc"), (said, truth))
+    found = scores(ClassScores("abc"), (said, truth))
     assert found == pytest.approx(
         {
             "accuracy": reference.accuracy_score(truth, said),
@@ -166,7 +170,7 @@ def test_scores_of_several_labels_are_scikit_learns():
     draw = np.random.default_rng(0)
     p, y = draw.random((20, 4)).astype(np.float32), (draw.random((20, 4)) > 0.6).astype(int)
     y[:, 3], p[:, 3] = 0, p[:, 3] / 2.1  # a class that neither occurs nor is said
-    found = scores(multilabel_metrics("abcd"), (p[:7], y[:7]), (p[7:], y[7:]))
+    found = scores(MultilabelScores(), (p[:7], y[:7]), (p[7:], y[7:]))
     said = (p > 0.5).astype(int)
     assert found == pytest.approx(
         {
@@ -176,6 +180,13 @@ def test_scores_of_several_labels_are_scikit_learns():
             "micro_f1": reference.f1_score(y, said, average="micro"),
         }
     )
+
+
+@pytest.mark.parametrize("metrics", [ClassScores("ab", -1, ious=True), MultilabelScores()])
+def test_where_nothing_counts_scores_are_nan(metrics):
+    truth = torch.zeros(3, 2) if isinstance(metrics, MultilabelScores) else torch.full((3, 2), -1)
+    found = scores(metrics, (torch.zeros(3, 2), truth))
+    assert found and all(math.isnan(value) for value in found.values())
 
 
 @pytest.mark.parametrize("make", [classification, segmentation, lambda: classification(multilabel=True)])
@@ -200,8 +211,8 @@ def test_validation_and_test_log_the_same_names_and_numbers(make):
 
 def stepped(task, data: Toy, training: bool) -> dict:
     """The batch as a step gets it."""
-    seen, truth = [], task.truth
-    task.truth = lambda b: truth(seen.append(b) or b)
+    seen, target = [], task.target
+    task.target = lambda b: target(seen.append(b) or b)
     trainer = quiet_trainer(accelerator="cpu", max_epochs=1)
     loader = DataLoader(data, 4, collate_fn=toy_data().val_dataloader().collate_fn)
     trainer.fit(task, loader) if training else trainer.validate(task, loader, verbose=False)
@@ -210,14 +221,14 @@ def stepped(task, data: Toy, training: bool) -> dict:
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("augment", [True, False])
-def test_batches_are_turned_in_training_only(augment, training):
+def test_batches_are_augmented_in_training_only(augment, training):
     data = Toy(4)
     x, mask = (torch.stack([sample[key] for sample in data]) for key in ("image", "mask"))
     b = stepped(segmentation(augment=augment), data, training)
     assert torch.equal(b["image"], x) == torch.equal(b["mask"], mask) == (not (augment and training))
 
 
-def test_images_are_brought_to_the_models_size_and_scored_there():
+def test_images_are_resized_to_the_models_size_and_scored_there():
     b = stepped(segmentation(), Toy(4, size=(50, 70)), training=False)
     assert b["image"].shape == (4, 4, 32, 32) and b["mask"].shape == (4, 32, 32)
     assert b["bands"] == SAVANNA and len(b["meta"]) == 4
@@ -230,3 +241,12 @@ def test_what_is_tuned_is_the_adapter_and_the_head():
     assert {name.removeprefix("model.") for name in state if name.startswith("model.")} == set(
         task.model.adapter_state()
     )
+
+
+def test_predicted_batches_are_those_of_the_task_in_order():
+    task, data = segmentation().eval(), Toy(5, size=(50, 50))
+    loader = DataLoader(data, 2, collate_fn=toy_data().val_dataloader().collate_fn)
+    logits, truth = logits_and_truth(task, loader)
+    whole = task.resized(next(iter(DataLoader(data, 5, collate_fn=loader.collate_fn))))
+    torch.testing.assert_close(logits, task(whole["image"]).detach(), rtol=1e-4, atol=1e-5)
+    assert torch.equal(truth, whole["mask"])

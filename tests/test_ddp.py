@@ -14,6 +14,7 @@ from peftlib.methods import Method
 
 METHODS = {name: config() for name, config in pl.METHODS.items()}
 METHODS["vpt"] = pl.VPT(dropout=0.0)  # each process would draw a mask of its own
+pytestmark = pytest.mark.slow  # the fast gate has two processes in test_resume.py
 every_method = pytest.mark.parametrize("name", METHODS)
 
 

@@ -1,154 +1,119 @@
 """EMB is a pixel set: radiometry and never geometry. Inflated kernels go by the names of bands."""
 
-from typing import NamedTuple
-
 import pytest
 import torch
 from helpers import SAVANNA, SENTINEL2, adapted, images, randomise, tiny_vit
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
 
 import peftlib as pl
 from peftlib.backbones.loading import BackboneSpec
 from peftlib.deflect.analysis import shuffle_pixels
-from peftlib.deflect.patch_embedding import INFLATIONS, PixelSetEncoder, inflate_patch_embed, mapped_moments
+from peftlib.deflect.patch_embedding import PixelSetEncoder, mapped_moments
+from peftlib.methods.inputs import STARTS, inflated_kernels
 from peftlib.sensors.bands import band_set
+from peftlib.sensors.reflectance import Reflectance
+from peftlib.sensors.spectral_indices import SpectralIndices
+
+BANDS = band_set(SENTINEL2)
 
 
-class Channels(NamedTuple):
-    """What stands in for ``peftlib.sensors.reflectance.Channels``, with each reading set by the test."""
-
-    rgb: torch.Tensor
-    beyond: torch.Tensor
-    reflectance: torch.Tensor
-    valid: torch.Tensor | None
-
-    @property
-    def x(self) -> torch.Tensor:
-        return self.reflectance
-
-    def split(self, images: int) -> list["Channels"]:
-        """Image by image: how the batch is split must not matter."""
-        valid = [None] * len(self.x) if self.valid is None else self.valid.split(1)
-        parts = zip(self.beyond.split(1), self.reflectance.split(1), valid, strict=True)
-        return [self._replace(beyond=b, reflectance=r, valid=v) for b, r, v in parts]
-
-
-def encoder(patch=(8, 8), cells=1, bands=SENTINEL2, indices=("NDVI", "NBR"), seed=0) -> PixelSetEncoder:
+def encoder(patch=(8, 8), cells=1, pixels=0) -> PixelSetEncoder:
     """In float64, and off its start, so that x_A is not zero."""
-    torch.manual_seed(seed)
-    return randomise(PixelSetEncoder(band_set(bands), indices, dim=12, patch_size=patch, width=5, cells=cells)).double()
+    torch.manual_seed(0)
+    indices = SpectralIndices(("NDVI", "NBR"), BANDS)
+    return randomise(PixelSetEncoder(indices, 12, 12, patch, width=5, cells=cells, pixels=pixels)).double().eval()
 
 
-def channels(size=(32, 32), bands=SENTINEL2, valid=None, seed=0) -> Channels:
-    x = images(bands, size=size, seed=seed).double()
-    beyond = list(band_set(bands).beyond_rgb)
-    return Channels(x[:, list(band_set(bands).rgb)], (x[:, beyond] - 0.2) * 8, x, valid)
+def reflectance(size=(32, 32), nodata="error") -> Reflectance:
+    return Reflectance(BANDS, size, (0.5,) * 3, (0.2,) * 3, nodata=nodata).double()
 
 
-def shuffled(given: Channels, patch: int) -> Channels:
-    x = shuffle_pixels(torch.cat([given.beyond, given.reflectance], dim=1), patch, seed=3)
-    split = given.beyond.shape[1]
-    return given._replace(beyond=x[:, :split], reflectance=x[:, split:])
+def with_gaps(x: torch.Tensor, patch: tuple[int, int], cells: int) -> torch.Tensor:
+    """Single bands of single pixels, all of one patch, and all of one cell of another."""
+    x = torch.where(torch.rand(x.shape) > 0.02, x, torch.nan)
+    x[0, :, : patch[0], : patch[1]] = torch.nan
+    x[1, :, : patch[0] // cells, : patch[1] // cells] = torch.nan
+    return x
 
 
-def reference(layer: PixelSetEncoder, given: Channels, patch: tuple[int, int], cells: int) -> torch.Tensor:
-    """x_A = g([mean, deviation] of f(s) over the valid pixels of each cell), with loops over pixels."""
-    spectrum = torch.cat([given.beyond, layer.indices(given.reflectance)], dim=1)
-    features = layer.pixel_mlp(spectrum.movedim(1, -1)).movedim(-1, 1)
-    B, width, H, W = features.shape
-    height, across = patch[0] // cells, patch[1] // cells
+def loops(layer: PixelSetEncoder, how: Reflectance, x: torch.Tensor, patch: tuple[int, int], cells: int):
+    """x_A = g([mean, deviation] of f(s) over the valid pixels of each cell), pixel by pixel."""
+    s = torch.cat([how.beyond(x), layer.indices(how.filled(x))], dim=1)
+    height, width = patch[0] // cells, patch[1] // cells
     tokens = []
-    for b in range(B):
-        for top in range(0, H, patch[0]):
-            for left in range(0, W, patch[1]):
-                code = torch.zeros(2 * width, cells, cells, dtype=features.dtype)
-                anything = False
+    for b in range(len(x)):
+        for top in range(0, x.shape[2], patch[0]):
+            for left in range(0, x.shape[3], patch[1]):
+                codes, anything = torch.zeros(10, cells, cells, dtype=x.dtype), False
                 for i in range(cells):
                     for j in range(cells):
                         rows = range(top + i * height, top + (i + 1) * height)
-                        columns = range(left + j * across, left + (j + 1) * across)
-                        pixels = [
-                            features[b, :, r, c]
-                            for r in rows
-                            for c in columns
-                            if given.valid is None or given.valid[b, 0, r, c]
-                        ]
-                        anything = anything or bool(pixels)
-                        pixels = torch.stack(pixels) if pixels else torch.zeros(1, width, dtype=features.dtype)
-                        variance = (pixels - pixels.mean(0)).square().mean(0)
-                        code[:, i, j] = torch.cat([pixels.mean(0), (variance + 1e-6).sqrt()])
-                token = layer.patch_mlp(code.flatten())
+                        columns = range(left + j * width, left + (j + 1) * width)
+                        known = [(r, c) for r in rows for c in columns if x[b, :, r, c].isfinite().all()]
+                        anything |= bool(known)
+                        f = (
+                            torch.stack([layer.pixel_mlp(s[b, :, r, c]) for r, c in known])
+                            if known
+                            else x.new_zeros(1, 5)
+                        )
+                        codes[:, i, j] = torch.cat([f.mean(0), ((f - f.mean(0)).square().mean(0) + 1e-6).sqrt()])
+                token = layer.patch_mlp(codes.flatten())
                 tokens.append(token if anything else torch.zeros_like(token))
-    return torch.stack(tokens).unflatten(0, (B, -1))
+    return torch.stack(tokens).unflatten(0, (len(x), -1))
 
 
 # --- the pixel set ---
 
 
-@pytest.mark.parametrize(
-    ("size", "patch", "cells"),
-    [((16, 16), (8, 8), 1), ((16, 24), (8, 8), 2), ((16, 12), (8, 4), 1), ((8, 12), (4, 6), 2)],
-)
-@pytest.mark.parametrize("masked", [False, True])
-def test_pooled_codes_match_explicit_loops(size, patch, cells, masked):
-    valid = None
-    if masked:
-        valid = (torch.rand(2, 1, *size) > 0.3).double()
-        valid[0, :, : patch[0], : patch[1]] = 0  # a whole patch
-        valid[1, :, : patch[0] // cells, : patch[1] // cells] = 0  # a whole cell
-    layer = encoder(patch, cells)
-    given = channels(size, valid=valid)
+@pytest.mark.parametrize(("size", "patch", "cells"), [((16, 16), (8, 8), 1), ((8, 12), (4, 6), 2)])
+@pytest.mark.parametrize("nodata", ["error", "zero"])
+def test_loops_formula_and_forward_agree(size, patch, cells, nodata):
+    layer, how = encoder(patch, cells), reflectance(size, nodata)
+    x = images(size=size).double()
+    x = with_gaps(x, patch, cells) if nodata == "zero" else x
+    valid = how.valid(x)
+    s = torch.cat([how.beyond(x), layer.indices(how.filled(x))], dim=1)
     with torch.no_grad():
-        torch.testing.assert_close(layer(given), reference(layer, given, patch, cells), rtol=1e-6, atol=1e-6)
+        slow = loops(layer, how, x, patch, cells)
+        formula = layer.formula(s, None if valid is None else valid.all(1, keepdim=True))
+        assert slow.abs().max() > 0.1
+        torch.testing.assert_close(formula, slow, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(layer(how, x), formula, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(layer.float()(how.float(), x.float()), formula.float(), rtol=1e-5, atol=1e-5)
 
 
-def test_shuffling_pixels_inside_patches_leaves_x_A():
-    layer, given = encoder(), channels()
-    moved = shuffled(given, 8)
-    assert not torch.equal(moved.beyond, given.beyond)
-    torch.testing.assert_close(layer(moved), layer(given), rtol=0, atol=1e-10)
-
-
-def test_shuffling_across_patches_changes_x_A():
-    layer, given = encoder(), channels()
-    assert not torch.allclose(layer(shuffled(given, 16)), layer(given), atol=1e-3)
-
-
-def test_cells_are_sets_of_their_own():
-    layer, given = encoder(cells=2), channels()
-    torch.testing.assert_close(layer(shuffled(given, 4)), layer(given), rtol=0, atol=1e-10)
-    assert not torch.allclose(layer(shuffled(given, 8)), layer(given), atol=1e-3)
+def test_shuffling_pixels_inside_a_cell_leaves_x_A_and_across_cells_does_not():
+    x, how = images().double(), reflectance()
+    for cells, inside, across in ((1, 8, 16), (2, 4, 8)):
+        layer = encoder(cells=cells)
+        with torch.no_grad():
+            moved = shuffle_pixels(x, inside, seed=3)
+            assert not torch.equal(moved, x)
+            torch.testing.assert_close(layer(how, moved), layer(how, x), rtol=0, atol=1e-10)
+            assert not torch.allclose(layer(how, shuffle_pixels(x, across, seed=3)), layer(how, x), atol=1e-3)
 
 
 def test_a_model_in_float32_keeps_the_invariance(x):
     """Also with the no-data option and values far from zero, where squares cancel."""
-    x = x.clone()
     x[:, [0, *range(4, 13)]] += 0.5
-    model = randomise(adapted(pl.Deflect(), nodata="zero"))
+    model = randomise(adapted(pl.Frozen(), input=pl.EMB(), nodata="zero"))
     with torch.no_grad():
-        before = model.embed_patches(model.reflectance(x))
-        after = model.embed_patches(model.reflectance(shuffle_pixels(x, 8)))
+        before, after = model.embed_patches(x), model.embed_patches(shuffle_pixels(x, 8))
     torch.testing.assert_close(after[1], before[1], rtol=0, atol=1e-4)
     assert not torch.allclose(after[0], before[0], atol=1e-2)  # x_P sees geometry
 
 
-def test_x_A_starts_at_zero():
-    layer = PixelSetEncoder(band_set(SAVANNA), ("NDVI",), dim=12, patch_size=(8, 8))
-    given = channels(bands=SAVANNA)._replace(rgb=None)
-    given = given._replace(beyond=given.beyond.float(), reflectance=given.reflectance.float())
-    assert torch.equal(layer(given), torch.zeros(2, 16, 12))
-
-
-def test_x_A_reads_bands_and_indices():
-    layer, given = encoder(), channels()
-    base = layer(given)
-    assert not torch.allclose(layer(given._replace(beyond=given.beyond + 0.1)), base, atol=1e-4)
-    darker = given.reflectance.clone()
-    darker[:, 3] *= 0.5  # red: only through NDVI
-    assert not torch.allclose(layer(given._replace(reflectance=darker)), base, atol=1e-4)
-    assert torch.equal(layer(given._replace(rgb=given.rgb * 0)), base)  # never the model's own RGB
+def test_x_A_reads_bands_and_indices_and_never_the_models_own_rgb():
+    layer, how, x = encoder(), reflectance(), images().double()
+    base = layer(how, x)
+    brighter, redder, bluer = x.clone(), x.clone(), x.clone()
+    brighter[:, 4] += 0.1  # a red edge that no index reads
+    redder[:, 3] *= 0.5  # red: only through NDVI
+    bluer[:, 1] *= 0.5
+    assert not torch.allclose(layer(how, brighter), base, atol=1e-4)
+    assert not torch.allclose(layer(how, redder), base, atol=1e-4)
+    assert torch.equal(layer(how, bluer), base)
 
 
 @given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 5), st.floats(-50, 50), st.booleans())
@@ -156,24 +121,34 @@ def test_moments_of_any_cells(cells, pixels, width, offset, masked):
     layer = torch.nn.Linear(width, 3).double()
     hidden = torch.randn(cells, pixels, width, dtype=torch.float64) + offset
     valid = torch.ones(cells, pixels, 1, dtype=torch.float64)
-    if masked:
-        valid[:, : pixels // 2] = 0
+    valid[:, : pixels // 2 * masked] = 0
     with torch.no_grad():
         mean, std = mapped_moments(hidden, layer, valid if masked else None)
-        mapped = layer(hidden)[:, pixels // 2 if masked else 0 :]
+        mapped = layer(hidden)[:, pixels // 2 * masked :]
     torch.testing.assert_close(mean, mapped.mean(1), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(std, (mapped.var(1, unbiased=False) + 1e-6).sqrt(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("cells", [0, 3, -1, 1.0, 16])
-def test_cells_must_divide_the_patch(cells, vit):
-    with pytest.raises(ValueError, match=r"cells"):
-        pl.adapt(vit, pl.Deflect(cells=cells), SENTINEL2)
+# --- option pixels ---
 
 
-def test_rgb_alone_has_nothing_for_the_pixel_set(vit):
-    with pytest.raises(ValueError, match=r"beyond RGB.*B04"):
-        pl.adapt(vit, pl.Deflect(), ("B04", "B03", "B02"))
+def test_training_reads_a_subset_of_pixels_drawn_anew_and_evaluation_all():
+    layer, how, x = encoder(pixels=7), reflectance(), images().double()
+    everything = encoder()(how, x)
+    assert torch.equal(layer(how, x), everything)
+    layer.train()
+    first, second = layer(how, x), layer(how, x)
+    assert not torch.allclose(first, second, atol=1e-4) and not torch.allclose(first, everything, atol=1e-4)
+    torch.manual_seed(4)
+    drawn = torch.randperm(64)[:7]  # the same places in every patch
+    torch.manual_seed(4)
+    subset = layer(how, x)
+    kept = torch.full((64,), torch.nan).index_fill(0, drawn, 0.0).view(8, 8).repeat(4, 4)
+    alone = encoder()(reflectance(nodata="zero"), x + kept)
+    torch.testing.assert_close(subset, alone, rtol=1e-6, atol=1e-6)
+    flat = x[:, :, ::8, ::8].repeat_interleave(8, 2).repeat_interleave(8, 3)  # all pixels of a patch equal
+    torch.testing.assert_close(layer(how, flat), encoder()(how, flat), rtol=1e-9, atol=1e-9)
+    assert torch.equal(encoder(pixels=64).train()(how, x), everything)  # as many as there are
 
 
 # --- pixels without data ---
@@ -181,11 +156,10 @@ def test_rgb_alone_has_nothing_for_the_pixel_set(vit):
 
 def test_a_patch_without_data_has_no_x_A_and_breaks_nothing(x):
     model = randomise(adapted(pl.Deflect(), nodata="zero"))
-    x = x.clone()
     x[0, :, :8, 8:16] = float("nan")
     x[1] = float("nan")  # a whole image
-    x_A = model.embed_patches(model.reflectance(x))[1]
-    assert torch.equal(x_A[0, 1], torch.zeros(32)) and torch.equal(x_A[1], torch.zeros(16, 32))
+    x_A = model.embed_patches(x)[1]
+    assert not x_A[0, 1].any() and not x_A[1].any()
     assert x_A[0, [0, *range(2, 16)]].abs().amin(dim=0).min() > 0
     tokens = model(x)
     tokens.square().sum().backward()
@@ -195,70 +169,45 @@ def test_a_patch_without_data_has_no_x_A_and_breaks_nothing(x):
 
 def test_what_a_missing_pixel_holds_in_other_bands_does_not_count(x):
     model = randomise(adapted(pl.Deflect(), nodata="zero"))
-    x = x.clone()
     x[0, 7, 2, 3] = float("nan")
     other = x.clone()
     other[0, [0, 3, 8, 12], 2, 3] = 0.9
-    a, b = (model.embed_patches(model.reflectance(image))[1] for image in (x, other))
-    assert torch.equal(a, b)
+    before = model.embed_patches(x)[1]
+    assert torch.equal(before, model.embed_patches(other)[1])
     other[0, 12, 2, 4] = 0.9  # its valid neighbour does count
-    assert not torch.equal(a, model.embed_patches(model.reflectance(other))[1])
+    assert not torch.equal(before, model.embed_patches(other)[1])
 
 
 # --- inflation ---
 
 
-def rgb_kernels(seed=0) -> nn.Module:
-    return tiny_vit(seed).patch_embed
-
-
-@pytest.mark.parametrize("bands", [SAVANNA, ("B8A", "B04", "B01", "B03", "B11", "B02"), SENTINEL2])
-@pytest.mark.parametrize("how", INFLATIONS)
-def test_inflated_kernels(how, bands):
-    embed, old = rgb_kernels(), rgb_kernels().proj
-    resolved = band_set(bands)
-    inflate_patch_embed(embed, resolved, how)
-    new = embed.proj
-    C = len(bands)
-    assert new.weight.shape == (32, C, 8, 8) and torch.equal(new.bias, old.bias)
-    scale = 1.0 if how in ("zero", "random") else 3 / C
-    torch.testing.assert_close(new.weight[:, :3], old.weight * scale)
-    red, green, blue = old.weight.unbind(1)
-    nearest = {"B08": red, "B8A": red, "B11": red, "B12": red, "B05": red, "B06": red, "B07": red, "B09": red}
-    nearest |= {"B10": red, "B01": blue}
+@pytest.mark.parametrize("bands", [SAVANNA, SENTINEL2[::-1]], ids=["4", "13"])
+@pytest.mark.parametrize("start", STARTS)
+def test_inflated_kernels(start, bands):
+    old, resolved, C = tiny_vit().patch_embed.proj.weight.detach(), band_set(bands), len(bands)
+    new = inflated_kernels(old, resolved, start)
+    scale = 1.0 if start in ("zero", "random") else 3 / C
+    assert new.shape == (32, C, 8, 8)
+    torch.testing.assert_close(new[:, :3], old * scale)
+    red, green, blue = old.unbind(1)
     for k, i in enumerate(resolved.beyond_rgb):
-        got = new.weight[:, 3 + k]
-        if how == "zero":
-            assert not got.any()
-        elif how == "repeat":
-            torch.testing.assert_close(got, (red, green, blue)[k % 3] * scale)
-        elif how == "mean":
-            torch.testing.assert_close(got, (red + green + blue) / 3 * scale)
-        elif how == "nearest":
-            torch.testing.assert_close(got, nearest[resolved.names[i]] * scale)
+        got = new[:, 3 + k]
+        expected = {
+            "zero": torch.zeros_like(red), "repeat": (red, green, blue)[k % 3], "mean": (red + green + blue) / 3,
+            "nearest": blue if resolved.names[i] == "B01" else red,
+        }  # fmt: skip
+        if start == "random":
+            assert 0 < got.std() < 1 and (C == 4 or not torch.allclose(got, new[:, 3 + (k + 1) % (C - 3)]))
         else:
-            assert (0 < got.std() < 1 and not torch.allclose(got, new.weight[:, 3 + (k + 1) % (C - 3)])) or C == 4
+            torch.testing.assert_close(got, expected[start] * scale)
 
 
-def test_unknown_inflation_lists_the_choices():
-    with pytest.raises(ValueError, match=r"'copy'.*zero.*nearest"):
-        inflate_patch_embed(rgb_kernels(), band_set(SAVANNA), "copy")
-    with pytest.raises(ValueError, match=r"new_bands='copy'.*ignore.*zero.*nearest"):
-        pl.Full(new_bands="copy")
-
-
-def test_inflation_needs_new_bands(vit):
-    with pytest.raises(ValueError, match="none beyond RGB"):
-        pl.adapt(vit, pl.LoRA(new_bands="mean"), ("B04", "B03", "B02"))
-
-
-@pytest.mark.parametrize("how", ["zero", "mean", "nearest"])
-def test_the_order_of_channels_does_not_matter(how, x):
+@pytest.mark.parametrize("start", ["zero", "mean", "nearest"])
+def test_the_order_of_channels_does_not_matter(start, x):
     order = torch.randperm(13)
     names = tuple(SENTINEL2[i] for i in order)
-    method = pl.Frozen(new_bands=how, train_patch_embed=how == "zero")
-    a, b = adapted(method)(x), adapted(method, names)(x[:, order])
-    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    a, b = adapted(pl.Frozen(), input=pl.Inflated(start)), adapted(pl.Frozen(), names, input=pl.Inflated(start))
+    torch.testing.assert_close(a(x), b(x[:, order]), rtol=1e-4, atol=1e-4)
 
 
 def test_nearest_kernels_of_a_backbone_that_reads_blue_first(x):
@@ -270,6 +219,6 @@ def test_nearest_kernels_of_a_backbone_that_reads_blue_first(x):
     with torch.no_grad():
         bgr.patch_embed.proj.weight.copy_(rgb.patch_embed.proj.weight.flip(1))
     bands, image = ("B02", "B03", "B04", "B01"), x[:, [1, 2, 3, 0]]
-    for how in ("ignore", "nearest"):
-        a, b = (adapted(pl.Frozen(new_bands=how), bands, vit=v)(image) for v in (rgb, bgr))
+    for input in (pl.RGB(), pl.Inflated("nearest")):
+        a, b = (adapted(pl.Frozen(), bands, vit=v, input=input)(image) for v in (rgb, bgr))
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)

@@ -10,7 +10,7 @@ from peftlib.training import fit as training
 from peftlib.training.cached_features import split
 from peftlib.training.fit import fit
 
-FROZEN = pl.Frozen(new_bands="mean")
+FROZEN = pl.Frozen()
 TASKS = {
     "classification": lambda **options: classification(FROZEN, **options),
     "linear": lambda **options: segmentation(FROZEN, **options),
@@ -23,9 +23,9 @@ def reads(monkeypatch):
     """How many images each forward pass of the backbone has read."""
     counts, really = [], pl.adapt.__globals__["AdaptedViT"].embed
 
-    def counted(self, x, described=None):
+    def counted(self, x, metadata=None):
         counts.append(len(x))
-        return really(self, x, described)
+        return really(self, x, metadata)
 
     monkeypatch.setattr(pl.adapt.__globals__["AdaptedViT"], "embed", counted)
     return counts
@@ -36,10 +36,10 @@ def test_features_change_nothing_but_the_time(kind, tmp_path, reads, monkeypatch
     results, weights = {}, {}
     for name in ("kept", "anew"):
         if name == "anew":
-            monkeypatch.setattr(training, "can_keep", lambda task, data: False)
+            monkeypatch.setattr(training, "can_cache", lambda task, data: False)
         task = TASKS[kind](augment=False, lr=1e-2, head_lr=1e-2)
         reads.clear()
-        results[name] = fit(task, toy_data(), tmp_path / name, 4, accelerator="cpu")
+        results[name] = fit(task, toy_data(), tmp_path / name, 8, accelerator="cpu")
         weights[name] = tuned(task)
         if name == "kept":
             assert sum(reads) == 8 + 5 + 4 + 1  # train, val, test, and one to see how large features are
@@ -49,11 +49,11 @@ def test_features_change_nothing_but_the_time(kind, tmp_path, reads, monkeypatch
         torch.testing.assert_close(tensor, other, rtol=1e-3, atol=1e-5)
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path):
+def test_a_stopped_run_resumes_to_the_same_bits(tmp_path):
     def task():
         return classification(FROZEN, augment=False, head_lr=1e-2)
 
-    fit(whole := task(), toy_data(), tmp_path / "whole", 4, accelerator="cpu")
+    fit(whole := task(), toy_data(), tmp_path / "whole", 8, accelerator="cpu", save_every=2)
 
     class Stop(Exception):
         pass
@@ -64,33 +64,33 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path):
                 raise Stop
 
     with pytest.raises(Stop):
-        fit(task(), toy_data(), tmp_path / "parts", 4, accelerator="cpu", callbacks=[Stopper()])
-    fit(parts := task(), toy_data(), tmp_path / "parts", 4, accelerator="cpu")
+        fit(task(), toy_data(), tmp_path / "parts", 8, accelerator="cpu", save_every=2, callbacks=[Stopper()])
+    fit(parts := task(), toy_data(), tmp_path / "parts", 8, accelerator="cpu", save_every=2)
     assert same(tuned(whole), tuned(parts))
 
 
 @pytest.mark.parametrize(
     ("method", "options"),
-    [(pl.LoRA(), {"augment": False}), (FROZEN, {"augment": True}), (pl.Frozen(new_bands="mean"), {})],
+    [(pl.LoRA(), {"augment": False}), (FROZEN, {"augment": True})],
 )
 def test_what_may_change_is_read_anew(method, options):
-    assert not features.can_keep(classification(method, **options), toy_data())
+    assert not features.can_cache(classification(method, **options), toy_data())
 
 
 def test_dropout_is_drawn_anew():
     task = classification(FROZEN, augment=False)
-    assert features.can_keep(task, toy_data())
+    assert features.can_cache(task, toy_data())
     task.model.vit.blocks[0].mlp.drop1.p = 0.1
-    assert not features.can_keep(task, toy_data())
+    assert not features.can_cache(task, toy_data())
 
 
 def test_features_that_do_not_fit_into_memory_are_not_kept(monkeypatch):
     task = segmentation(FROZEN, augment=False)
-    bytes_each = task.features(toy_data().train[0]["image"][None]).nbytes
+    bytes_each = task.forward_features(toy_data().train[0]["image"][None]).nbytes
     monkeypatch.setattr(features, "MOST", 17 * bytes_each)
-    assert features.can_keep(task, toy_data())
+    assert features.can_cache(task, toy_data())
     monkeypatch.setattr(features, "MOST", 17 * bytes_each - 1)
-    assert not features.can_keep(task, toy_data())
+    assert not features.can_cache(task, toy_data())
 
 
 def test_batches_are_split_into_samples():

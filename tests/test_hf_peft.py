@@ -1,19 +1,24 @@
-"""The bridge to HF peft: its tuners keep what adapt promises of every method, and what we have too equals theirs."""
+"""The bridge to HF peft: its tuners keep what adapt promises of every method. That what we have too equals theirs is in
+test_hf_equivalence."""
 
 import copy
+import json
 import pickle
+import sys
 
 import peft
 import pytest
 import torch
-from helpers import SAVANNA, SENTINEL2, adapted, images, pretrained_tokens, randomise, tiny_vit
+from helpers import SAVANNA, SENTINEL2, adapted, images, pretrained_tokens, randomise, tiny_vit, tuned
 from packaging.version import Version
 from safetensors.torch import load_file
 from torch import nn
 
 import peftlib as pl
+from peftlib.methods import method_from
 
-pytestmark = pytest.mark.filterwarnings("ignore:Unsupported layer type")  # peft says so of every LayerNorm
+# peft says so of every LayerNorm, and of options of other versions
+pytestmark = pytest.mark.filterwarnings("ignore:Unsupported layer type", "ignore:Unexpected keyword")
 
 LINEARS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 AB = ("lora_A.default.weight", "lora_B.default.weight")
@@ -31,40 +36,32 @@ CASES = {
     "fourierft": (peft.FourierFTConfig(n_frequency=20, init_weights=True), LINEARS, ("fourierft_spectrum.default",)),
 }
 GRAPH_BREAKS = {"dora"} if Version(torch.__version__) < Version("2.15") else set()  # in peft's own forward
-every_tuner = pytest.mark.parametrize("name", CASES)
+EVERY = pytest.mark.parametrize("name", CASES)
+EMB = {f"auxiliary.{p}.{q}" for p in ("pixel_mlp.0", "pixel_mlp.2", "patch_mlp.0", "patch_mlp.1", "patch_mlp.3")
+       for q in ("weight", "bias")}  # fmt: skip
 
 
 def bridge(name: str, **options) -> pl.AdaptedViT:
     return adapted(pl.HFPeft(CASES[name][0]), **options)
 
 
-def tuned(name: str) -> set[str]:
-    """Parameters that a case trains on the tiny ViT, by rule."""
+def by_rule(name: str) -> set[str]:
+    """Parameters that a case trains on the tiny ViT."""
     _, layers, parts = CASES[name]
-    paths = [f"vit.blocks.{i}.{layer}" for i in range(3) for layer in layers]
-    return {f"{path}.{part}" for path in paths + ["vit.norm"] * (name == "ln_tuning") for part in parts}
+    where = [f"vit.blocks.{i}.{layer}" for i in range(3) for layer in layers]
+    return {f"{path}.{part}" for path in where + ["vit.norm"] * (name == "ln_tuning") for part in parts}
 
 
-def trainable(model: nn.Module) -> set[str]:
-    return {name for name, p in model.named_parameters() if p.requires_grad}
-
-
-def train(model: pl.AdaptedViT, steps: range, after=lambda step: None) -> pl.AdaptedViT:
+def train(model: pl.AdaptedViT, steps: int, after=lambda step: None) -> pl.AdaptedViT:
     """AdamW steps in training mode; ``after`` sees the gradients of each."""
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     goal = torch.randn(2, 18, 32, generator=torch.Generator().manual_seed(3))
-    for step in steps:
+    for step in range(steps):
         optimiser.zero_grad()
         (model.train()(images(seed=step)) - goal).square().mean().backward()
         optimiser.step()
         after(step)
     return model.eval()
-
-
-def allocated() -> pl.AdaptedViT:
-    """AdaLoRA trained until it has given most ranks away."""
-    model = bridge("adalora")
-    return train(model, range(8), model.vit.hf_tuner.update_and_allocate)
 
 
 def ranks(model: nn.Module) -> dict[str, int]:
@@ -74,91 +71,56 @@ def ranks(model: nn.Module) -> dict[str, int]:
 # --- what adapt promises of every method ---
 
 
-@every_tuner
-def test_the_adapted_model_starts_as_the_pretrained_one(name, vit, x):
+@EVERY
+def test_it_starts_as_the_pretrained_model_and_tunes_its_own_parameters(name, vit, x):
     expected = pretrained_tokens(vit, x)
-    zero = pl.HFPeft(CASES[name][0], new_bands="zero", train_patch_embed=True)
-    for model in (bridge(name), adapted(zero)):
+    for input, names in (
+        (pl.RGB(), set()), (pl.EMB(), EMB), (pl.Inflated(), {f"vit.patch_embed.proj.{p}" for p in ("weight", "bias")}),
+    ):  # fmt: skip
+        model = bridge(name, input=input)
         assert (model(x) - expected).abs().max() <= 1e-6
+        assert set(model.tuned_parts()["method"]) == by_rule(name) and set(model.tuned_parts()["input"]) == names
 
 
-def test_fourierft_starts_elsewhere_unless_told(vit, x):
-    model = adapted(pl.HFPeft(peft.FourierFTConfig(n_frequency=20)))
-    assert (model(x) - pretrained_tokens(vit, x)).abs().max() > 1e-3
-
-
-@every_tuner
-def test_only_the_tuners_parameters_are_trained(name):
-    model = bridge(name)
-    assert trainable(model) == tuned(name)
-    assert pl.count_parameters(model)["tuned_input"] == 0
-    inflated = adapted(pl.HFPeft(CASES[name][0], new_bands="zero", train_patch_embed=True))
-    assert trainable(inflated) == tuned(name) | {"vit.patch_embed.proj.weight", "vit.patch_embed.proj.bias"}
-    assert inflated.vit.patch_embed.proj.weight.shape[1] == 13
-
-
-@every_tuner
-def test_frozen_tensors_are_bit_equal_after_training(name):
-    model = bridge(name)
-    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    after = train(model, range(5)).state_dict()
-    assert {key for key in after if not torch.equal(after[key], before[key])} == tuned(name)
-
-
-@every_tuner
-def test_every_tuned_tensor_gets_a_gradient_within_two_steps(name, x):
-    model = train(bridge(name), range(2))
-    model.zero_grad()
-    model(x).square().mean().backward()
-    assert not [key for key in tuned(name) if not model.get_parameter(key).grad.any()]
-
-
-@every_tuner
-def test_the_given_vit_and_config_are_untouched(name, vit):
-    config = copy.deepcopy(CASES[name][0])
-    before = {key: tensor.clone() for key, tensor in vit.state_dict().items()}
+@EVERY
+def test_tuned_tensors_learn_and_frozen_ones_model_and_config_stay(name, vit):
+    config, before = copy.deepcopy(CASES[name][0]), {key: tensor.clone() for key, tensor in vit.state_dict().items()}
     method = pl.HFPeft(config)
     model = pl.adapt(vit, method, SENTINEL2)
-    train(model, range(8), model.vit.hf_tuner.update_and_allocate if name == "adalora" else lambda step: None)
-    assert config == CASES[name][0] and config is not method.config
-    assert method == pl.HFPeft(config) == model.method
+    start = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    after = train(model, 3).state_dict()
+    assert all(model.get_parameter(key).grad.any() for key in by_rule(name))
+    assert {key for key in after if not torch.equal(after[key], start[key])} == by_rule(name)
+    if name == "adalora":
+        train(model, 5, model.vit.hf_tuner.update_and_allocate)
+    assert config == CASES[name][0] and config is not method.config and method == pl.HFPeft(config) == model.method
     assert list(vit.state_dict()) == list(before) and not hasattr(vit, "peft_config")
     assert all(torch.equal(vit.state_dict()[key], tensor) for key, tensor in before.items())
-    pl.adapt(vit, method, SENTINEL2)
 
 
-@every_tuner
-def test_inplace_is_the_same_model_without_a_copy(name, vit, x):
-    model = bridge(name, vit=vit, inplace=True)
-    assert model.vit is vit and torch.equal(randomise(model)(x), randomise(bridge(name))(x))
-
-
-@every_tuner
-def test_images_that_are_not_square_and_batches_of_one(name):
-    x = images(SAVANNA, batch=1, size=(40, 24))
-    model = bridge(name, bands=SAVANNA, image_size=(40, 24))
+@EVERY
+def test_inplace_and_images_that_are_not_square(name, vit):
+    x, made = images(SAVANNA, batch=1, size=(40, 24)), dict(bands=SAVANNA, image_size=(40, 24))
+    copied = bridge(name, vit=vit, **made)
     expected = pretrained_tokens(tiny_vit(dynamic_img_size=True), x, rgb=(2, 1, 0))
-    torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(copied(x), expected, rtol=0, atol=1e-5)
+    model = bridge(name, vit=vit, inplace=True, **made)
+    assert model.vit is vit and torch.equal(randomise(model)(x), randomise(copied)(x))
 
 
-def test_ln_tuning_of_a_vit_without_a_last_norm(x):
-    vit = tiny_vit(global_pool="avg")
-    assert torch.equal(bridge("ln_tuning", vit=vit)(x), pretrained_tokens(vit, x))
-
-
-@every_tuner
+@EVERY
 def test_autocast_trains_with_finite_numbers(name, x):
     model = randomise(bridge(name))
     with torch.autocast("cpu", torch.bfloat16):
         tokens = model(x)
         tokens.float().square().mean().backward()
     assert (tokens - model(x)).abs().max() < 0.2
-    assert all(torch.isfinite(model.get_parameter(key).grad).all() for key in tuned(name))
+    assert all(torch.isfinite(model.get_parameter(key).grad).all() for key in by_rule(name))
 
 
-@every_tuner
+@pytest.mark.parametrize("name", ["ia3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dora", "vera"))])
 def test_compiles_to_one_graph(name, x):
-    torch._dynamo.reset()
+    torch.compiler.reset()
     model = randomise(bridge(name, vit=tiny_vit(depth=1)))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     if name in GRAPH_BREAKS:
@@ -168,8 +130,8 @@ def test_compiles_to_one_graph(name, x):
         torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
 
 
-@every_tuner
-def test_state_dict_deepcopy_and_pickle_carry_everything(name, x):
+@EVERY
+def test_copies_and_files_carry_everything(name, x, tmp_path):
     model = randomise(bridge(name)).fit_normalization([x])
     fresh = bridge(name, seed=5)
     fresh.load_state_dict(model.state_dict())
@@ -179,10 +141,12 @@ def test_state_dict_deepcopy_and_pickle_carry_everything(name, x):
     for twin in twins:
         assert twin.vit.hf_tuner.model is twin.vit
         assert not torch.equal(randomise(twin, seed=9)(x), expected)
-    assert torch.equal(model(x), expected)
+    torch.manual_seed(7)  # what a fresh tuner draws is another
+    loaded = pl.load_adapter(tiny_vit(), pl.save_adapter(model, tmp_path / "a.safetensors"))
+    assert torch.equal(loaded(x), expected) and loaded.method == model.method and tuned(loaded) == by_rule(name)
 
 
-@every_tuner
+@EVERY
 def test_merge_gives_the_plain_vit(name, x):
     model = randomise(bridge(name))
     expected = model(x)
@@ -190,34 +154,20 @@ def test_merge_gives_the_plain_vit(name, x):
     assert (merged.forward_features(model.normalize(x)) - expected).abs().max() <= 1e-5
     assert list(merged.state_dict()) == list(tiny_vit().state_dict())
     assert not hasattr(merged, "hf_tuner") and not hasattr(merged, "peft_config")
-    assert torch.equal(model(x), expected) and trainable(model) == tuned(name)
+    assert torch.equal(model(x), expected) and tuned(model) == by_rule(name)
 
 
-# --- files ---
+# --- what only some have ---
 
 
-@every_tuner
-def test_round_trip(name, x, tmp_path):
-    model = randomise(bridge(name)).fit_normalization([x])
-    torch.manual_seed(7)  # what a fresh tuner draws is another
-    loaded = pl.load_adapter(tiny_vit(), pl.save_adapter(model, tmp_path / "a.safetensors"))
-    assert torch.equal(loaded(x), model(x))
-    assert loaded.method == model.method and trainable(loaded) == tuned(name)
-
-
-def test_the_ranks_that_adalora_gave_survive_the_file(x, tmp_path):
-    model = allocated()
-    assert sum(ranks(model).values()) == 12 and set(ranks(bridge("adalora")).values()) == {0}
-    loaded = pl.load_adapter(tiny_vit(), pl.save_adapter(model, tmp_path / "a.safetensors"))
-    assert torch.equal(loaded(x), model(x)) and ranks(loaded) == ranks(model)
-
-
-def test_a_copy_of_adalora_allocates_its_own_ranks(x):
+def test_the_ranks_that_adalora_gave_survive_the_file_and_belong_to_one_copy(x, tmp_path):
     model = bridge("adalora")
     twin = copy.deepcopy(model)
-    train(twin, range(8), twin.vit.hf_tuner.update_and_allocate)
+    train(twin, 8, twin.vit.hf_tuner.update_and_allocate)
     assert sum(ranks(twin).values()) == 12 and set(ranks(model).values()) == {0}
     assert model.vit.hf_tuner.peft_config["default"].rank_pattern is None
+    loaded = pl.load_adapter(tiny_vit(), pl.save_adapter(twin, tmp_path / "a.safetensors"))
+    assert torch.equal(loaded(x), twin(x)) and ranks(loaded) == ranks(twin)
 
 
 def test_the_projections_of_vera_are_stored_once(x, tmp_path):
@@ -229,3 +179,76 @@ def test_the_projections_of_vera_are_stored_once(x, tmp_path):
     loaded = pl.load_adapter(tiny_vit(), path)
     assert torch.equal(loaded(x), model(x))
     assert not torch.equal(randomise(bridge("vera"))(x), model(x))
+
+
+# --- configs: values that a file can hold, and refusals that say what to do instead ---
+
+
+def test_without_peft_the_message_says_what_to_install(monkeypatch):
+    config, options = peft.LoraConfig(), pl.HFPeft(peft.LoraConfig()).options()
+    monkeypatch.setitem(sys.modules, "peft", None)
+    for call in (lambda: pl.HFPeft(config), lambda: method_from("hf_peft", options)):
+        with pytest.raises(ImportError, match=r"pip install 'peftlib\[peft\]'"):
+            call()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        peft.LoraConfig(target_modules=["qkv", "fc1"], rank_pattern={"qkv": 2}, task_type="FEATURE_EXTRACTION"),
+        peft.IA3Config(target_modules=["qkv", "fc2"], feedforward_modules=["fc2"]),
+        peft.LoraConfig(layers_to_transform=[0, 2], layers_pattern="blocks", target_modules=["qkv"], lora_bias=True),
+    ],
+    ids=lambda config: type(config).__name__,
+)
+def test_options_are_json_and_come_back(config, x):
+    method = pl.HFPeft(config)
+    again = method_from("hf_peft", json.loads(json.dumps(method.options())))
+    assert again == method and hash(again) == hash(method) and again != pl.HFPeft(peft.LoraConfig(r=5))
+    assert tuned(adapted(again)) == tuned(adapted(method))
+    assert torch.equal(randomise(adapted(again))(x), randomise(adapted(method))(x))
+    for change in ({"config": {"peft_type": "LORA", "novel": 1}}, {"novel": 1}, {"config": {"peft_type": "NONE"}}):
+        with pytest.raises(ValueError, match=r"novel|NONE"):
+            method_from("hf_peft", method.options() | change)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"r": 8}, ("{'r': 8}", "LoraConfig", "IA3Config", "FourierFTConfig")),
+        (pl.LoRA(), ("LoRA(", "LoraConfig")),
+        (peft.PrefixTuningConfig(num_virtual_tokens=3), ("PrefixTuningConfig(", "LoraConfig")),
+        (peft.AdaptionPromptConfig(), ("AdaptionPrompt",)),
+        (peft.LoraConfig(modules_to_save=["head"]), ("modules_to_save=['head']", "task")),
+        (peft.LoraConfig(inference_mode=True), ("inference_mode", "pl.Frozen()")),
+        (
+            peft.LoraConfig(runtime_config=peft.LoraRuntimeConfig(ephemeral_gpu_offload=True)),
+            ("LoraRuntimeConfig", "file"),
+        ),
+        (peft.LoraConfig(init_lora_weights="pissa"), ("LoraConfig", "init_lora_weights", "pretrained")),
+        (peft.LoraConfig(target_modules=["proj"], exclude_modules=["head"]), ("patch embedding", "pl.Inflated")),
+        (peft.LNTuningConfig(target_modules=["norm"]), ("['norm']", "blocks")),
+        (peft.LoraConfig(target_modules=["fc3"]), ("fc3", "fc1")),
+    ],
+    ids=lambda given: type(given).__name__,
+)
+def test_what_cannot_be_is_named_and_leaves_the_vit_whole(config, says, vit, x):
+    tokens = pretrained_tokens(vit, x)
+    with pytest.raises(ValueError):
+        pl.adapt(vit, pl.HFPeft(config), SENTINEL2, inplace=True)
+    with pytest.raises(ValueError) as error:
+        pl.adapt(vit, pl.HFPeft(config), SENTINEL2)
+    assert all(text in str(error.value) for text in says), str(error.value)
+    assert torch.equal(pretrained_tokens(vit, x), tokens) and all(p.requires_grad for p in vit.parameters())
+
+
+def test_targets_are_in_the_blocks_alone(x):
+    """Neither the patch embedding, whose layer is a "proj" too, nor a head, which tokens never pass (bias="all")."""
+    proj = tuned(adapted(pl.HFPeft(peft.LoraConfig(target_modules=["proj"]))))
+    assert {name.split(".lora_")[0] for name in proj} == {f"vit.blocks.{i}.attn.proj" for i in range(3)}
+    bias = tuned(adapted(pl.HFPeft(peft.LoraConfig(bias="all")), vit=tiny_vit(num_classes=4)))
+    assert "vit.blocks.0.attn.qkv.base_layer.bias" in bias and not any(".head." in name for name in bias)
+    vit = tiny_vit(global_pool="avg")  # without a last norm
+    assert torch.equal(bridge("ln_tuning", vit=vit)(x), pretrained_tokens(vit, x))
+    elsewhere = adapted(pl.HFPeft(peft.FourierFTConfig(n_frequency=20)))
+    assert (elsewhere(x) - pretrained_tokens(tiny_vit(), x)).abs().max() > 1e-3  # its default start is another

@@ -5,17 +5,16 @@ import math
 import pytest
 import torch
 from helpers import SENTINEL2, images, tiny_vit
+from helpers import adapted as adapt
 from torch.utils.data import DataLoader
-from toy_runs import do, toy, write_eurosat
 
 import peftlib as pl
-from peftlib.data import SpectralScenes
 from peftlib.data.datamodule import EarthData
 from peftlib.data.dataset import collate
-from peftlib.data.simulated.spectra import CONTINENTS
-from peftlib.model.metadata import SIZES, MetadataEmbedding, describe
-from peftlib.training.cached_features import can_keep
-from peftlib.training.tasks import Classification, quiet_trainer
+from peftlib.model.metadata import SIZES, MetadataEmbedding, encode_metadata
+from peftlib.training.cached_features import can_cache
+from peftlib.training.fit import quiet_trainer
+from peftlib.training.tasks import Classification
 
 NAMES = tuple(SIZES)
 METAS = [
@@ -24,9 +23,8 @@ METAS = [
 ]
 
 
-def adapted(method=None, names=NAMES, seed=0):
-    torch.manual_seed(seed)
-    return pl.adapt(tiny_vit(), method or pl.LoRA(), SENTINEL2, image_size=32, metadata=names)
+def adapted(method=None, names=NAMES, **options):
+    return adapt(method or pl.LoRA(), metadata=names, **options)
 
 
 def shaken(model):
@@ -38,38 +36,42 @@ def shaken(model):
 
 
 def test_numbers_of_metadata():
-    pole, west, east = (describe([{"location": place}], ["location"])[0] for place in ((90, 77), (0, -180), (0, 180)))
+    pole, west, east = (
+        encode_metadata([{"location": place}], ["location"])[0] for place in ((90, 77), (0, -180), (0, 180))
+    )
     torch.testing.assert_close(pole, torch.tensor([0.0, 0, 1]), atol=1e-6, rtol=0)
     torch.testing.assert_close(west, east, atol=1e-6, rtol=0)
     new_year, year_end, summer = (
-        describe([{"date": f"2023-{day}"}], ["date"])[0] for day in ("01-01", "12-31", "07-02")
+        encode_metadata([{"date": f"2023-{day}"}], ["date"])[0] for day in ("01-01", "12-31", "07-02")
     )
     assert torch.dist(new_year, year_end) < 0.04 and torch.dist(new_year, summer) > 1.99
-    assert describe(METAS, ["gsd"]).flatten().tolist() == pytest.approx([0, math.log10(3)])
+    assert encode_metadata(METAS, ["gsd"]).flatten().tolist() == pytest.approx([0, math.log10(3)])
 
 
 def test_the_order_is_that_of_the_names_and_what_is_not_known_is_nan():
-    one, other = describe(METAS, ["gsd", "location"]), describe(METAS, ["location", "gsd"])
+    one, other = encode_metadata(METAS, ["gsd", "location"]), encode_metadata(METAS, ["location", "gsd"])
     assert torch.equal(one[:, 1:], other[:, :3]) and torch.equal(one[:, 0], other[:, 3])
-    unknown = describe([{}, METAS[0]], NAMES)
+    unknown = encode_metadata([{}, METAS[0]], NAMES)
     assert unknown.shape == (2, 6) and unknown[0].isnan().all() and unknown[1].isfinite().all()
 
 
-@pytest.mark.parametrize("name", pl.METHODS)
-def test_at_the_start_metadata_change_nothing_and_their_parameters_are_counted(name):
-    method = pl.METHODS[name]()
-    x, described = images(), describe(METAS, NAMES)
-    with_it, without = adapted(method), adapted(method, ())
+@pytest.mark.parametrize(
+    ("method", "input"), [(pl.LoRA(), None), (pl.Deflect(), None), (pl.Full(), pl.Inflated())], ids=str
+)
+def test_at_the_start_metadata_change_nothing_and_count_as_input(method, input):
+    x, encoded = images(), encode_metadata(METAS, NAMES)
+    with_it, without = adapted(method, input=input), adapted(method, (), input=input)
     without.load_state_dict(with_it.state_dict(), strict=False)
-    torch.testing.assert_close(with_it.eval()(x, described), without.eval()(x))
-    more = pl.count_parameters(with_it)["tuned"] - pl.count_parameters(without)["tuned"]
-    assert more == sum(32 * (size + 1) + 33 * with_it.vit.embed_dim for size in SIZES.values())
+    torch.testing.assert_close(with_it(x, encoded), without(x))
+    one, other = pl.count_parameters(with_it), pl.count_parameters(without)
+    assert one["input"] - other["input"] == sum(32 * (size + 1) + 33 * 32 for size in SIZES.values())
+    assert one["method"] == other["method"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_kind_changes_the_tokens_and_what_is_not_known_adds_nothing(name):
     model, x = shaken(adapted(names=(name,))).eval(), images()
-    known, unknown = describe(METAS, (name,)), describe([{}, {}], (name,))
+    known, unknown = encode_metadata(METAS, (name,)), encode_metadata([{}, {}], (name,))
     tokens, plain = model(x, known), model(x)
     assert not torch.allclose(tokens[0], plain[0]) and not torch.allclose(tokens, model(x, known.flip(0)))
     assert torch.equal(model(x, unknown), plain)
@@ -77,27 +79,28 @@ def test_each_kind_changes_the_tokens_and_what_is_not_known_adds_nothing(name):
 
 
 def test_gradients_reach_every_tensor_and_decoders_see_the_same():
-    model, described = shaken(adapted(pl.Deflect())), describe(METAS, NAMES)
-    model(images(), described).square().sum().backward()
+    model, encoded = shaken(adapted(pl.Deflect())), encode_metadata(METAS, NAMES)
+    model(images(), encoded).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.metadata.parameters())
     last = len(model.vit.blocks) - 1
     model.eval()
-    torch.testing.assert_close(model.intermediate_tokens(images(), [last], described)[0], model(images(), described))
+    torch.testing.assert_close(model.intermediate_tokens(images(), [last], encoded)[0], model(images(), encoded))
 
 
 def test_in_bfloat16_and_compiled():
-    model, described = shaken(adapted(pl.Deflect())).eval(), describe(METAS, NAMES)
+    model, encoded = shaken(adapted(pl.Deflect(), vit=tiny_vit(depth=1))).eval(), encode_metadata(METAS, NAMES)
+    torch.compiler.reset()
     with torch.no_grad():
-        tokens = model(images(), described)
+        tokens = model(images(), encoded)
         with torch.autocast("cpu", torch.bfloat16):
-            torch.testing.assert_close(model(images(), described).float(), tokens, atol=0.15, rtol=0.1)
-        torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="eager")(images(), described), tokens)
+            torch.testing.assert_close(model(images(), encoded).float(), tokens, atol=0.15, rtol=0.1)
+        torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="eager")(images(), encoded), tokens)
 
 
 def test_an_adapter_file_holds_it(tmp_path):
-    model, described = shaken(adapted()).eval(), describe(METAS, NAMES)
+    model, encoded = shaken(adapted()).eval(), encode_metadata(METAS, NAMES)
     again = pl.load_adapter(tiny_vit(), pl.save_adapter(model, tmp_path / "a.safetensors")).eval()
-    assert again.metadata.names == NAMES and torch.equal(again(images(), described), model(images(), described))
+    assert again.metadata.names == NAMES and torch.equal(again(images(), encoded), model(images(), encoded))
 
 
 def test_what_cannot_be_is_refused():
@@ -106,9 +109,9 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="each once"):
         MetadataEmbedding(("gsd", "gsd"), 8)
     with pytest.raises(ValueError, match=r"takes \(B, 3\)"):
-        adapted(names=("location",))(images(), describe(METAS, ("date",)))
+        adapted(names=("location",))(images(), encode_metadata(METAS, ("date",)))
     with pytest.raises(ValueError, match="reads no metadata"):
-        adapted(names=())(images(), describe(METAS, NAMES))
+        adapted(names=())(images(), encode_metadata(METAS, NAMES))
     with pytest.raises(ValueError, match="a plain ViT reads no metadata"):
         pl.merge(adapted())
 
@@ -129,40 +132,16 @@ class Places(torch.utils.data.Dataset):
         return {"image": self.image, "label": north, "bands": SENTINEL2, "sensor": "sentinel2", "meta": meta}
 
 
-@pytest.mark.parametrize(("names", "accuracy"), [((), 0.5), (("location",), 1.0)])
-def test_a_task_learns_from_metadata_what_no_image_shows(names, accuracy):
-    task = Classification(adapted(pl.NormTuning(), names), 2, lr=3e-2, head_lr=3e-2, augment=False)
+def test_a_task_learns_from_metadata_what_no_image_shows():
     trainer = quiet_trainer(max_epochs=4, accelerator="cpu")
+    task = Classification(
+        adapted(pl.NormTuning(), ("location",)), 2, input_lr=3e-2, lr=3e-2, head_lr=3e-2, augment=False
+    )
     trainer.fit(task, DataLoader(Places(32, 0), 8, collate_fn=collate))
-    found = trainer.test(task, DataLoader(Places(16, 1), 8, collate_fn=collate), verbose=False)
-    assert found[0]["accuracy"] == accuracy
+    assert trainer.test(task, DataLoader(Places(16, 1), 8, collate_fn=collate), verbose=False)[0]["accuracy"] == 1.0
 
 
-def test_features_of_a_frozen_backbone_are_not_kept_where_metadata_are_tuned():
+def test_features_of_a_frozen_backbone_are_not_cached_where_metadata_are_tuned():
     data = EarthData(Places(4, 0), Places(2, 1), None, 2)
-    for names, kept in (((), True), (("location",), False)):
-        assert can_keep(Classification(adapted(pl.Frozen(), names), 2, augment=False), data) is kept
-
-
-def test_a_run_reads_them_or_says_what_there_is(tmp_path, monkeypatch):
-    monkeypatch.setenv("PEFTLIB_DATA", str(write_eurosat(tmp_path)))
-    scenes = dict(dataset="spectral_scenes", data={"length": 4, "size": 16, "continents": ["africa"]}, epochs=1)
-    located = scenes | {"data": scenes["data"] | {"located": True}}
-    table = do([toy(**located, metadata=("location", "date"))], tmp_path / "rows")
-    assert set(table["status"]) == {"done"} and '"metadata": ["location", "date"]' in table["recipe"].iloc[0]
-    (error,) = set(do([toy(**scenes, metadata=("location",))], tmp_path / "rows")["error"])
-    assert "metadata=('location',), and images of spectral_scenes come with" in error
-    with pytest.raises(ValueError, match="choose from location, date, gsd"):
-        toy(metadata=("sensor",))
-
-
-def test_located_scenes_lie_on_their_continent():
-    plain, located = (SpectralScenes(length=6, size=16, continents=["africa"], located=yes) for yes in (False, True))
-    south, north, west, east = CONTINENTS["africa"]
-    for one, other in zip(plain, located, strict=True):
-        assert torch.equal(one["image"], other["image"]) and "location" not in one["meta"]
-        latitude, longitude = other["meta"]["location"]
-        assert south <= latitude <= north and west <= longitude <= east and other["meta"]["date"].startswith("2024-")
-    assert len({sample["meta"]["date"] for sample in located}) > 3
-    again = SpectralScenes(length=6, size=16, continents=["africa"], located=True)
-    assert [sample["meta"] for sample in again] == [sample["meta"] for sample in located]
+    for names, cached in (((), True), (("location",), False)):
+        assert can_cache(Classification(adapted(pl.Frozen(), names), 2, augment=False), data) is cached

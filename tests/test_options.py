@@ -1,210 +1,161 @@
-"""Every field of every method's config does something, and refuses what makes no sense."""
+"""Every option of every method and input does something, and refuses what makes no sense. The fields' own metadata say
+what they may hold, so that a new option is tested by being there."""
 
 from dataclasses import fields, replace
 
 import pytest
 import torch
-from helpers import SAVANNA, SENTINEL2, adapted, images, randomise
+from helpers import COLOURS, SAVANNA, SENTINEL2, adapted, bands_for, images, randomise
 
 import peftlib as pl
-from peftlib.deflect.time_series import series_bands
+from peftlib.deflect.time_series import SeriesEMB
+from peftlib.methods import Input, input_from, method_from
+from peftlib.methods.base import INF
 
-# (method, field) -> (config to start from, other value of the field). A field without a case fails the first test.
-CASES = {
-    ("frozen", "new_bands"): (pl.Frozen(), "nearest"),
-    ("frozen", "train_patch_embed"): (pl.Frozen(), True),
-    ("full", "new_bands"): (pl.Full(), "ignore"),
-    ("full", "train_patch_embed"): (pl.Full(new_bands="mean"), False),
-    ("patch_embed", "new_bands"): (pl.PatchEmbedding(), "random"),
-    ("patch_embed", "train_patch_embed"): (pl.PatchEmbedding(new_bands="mean"), False),
-    ("norm_tuning", "new_bands"): (pl.NormTuning(), "random"),
-    ("norm_tuning", "train_patch_embed"): (pl.NormTuning(), True),
-    ("bitfit", "new_bands"): (pl.BitFit(), "repeat"),
-    ("bitfit", "train_patch_embed"): (pl.BitFit(), True),
-    ("slr", "new_bands"): (pl.SLR(), "mean"),
-    ("slr", "train_patch_embed"): (pl.SLR(), True),
-    ("slr", "rank"): (pl.SLR(), 2),
-    ("slr", "scalers"): (pl.SLR(), False),
-    ("slr", "train_norms"): (pl.SLR(), True),
-    ("slr", "targets"): (pl.SLR(), ("qkv",)),
-    ("slr", "layers"): (pl.SLR(), (1,)),
-    ("houlsby", "new_bands"): (pl.Houlsby(), "mean"),
-    ("houlsby", "train_patch_embed"): (pl.Houlsby(), True),
-    ("houlsby", "width"): (pl.Houlsby(), 8),
-    ("houlsby", "activation"): (pl.Houlsby(), "tanh"),
-    ("houlsby", "positions"): (pl.Houlsby(), ("mlp",)),
-    ("houlsby", "layers"): (pl.Houlsby(), (0, 2)),
-    ("vpt", "new_bands"): (pl.VPT(), "mean"),
-    ("vpt", "train_patch_embed"): (pl.VPT(), True),
-    ("vpt", "tokens"): (pl.VPT(), 7),
-    ("vpt", "deep"): (pl.VPT(), False),
-    ("vpt", "dropout"): (pl.VPT(), 0.5),
-    ("earth_adapter", "new_bands"): (pl.EarthAdapter(), "mean"),
-    ("earth_adapter", "train_patch_embed"): (pl.EarthAdapter(), True),
-    ("earth_adapter", "width"): (pl.EarthAdapter(), 8),
-    ("earth_adapter", "fourier_layers"): (pl.EarthAdapter(), "all"),
-    ("earth_adapter", "cutoff"): (pl.EarthAdapter(), 1.0),
-    ("lora", "new_bands"): (pl.LoRA(), "mean"),
-    ("lora", "train_patch_embed"): (pl.LoRA(), True),
-    ("lora", "rank"): (pl.LoRA(), 2),
-    ("lora", "alpha"): (pl.LoRA(), 1.0),
-    ("lora", "dropout"): (pl.LoRA(), 0.5),
-    ("lora", "targets"): (pl.LoRA(), ("qkv",)),
-    ("lora", "layers"): (pl.LoRA(), (1,)),
-    ("deflect", "rank"): (pl.Deflect(), 3),
-    ("deflect", "layers"): (pl.Deflect(), (0, -1)),
-    ("deflect", "low_rank_principal"): (pl.Deflect(), 2),
-    ("deflect", "constrain"): (pl.Deflect(), False),
-    ("deflect", "reference_grad"): (pl.Deflect(), False),
-    ("deflect", "width"): (pl.Deflect(), 8),
-    ("deflect", "cells"): (pl.Deflect(), 2),
-    ("deflect", "indices"): (pl.Deflect(), ("NDVI",)),
-    ("deflect", "spectral"): (pl.Deflect(), "wavelengths"),
-    ("deflect", "series"): (pl.Deflect(), "sequence"),
-}
-BANDS = {("deflect", "series"): series_bands(SENTINEL2, 2)}  # others: one date
+CONFIGS = pl.METHODS | pl.INPUTS
+FIELDS = {f"{name}-{f.name}": (config, f) for name, config in CONFIGS.items() for f in fields(config)}
 
 
-def trained_tokens(method, vit) -> torch.Tensor:
+def pair(config, f):
+    """Two configs that differ in one field alone; its default may need another field to be changed first."""
+    for first in ({}, *({o.name: o.metadata["other"]} for o in fields(config) if o != f)):
+        try:
+            return config(**first), replace(config(**first), **{f.name: f.metadata["other"]})
+        except ValueError:
+            continue
+    raise AssertionError(f"{config.__name__}({f.name}={f.metadata['other']!r}) is refused")
+
+
+def made(config) -> pl.AdaptedViT:
+    """An input is seen through a frozen ViT, a method on its own input."""
+    input, method = (config, pl.Frozen()) if isinstance(config, Input) else (config.default_input(), config)
+    return randomise(adapted(method, bands_for(input), input=input))
+
+
+def trained_tokens(config) -> torch.Tensor:
     """Tokens after one gradient step from a randomised start: shows what changes the forward or the gradient."""
-    tiny = len(vit.blocks) == 3
-    model = randomise(adapted(method, vit=vit), 0.2 if tiny else 0.02)
-    x = images(size=model.image_size)
-    model.train()  # dropout shows in training only
+    model = made(config).train()  # dropout and draws of pixels show in training only
+    x = images(model.bands)
     torch.manual_seed(0)
-    tuned = [p for p in model.parameters() if p.requires_grad]
-    if tuned:
-        goal = torch.arange(vit.embed_dim) / vit.embed_dim
-        gradients = torch.autograd.grad((model(x) - 2 * goal).square().mean(), tuned)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if parameters:
+        gradients = torch.autograd.grad((model(x) - torch.arange(32) / 16).square().mean(), parameters)
         with torch.no_grad():
-            for p, g in zip(tuned, gradients, strict=True):
+            for p, g in zip(parameters, gradients, strict=True):
                 p.sub_(0.05 * g)
     with torch.no_grad():
         return model.eval()(x)
 
 
-def test_every_field_has_a_case():
-    declared = {(name, f.name) for name, config in pl.METHODS.items() for f in fields(config)}
-    assert set(CASES) == declared
-    for (name, field), (start, value) in CASES.items():
-        assert start.name == name and getattr(start, field) != value
-
-
-@pytest.mark.parametrize("case", CASES, ids="-".join)
-def test_every_field_changes_the_model(case, any_vit):
-    start, value = CASES[case]
-    other = replace(start, **{case[1]: value})
-    models = [adapted(m, BANDS.get(case, SENTINEL2), any_vit) for m in (start, other)]
-    shapes = [{n: p.shape for n, p in model.named_parameters() if p.requires_grad} for model in models]
+@pytest.mark.parametrize(("config", "f"), FIELDS.values(), ids=FIELDS)
+def test_every_option_changes_the_model(config, f):
+    assert f.metadata, f"{config.__name__}.{f.name} is not made by option()"
+    if f.metadata["choices"] == (f.default,):  # nothing to choose
+        return
+    one, other = pair(config, f)
+    assert one != other
+    shapes = [{n: p.shape for n, p in made(c).named_parameters() if p.requires_grad} for c in (one, other)]
     if shapes[0] == shapes[1]:
-        assert not torch.allclose(trained_tokens(start, any_vit), trained_tokens(other, any_vit), atol=1e-4)
+        assert not torch.allclose(trained_tokens(one), trained_tokens(other), atol=1e-4)
 
 
-def test_the_comparison_can_tell_equal_models(any_vit):
-    assert torch.equal(*(trained_tokens(pl.Deflect(), any_vit) for _ in range(2)))
+def test_the_comparison_can_tell_equal_models():
+    assert torch.equal(*(trained_tokens(pl.Deflect()) for _ in range(2)))
 
 
-def test_fields_change_what_they_say():
-    assert adapted(pl.Deflect(rank=3)).vit.blocks[0].auxiliary.U.weight.shape == (3, 32)
-    assert adapted(pl.Deflect(width=8)).auxiliary.pixel_mlp[0].weight.shape[0] == 8
-    assert adapted(pl.Deflect(low_rank_principal=2)).vit.blocks[0].principal.U.weight.shape == (2, 32)
-    assert adapted(pl.Deflect(indices=())).auxiliary.pixel_mlp[0].weight.shape[1] == 10
-    assert adapted(pl.Deflect(indices=("NDVI", "NDREI"))).auxiliary.pixel_mlp[0].weight.shape[1] == 12
-    assert adapted(pl.Deflect(cells=2)).auxiliary.patch_mlp[0].weight.shape == (4 * 64,)
-    kinds = [type(b).__name__ for b in adapted(pl.Deflect(layers=(-1, 0))).vit.blocks]
-    assert kinds == ["UntangledBlock", "Block", "UntangledBlock"]
-    assert [type(b).__name__ for b in adapted(pl.Deflect(layers=())).vit.blocks] == ["Block"] * 3
-
-
-def test_alpha_scales_the_update(x):
-    """With B A fixed, twice alpha is a B of twice the size."""
-    one, two = (randomise(adapted(pl.LoRA(alpha=a, rank=4, layers=(2,), targets=("fc2",)))) for a in (4.0, 8.0))
-    layer = two.vit.blocks[2].mlp.fc2
-    with torch.no_grad():
-        layer.B.weight.div_(2)
-    torch.testing.assert_close(one(x), two(x))
-
-
-def test_lora_is_the_low_rank_update(x):
-    model = randomise(adapted(pl.LoRA(rank=4, alpha=6.0)))
-    merged = adapted(pl.Frozen())
-    with torch.no_grad():
-        for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
-            for ours, theirs in zip(model.vit.blocks, merged.vit.blocks, strict=True):
-                layer = ours.get_submodule(name)
-                theirs.get_submodule(name).weight.add_(6.0 / 4 * layer.B.weight @ layer.A.weight)
-    torch.testing.assert_close(model(x), merged(x), rtol=1e-4, atol=1e-4)
-
-
-def test_full_on_rgb_alone_tunes_everything():
-    model = adapted(pl.Full(), ("B04", "B03", "B02"))
-    assert all(p.requires_grad for p in model.vit.parameters())
-    assert model.vit.patch_embed.proj.weight.shape[1] == 3
-
-
-def test_full_can_spare_the_patch_embedding():
-    tuned = {
-        n for n, p in adapted(pl.Full(new_bands="mean", train_patch_embed=False)).named_parameters() if p.requires_grad
-    }
-    assert tuned and not any("patch_embed" in name for name in tuned)
-
-
-def test_inflated_methods_see_the_new_bands_and_others_do_not(x):
-    brighter = x.clone()
-    brighter[:, 7] += 0.2
-    for method, sees in ((pl.Frozen(), False), (pl.Frozen(new_bands="mean"), True), (pl.LoRA(), False)):
-        model = adapted(method)
-        assert torch.equal(model(x), model(brighter)) is not sees, method
-
-
-@pytest.mark.parametrize("config", [pl.Deflect, pl.LoRA])
-@pytest.mark.parametrize("layers", [(3,), (-4,), (0, 0), (0, -3), ("0",), "last", 2, None, (1.0,)])
-def test_layers_that_do_not_exist_are_named(config, layers, vit):
-    with pytest.raises(ValueError, match="layers"):
-        pl.adapt(vit, config(layers=layers), SAVANNA)
+@pytest.mark.parametrize(("config", "f"), FIELDS.values(), ids=FIELDS)
+def test_impossible_values_are_refused_with_field_and_value(config, f):
+    told, bad = f.metadata, [None, "nonsense"]
+    if told["some"]:
+        first = told["some"][0]
+        bad += [(), first, (first, "nonsense"), (first, first)]
+    elif told["least"] > -INF:
+        bad += [told["least"] - 1, float("nan"), INF, "8", True] + ([told["below"]] if told["below"] < INF else [])
+        bad += [told["least"] + 0.5] if isinstance(f.default, int) else []
+    elif not told["choices"]:  # names of blocks or indices: only the model knows which there are
+        bad = []
+    for value in bad:
+        with pytest.raises(ValueError) as error:
+            config(**{f.name: value})
+        assert f.name in str(error.value) and repr(value) in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("config", "field", "value"),
+    ("make", "says"),
     [
-        (pl.Deflect, "rank", 0),
-        (pl.Deflect, "rank", 2.0),
-        (pl.Deflect, "rank", True),
-        (pl.Deflect, "rank", "8"),
-        (pl.Deflect, "low_rank_principal", -1),
-        (pl.Deflect, "width", 0),
-        (pl.Deflect, "cells", 0),
-        (pl.Deflect, "indices", "NDVI"),
-        (pl.Deflect, "constrain", "no"),
-        (pl.Deflect, "spectral", "nm"),
-        (pl.LoRA, "rank", 0),
-        (pl.LoRA, "alpha", "big"),
-        (pl.LoRA, "alpha", float("nan")),
-        (pl.LoRA, "targets", ()),
-        (pl.LoRA, "targets", "qkv"),
-        (pl.LoRA, "targets", ("qkv", "fc3")),
-        (pl.LoRA, "targets", ("qkv", "qkv")),
-        (pl.LoRA, "targets", ("qkv", "v")),
-        (pl.LoRA, "dropout", 1.0),
-        (pl.LoRA, "new_bands", "copy"),
-        (pl.Full, "new_bands", None),
-        (pl.Frozen, "train_patch_embed", "no"),
+        (lambda: pl.LoRA(targets=("qkv", "v")), ["targets=('qkv', 'v')", "twice"]),
+        (lambda: pl.EarthAdapter(cutoff=1.5), ["cutoff=1.5", "0 to 1"]),
+        (lambda: pl.Inflated(train=False), ["Inflated(start='zero', train=False)", "repeat", "nearest"]),
+        (lambda: pl.Inflated(start="copy"), ["start='copy'", "zero", "nearest"]),
+        (lambda: pl.EMB(indices="NDVI"), ["indices='NDVI'", "'auto'"]),
+        (lambda: pl.EMB(indices=3), ["indices=3", "'auto'"]),
+        (lambda: SeriesEMB(spectral="wavelengths"), ["spectral='wavelengths'"]),
+        (lambda: method_from("lora", {"rank": 2, "novel": 1}), ["lora", "novel", "rank"]),
+        (lambda: method_from("emb", {}), ["unknown method 'emb'", "lora", "deflect"]),
+        (lambda: input_from("lora", {}), ["unknown input 'lora'", "rgb", "inflated", "emb"]),
     ],
 )
-def test_impossible_values_are_named(config, field, value):
+def test_what_metadata_cannot_say_is_refused_too(make, says):
     with pytest.raises(ValueError) as error:
-        config(**{field: value})
-    assert field in str(error.value) and repr(value) in str(error.value)
+        make()
+    assert all(text in str(error.value) for text in says), str(error.value)
 
 
-def test_unknown_index_is_refused_at_adapt(vit):
-    with pytest.raises(ValueError, match="NDVX"):
-        pl.adapt(vit, pl.Deflect(indices=("NDVX",)), SENTINEL2)
-    with pytest.raises(ValueError, match=r"NBR.*S2"):
-        pl.adapt(vit, pl.Deflect(indices=("NBR",)), SAVANNA)
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (dict(bands=COLOURS, input=pl.EMB()), ["EMB", "beyond RGB", "B04", "pl.RGB()"]),
+        (dict(bands=COLOURS, input=pl.Inflated()), ["Inflated", "beyond RGB", "B04", "pl.RGB()"]),
+        (dict(method=pl.Deflect(), input=pl.RGB()), ["Deflect()", "RGB()", "EMB()", "x_A"]),
+        (dict(method=pl.Deflect(), input=pl.Inflated()), ["Deflect()", "Inflated()", "EMB()"]),
+        (dict(method=pl.EMB()), ["method=EMB", "input", "Deflect()", "LoRA()"]),
+        (dict(input=pl.LoRA()), ["input=LoRA", "method", "EMB()", "RGB()"]),
+        (dict(input="emb"), ["input='emb'", "EMB()", "RGB()"]),
+        (dict(input=pl.EMB), ["EMB()"]),
+        (dict(input=SeriesEMB()), ["SeriesEMB", "series_bands"]),
+        (dict(input=pl.EMB(cells=3)), ["cells=3", "(8, 8)", "[1, 2, 4, 8]"]),
+        (dict(input=pl.EMB(indices=("NDVX",))), ["NDVX", "NDVI"]),
+        (dict(input=pl.EMB(indices=("NBR",)), bands=SAVANNA), ["NBR", "S2"]),
+    ],
+)
+def test_inputs_that_do_not_fit_are_named(call, says, vit):
+    call = dict(vit=vit, method=pl.LoRA(), bands=SENTINEL2) | call
+    with pytest.raises(ValueError) as error:
+        pl.adapt(**call)
+    assert all(text in str(error.value) for text in says), str(error.value)
 
 
-def test_configs_are_values():
-    assert pl.Deflect() == pl.Deflect(rank=6) and hash(pl.LoRA()) == hash(pl.LoRA(rank=16))
-    with pytest.raises(AttributeError):
-        pl.Deflect().rank = 3
+@pytest.mark.parametrize("layers", [(), (3,), (-4,), (0, -3), ("0",), "last", 2, None, (1.0,)])
+def test_layers_that_do_not_exist_are_named(layers, vit):
+    for config in (pl.Deflect, pl.LoRA):
+        with pytest.raises(ValueError, match="layers"):
+            pl.adapt(vit, config(layers=layers), SAVANNA)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_configs_are_values(config):
+    assert config() == config() and hash(config()) == hash(config()) and str(config()) == f"{config.__name__}()"
+    for one in (config(), *(pair(config, f)[1] for f in fields(config))):
+        plain = {key: list(v) if isinstance(v, tuple) else v for key, v in one.options().items()}  # as JSON has them
+        assert (input_from if isinstance(one, Input) else method_from)(one.name, plain) == one
+        assert eval(str(one), vars(pl) | {"SeriesEMB": SeriesEMB}) == one
+    assert config.label and (one.learning_rates == () or len(one.learning_rates) >= 3)
+
+
+def test_options_change_what_they_say():
+    emb = {key: adapted(pl.Frozen(), input=pl.EMB(**options)).auxiliary for key, options in {
+        "width": dict(width=8), "no": dict(indices=()), "two": dict(indices=("NDVI", "NDREI")), "cells": dict(cells=2)
+    }.items()}  # fmt: skip
+    assert emb["width"].pixel_mlp[0].out_features == 8 and emb["cells"].patch_mlp[0].weight.shape == (4 * 64,)
+    assert emb["no"].pixel_mlp[0].in_features == 10 and emb["two"].pixel_mlp[0].in_features == 12
+    blocks = adapted(pl.Deflect(layers=(-1, 0), rank=3, low_rank_principal=2)).vit.blocks
+    assert [type(block).__name__ for block in blocks] == ["UntangledBlock", "Block", "UntangledBlock"]
+    assert blocks[0].auxiliary.U.weight.shape == (3, 32) and blocks[0].principal.U.weight.shape == (2, 32)
+
+
+def test_inputs_see_the_new_bands_and_rgb_does_not(x):
+    brighter = x.clone()
+    brighter[:, 7] += 0.2
+    for input, sees in ((pl.RGB(), False), (pl.Inflated("mean"), True), (pl.EMB(), True)):
+        model = randomise(adapted(pl.Frozen(), input=input))
+        assert torch.equal(model(x), model(brighter)) is not sees, input

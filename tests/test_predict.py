@@ -1,4 +1,4 @@
-"""Class maps of GeoTIFFs: where they lie, how tiles join, what is refused, and going on after a stop."""
+"""Class maps of GeoTIFFs: where they lie, how tiles join, what is refused, and resuming."""
 
 import warnings
 
@@ -14,7 +14,7 @@ from rasterio.transform import from_origin
 from toy_data import classification, segmentation
 
 import peftlib as pl
-from peftlib.training.predict import NO_CLASS, Mapper, fading, predict_folder, starts
+from peftlib.training.predict import NO_CLASS, TiledPredictor, predict_folder, taper, tile_offsets
 from peftlib.training.tasks import Segmentation
 
 FILE_BANDS = ("B08", "B01", "B04", "B03", "B02")  # the model knows B02, B03, B04, B08
@@ -78,8 +78,8 @@ def by_hand(task, values, overlap, tile=32) -> np.ndarray:
     _, H, W = values.shape
     ramp = np.minimum(np.arange(tile) + 0.5, tile - np.arange(tile) - 0.5)
     total = np.zeros((2, H, W))
-    for top in starts(H, tile, overlap):
-        for left in starts(W, tile, overlap):
+    for top in tile_offsets(H, tile, overlap):
+        for left in tile_offsets(W, tile, overlap):
             window = (slice(None), slice(top, top + tile), slice(left, left + tile))
             total[window] += np.outer(ramp, ramp) * probabilities(task, values[window])
     return total.argmax(0)
@@ -133,9 +133,9 @@ def test_scale_and_offset_change_the_map(options, task, tmp_path):
 def test_values_are_read_by_name_scale_and_offset(task, tmp_path):
     values = write(tmp_path / "images" / "a.tif")
     scales = {"B02": 1e4, "B03": 2e4, "B04": 1e4, "B08": 5e3}
-    mapper = Mapper(task, FILE_BANDS, scale=scales, offset=-100.0)
+    predictor = TiledPredictor(task, FILE_BANDS, scale=scales, offset=-100.0)
     with rasterio.open(tmp_path / "images" / "a.tif") as image:
-        strip = mapper.read(image, 0).numpy()
+        strip = predictor.read(image, 0).numpy()
     divisors = np.array([1e4, 2e4, 1e4, 5e3])[:, None, None]
     np.testing.assert_allclose(strip, (values[PICKED].astype(float) - 100) / divisors, rtol=1e-6)
 
@@ -213,18 +213,18 @@ def test_digital_numbers_taken_for_reflectance_are_refused(task, tmp_path):
         assert predict(task, tmp_path, scale=1.0).written == []
 
 
-def test_a_stopped_run_goes_on(task, tmp_path, monkeypatch):
+def test_a_stopped_run_resumes(task, tmp_path, monkeypatch):
     for name in "abc":
         write(tmp_path / "images" / f"{name}.tif", (64, 64))
-    strips = Mapper.strips
+    blocks = TiledPredictor.row_blocks
 
     def stopped(self, image):
-        for top, classes in strips(self, image):
+        for top, classes in blocks(self, image):
             if "b.tif" in image.name and top > 0:
                 raise KeyboardInterrupt
             yield top, classes
 
-    monkeypatch.setattr(Mapper, "strips", stopped)
+    monkeypatch.setattr(TiledPredictor, "row_blocks", stopped)
     with pytest.raises(KeyboardInterrupt):
         predict(task, tmp_path)
     assert [p.name for p in (tmp_path / "maps").iterdir()] == ["a.tif"]
@@ -269,7 +269,7 @@ def test_an_empty_folder_is_named(task, tmp_path):
 
 @given(length=st.integers(1, 300), tile=st.integers(1, 64), overlap=st.floats(0, 0.9))
 def test_tiles_cover_everything_and_overlap_enough(length, tile, overlap):
-    found = starts(length, tile, overlap)
+    found = tile_offsets(length, tile, overlap)
     assert found[0] == 0 and found == sorted(set(found))
     if length <= tile:
         assert found == [0]
@@ -281,7 +281,7 @@ def test_tiles_cover_everything_and_overlap_enough(length, tile, overlap):
 
 def test_weights_fall_towards_the_borders_and_stay_above_zero():
     assert (
-        fading(4).tolist() == [0.5, 1.5, 1.5, 0.5]
-        and fading(3).tolist() == [0.5, 1.5, 0.5]
-        and fading(1).tolist() == [0.5]
+        taper(4).tolist() == [0.5, 1.5, 1.5, 0.5]
+        and taper(3).tolist() == [0.5, 1.5, 0.5]
+        and taper(1).tolist() == [0.5]
     )

@@ -1,193 +1,179 @@
-"""What every method in the registry promises, on a tiny ViT and on DINOv2: a new method fails here until it does."""
+"""What every input and every method promises, in every combination. The registry alone says what they are: a new one is
+tested by being there, and fails until it keeps the promises."""
 
 import copy
+import re
 
 import pytest
 import torch
-from helpers import adapted, images, pretrained_tokens, randomise
+from helpers import COLOURS, adapted, bands_for, fits, images, pretrained_tokens, randomise, tiny_vit, tuned
 from safetensors.torch import load_file
 
 import peftlib as pl
-from peftlib.methods.base import InputMethod
 
-METHODS = {name: config() for name, config in pl.METHODS.items()}
-INFLATED = {
-    f"{name}-zero": config(new_bands="zero", train_patch_embed=True)
-    for name, config in pl.METHODS.items()
-    if issubclass(config, InputMethod)
+PAIRS = {
+    f"{input.name}-{method.name}": (input(), method())
+    for method in pl.METHODS.values()
+    for input in pl.INPUTS.values()
+    if fits(method, input)
 }
-EVERY = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-LINEARS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+EVERY = pytest.mark.parametrize(("input", "method"), PAIRS.values(), ids=PAIRS)
+# Each input and each method at least once, for what depends on one or the other and is slow.
+INPUTS_OF = {name: [key for key in PAIRS if key.endswith(f"-{name}")] for name in pl.METHODS}
+SOME = {keys[i % len(keys)]: PAIRS[keys[i % len(keys)]] for i, keys in enumerate(INPUTS_OF.values())}
+PAIRWISE = pytest.mark.parametrize(("input", "method"), SOME.values(), ids=SOME)
+MAIN = {
+    "emb-deflect": (pl.EMB(), pl.Deflect()),
+    "emb-lora": (pl.EMB(), pl.LoRA()),
+    "inflated-lora": (pl.Inflated(), pl.LoRA()),
+    "emb-frozen": (pl.EMB(), pl.Frozen()),
+    "rgb-full": (pl.RGB(), pl.Full()),
+}
+REAL = pytest.mark.parametrize(("input", "method"), MAIN.values(), ids=MAIN)
 
 
-def tuned_names(name: str, vit) -> set[str]:
-    """What a method with its default options tunes of a ViT, by name, read off its definition."""
-    own = [parameter for parameter, _ in vit.named_parameters()]
-    depth = len(vit.blocks)
-    blocks = [f"vit.blocks.{i}" for i in range(depth)]
-    bottleneck = ("down.weight", "down.bias", "up.weight", "up.bias")
-    pixel_set = ("pixel_mlp.0", "pixel_mlp.2", "patch_mlp.0", "patch_mlp.1", "patch_mlp.3")
-    pair = ("weight", "bias")
-    fourier = range(depth // 2)
-    return {
-        "frozen": set(),
-        "full": {f"vit.{n}" for n in own},
-        "patch_embed": {"vit.patch_embed.proj.weight", "vit.patch_embed.proj.bias"},
-        "norm_tuning": {f"{b}.norm{k}.{p}" for b in blocks for k in (1, 2) for p in pair}
-        | {"vit.norm.weight", "vit.norm.bias"},
-        "bitfit": {f"vit.{n}" for n in own if n.endswith(".bias")},
-        "lora": {f"{b}.{linear}.{ab}.weight" for b in blocks for linear in LINEARS for ab in "AB"},
-        "slr": {f"{b}.{linear}.{p}" for b in blocks for linear in LINEARS for p in ("D.weight", "U.weight")}
-        | {f"{b}.{linear}.{p}" for b in blocks for linear in LINEARS for p in ("s_in", "s_out")},
-        "houlsby": {f"{b}.ls{k}.1.{p}" for b in blocks for k in (1, 2) for p in bottleneck},
-        "vpt": {f"{b}.prompts" for b in blocks},
-        "earth_adapter": {f"{b}.scale" for b in blocks}
-        | {f"vit.blocks.{i}.router.{p}" for i in fourier for p in pair}
-        | {
-            f"{b}.experts.{e}.{layer}.{p}"
-            for i, b in enumerate(blocks)
-            for e in range(3 if i in fourier else 1)
-            for layer in (0, 2)
-            for p in pair
-        },
-        "deflect": {f"auxiliary.{layer}.{p}" for layer in pixel_set for p in pair}
-        | {f"{b}.auxiliary.{uv}.weight" for b in blocks for uv in "UV"},
-    }[name]
+def make(input, method, **options) -> pl.AdaptedViT:
+    return adapted(method, bands_for(input), input=input, **options)
 
 
-def train(model: pl.AdaptedViT, steps: int) -> None:
-    """Optimiser steps on a loss that has no reason to leave any tuned parameter alone."""
-    tuned = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(tuned, lr=1e-2, weight_decay=0.1) if tuned else None
-    goal = None
+def look(model: pl.AdaptedViT, **options) -> torch.Tensor:
+    return images(model.bands, size=model.image_size, **options)
+
+
+def parts_by_pattern(model: pl.AdaptedViT) -> dict[str, set[str]]:
+    """What the patterns of input and method say is tuned; what both name is the input's."""
+    names = [name for name, _ in model.named_parameters()]
+    of_input = {name for name in names if re.fullmatch(model.input.tunes, name)}
+    return {"input": of_input, "method": {n for n in names if re.fullmatch(model.method.tunes, n)} - of_input}
+
+
+def train(model: pl.AdaptedViT, steps: int) -> set[str]:
+    """Steps on a loss that leaves no tuned parameter alone -> those that had a gradient in the last one."""
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimiser = torch.optim.AdamW(parameters.values(), lr=1e-2, weight_decay=0.1) if parameters else None
     for step in range(steps):
-        tokens = model(images(model.bands.names, size=model.image_size, seed=step))
-        goal = torch.randn_like(tokens) if goal is None else goal
+        tokens = model.train()(look(model, seed=step))
+        goal = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(0))
         if optimiser:
             optimiser.zero_grad()
             (tokens - goal).square().mean().backward()
             optimiser.step()
+    model.eval()
+    return {name for name, p in parameters.items() if p.grad is not None and p.grad.any()}
 
 
-@pytest.fixture
-def x(any_vit):
-    return images(size=any_vit.patch_embed.img_size)
-
-
-def scale(vit) -> float:
-    """How far to move parameters: noise that a tiny ViT stands would drown a deep one."""
-    return 0.2 if len(vit.blocks) == 3 else 0.02
-
-
-# --- the start ---
-
-
-def test_only_prompts_change_the_start(any_vit, x):
-    assert {name for name, method in METHODS.items() if not method.starts_as_pretrained} == {"vpt"}
-    assert (adapted(pl.VPT(), vit=any_vit)(x) - pretrained_tokens(any_vit, x)).abs().max() > 1e-3
-
-
-STARTS = {name: method for name, method in (METHODS | INFLATED).items() if method.starts_as_pretrained}
-
-
-@pytest.mark.parametrize("method", STARTS.values(), ids=STARTS)
-def test_the_adapted_model_starts_as_the_pretrained_one(method, any_vit, x):
-    x[:, 3, :4, :4] = 0.9  # clipped by the stretch
-    expected = pretrained_tokens(any_vit, x)
+def assert_starts_as_pretrained(model: pl.AdaptedViT, vit, tolerance: float) -> None:
+    x = look(model)
+    x[:, model.bands.rgb[0], :4, :4] = 0.9  # clipped by the stretch
+    expected = pretrained_tokens(vit, x, model.bands.rgb)
     with torch.no_grad():
-        error = (adapted(method, vit=any_vit)(x) - expected).abs().max()
-    # An inflated convolution sums in another order. DINOv2's tokens have entries of about 100.
-    assert error <= (1e-6 if len(any_vit.blocks) == 3 else 2e-6 * float(expected.abs().max()))
+        error = float((model(x) - expected).abs().max())
+    if model.input.starts_as_pretrained and model.method.starts_as_pretrained:
+        assert error <= tolerance
+    else:
+        assert error > 1e-3
 
 
-@EVERY
-def test_images_that_are_not_square_and_batches_of_one(method, any_vit):
-    patch = any_vit.patch_embed.patch_size[0]
-    x = images(batch=1, size=(3 * patch, 2 * patch))
-    model = adapted(method, vit=any_vit, image_size=(3 * patch, 2 * patch))
-    assert model.grid_size == (3, 2)
-    assert model(x).shape == (1, any_vit.num_prefix_tokens + 6, any_vit.embed_dim)
-    pair = model(torch.cat([x, x.flip(-1)]))
-    torch.testing.assert_close(model.eval()(x), pair[:1], rtol=1e-4, atol=1e-4)
-
-
-# --- training ---
-
-
-@EVERY
-def test_exactly_the_named_parameters_are_tuned(method, any_vit):
-    model = adapted(method, vit=any_vit)
-    expected = tuned_names(method.name, any_vit)
-    assert {name for name, p in model.named_parameters() if p.requires_grad} == expected
-    count = sum(p.numel() for name, p in model.named_parameters() if name in expected)
-    assert pl.count_parameters(model)["tuned"] == count
-
-
-@EVERY
-def test_frozen_tensors_are_bit_equal_after_training(method, any_vit):
-    model = adapted(method, vit=any_vit)
+def assert_frozen_stay(model: pl.AdaptedViT, steps: int) -> None:
+    names = tuned(model)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    train(model, 10 if len(any_vit.blocks) == 3 else 3)
+    assert train(model, steps) == names
     after = model.state_dict()
-    assert {name for name in after if not torch.equal(after[name], before[name])} == tuned_names(method.name, any_vit)
+    assert {name for name in after if not torch.equal(after[name], before[name])} == names
 
 
-@pytest.mark.parametrize("method", (METHODS | INFLATED).values(), ids=METHODS | INFLATED)
-def test_every_tuned_tensor_gets_a_gradient_within_two_steps(method, any_vit, x):
-    model = adapted(method, vit=any_vit)
-    train(model, 2)
-    model.zero_grad()
-    tuned = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if tuned:
-        model(x).square().mean().backward()
-    assert not [name for name, p in tuned.items() if p.grad is None or not p.grad.any()]
-
-
-@EVERY
-def test_autocast_trains_with_finite_numbers(method, any_vit, x):
-    model = randomise(adapted(method, vit=any_vit), scale(any_vit))
-    with torch.autocast("cpu", torch.bfloat16):
-        tokens = model(x)
-        loss = tokens.float().square().mean()
-    assert torch.isfinite(tokens).all()
-    tuned = [p for p in model.parameters() if p.requires_grad]
-    if tuned:
-        loss.backward()
-        assert all(torch.isfinite(p.grad).all() for p in tuned)
-
-
-# --- as a module ---
+def assert_file_brings_it_back(model: pl.AdaptedViT, vit, path) -> None:
+    x = look(model)
+    model.fit_normalization([x])
+    pl.save_adapter(model, path)
+    extra = {f"vit.{name}" for config in (model.input, model.method) for name in config.fixed_state(model.vit)}
+    assert load_file(path).keys() == tuned(model) | extra | {"reflectance.mean", "reflectance.std"}
+    loaded = pl.load_adapter(vit, path).eval()
+    assert (loaded.input, loaded.method, loaded.bands) == (model.input, model.method, model.bands)
+    assert loaded.image_size == model.image_size and tuned(loaded) == tuned(model)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), model.eval()(x))
 
 
 @EVERY
-def test_state_dict_and_deepcopy_carry_everything(method, any_vit, x):
-    model = randomise(adapted(method, vit=any_vit), scale(any_vit)).fit_normalization([x])
-    fresh = adapted(method, vit=any_vit, seed=5)
+def test_it_starts_as_the_pretrained_model(input, method, vit):
+    assert_starts_as_pretrained(make(input, method, vit=vit), vit, 1e-6)
+
+
+def test_only_prompts_change_the_start():
+    configs = pl.INPUTS | pl.METHODS
+    assert [name for name, config in configs.items() if not config.starts_as_pretrained] == ["vpt"]
+
+
+@EVERY
+def test_tuned_are_those_that_the_patterns_name_and_both_parts_are_counted(input, method):
+    model = make(input, method)
+    expected, parts = parts_by_pattern(model), model.tuned_parts()
+    assert {part: set(named) for part, named in parts.items()} == expected
+    assert tuned(model) == expected["input"] | expected["method"]
+    counts = pl.count_parameters(model)
+    for part, named in parts.items():
+        assert counts[part] == sum(model.get_parameter(name).numel() for name in named)
+    assert (
+        counts["tuned"]
+        == counts["input"] + counts["method"]
+        == sum(model.get_parameter(n).numel() for n in tuned(model))
+    )
+
+
+@EVERY
+def test_tuned_tensors_learn_within_two_steps_and_all_others_stay_bit_equal(input, method):
+    assert_frozen_stay(make(input, method), steps=3)
+
+
+@EVERY
+def test_files_and_copies_carry_everything_on_images_that_are_not_square(input, method, vit, tmp_path):
+    made = dict(vit=vit, image_size=(40, 24))
+    model = randomise(make(input, method, **made))
+    assert_file_brings_it_back(model, vit, tmp_path / "adapter.safetensors")
+    x, fresh = look(model), make(input, method, seed=5, **made)
     fresh.load_state_dict(model.state_dict())
     with torch.no_grad():
-        tokens = model(x)
-        assert torch.equal(fresh(x), tokens)
-        twin = copy.deepcopy(model)
-        assert torch.equal(twin(x), tokens)
-        randomise(twin, scale(any_vit), seed=9)
-        assert torch.equal(model(x), tokens)
-        assert not pl.count_parameters(model)["tuned"] or not torch.equal(twin(x), tokens)
+        tokens, twin = model(x), copy.deepcopy(model)
+        assert tokens.shape == (2, 2 + 15, 32) and model.grid_size == (5, 3)
+        assert torch.equal(fresh.eval()(x), tokens) and torch.equal(twin(x), tokens)
+        torch.testing.assert_close(model(x[:1]), tokens[:1], rtol=1e-4, atol=1e-4)  # a batch of one
+        randomise(twin, seed=9)
+        assert torch.equal(model(x), tokens) and torch.equal(twin(x), tokens) == (not tuned(model))
 
 
-@EVERY
-def test_an_adapter_file_holds_tensors_alone_and_brings_the_model_back(method, any_vit, x, tmp_path):
-    model = randomise(adapted(method, vit=any_vit), scale(any_vit)).fit_normalization([x])
-    path = pl.save_adapter(model, tmp_path / "adapter.safetensors")
-    normalisation = {"reflectance.mean", "reflectance.std"}
-    assert load_file(path).keys() == tuned_names(method.name, any_vit) | normalisation  # no pickle in it
-    with torch.no_grad():
-        assert torch.equal(pl.load_adapter(any_vit, path)(x), model(x))
+@PAIRWISE
+def test_autocast_trains_with_finite_numbers(input, method):
+    model = randomise(make(input, method))
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = model(look(model))
+    assert torch.isfinite(tokens).all()
+    if tuned(model):
+        tokens.float().square().mean().backward()
+        assert all(torch.isfinite(model.get_parameter(name).grad).all() for name in tuned(model))
 
 
-@EVERY
-def test_the_forward_compiles_to_one_graph(method, any_vit, x):
-    model = randomise(adapted(method, vit=any_vit, nodata="zero"), scale(any_vit))
-    backend = "aot_eager" if len(any_vit.blocks) == 3 else "eager"  # what may break the graph is the same
+@PAIRWISE
+def test_the_forward_compiles_to_one_graph(input, method):
+    model = randomise(make(input, method, nodata="zero", vit=tiny_vit(depth=2)))
     torch.compiler.reset()
-    compiled = torch.compile(model, fullgraph=True, backend=backend)
-    torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(look(model)), model(look(model)), rtol=1e-4, atol=1e-4)
+
+
+def test_inflated_starts_other_than_zero_are_other_models(vit, x):
+    for start in ("repeat", "mean", "random", "nearest"):
+        model = adapted(pl.LoRA(), input=pl.Inflated(start=start), vit=vit)
+        assert (model(x) - pretrained_tokens(vit, x)).abs().max() > 1e-2, start
+
+
+# --- the same on DINOv2, for the main combinations ---
+
+
+@pytest.mark.weights
+@REAL
+def test_on_dinov2(input, method, small_dinov2, tmp_path):
+    model = adapted(method, COLOURS if method.name == "full" else bands_for(input), input=input, vit=small_dinov2)
+    assert_starts_as_pretrained(model, small_dinov2, 2e-4)  # of about 100
+    assert_frozen_stay(model, steps=3)
+    assert_file_brings_it_back(model, small_dinov2, tmp_path / "adapter.safetensors")

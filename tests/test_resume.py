@@ -1,16 +1,18 @@
-"""fit, interrupted: killed, stopped, with damaged checkpoints, finished; and in two processes."""
+"""fit, interrupted: killed, stopped, with a damaged checkpoint, finished; and in two processes."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import lightning
 import pytest
 import torch
+from helpers import PATIENCE, wait_for
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from toy_data import Toy, classification, same, segmentation, toy_data, tuned
 
 import peftlib as pl
@@ -18,7 +20,8 @@ from peftlib.data.datamodule import EarthData
 from peftlib.training.fit import fit
 
 TESTS = Path(__file__).parent
-EPOCHS = 4
+STEPS = 7  # two an epoch: the last epoch is half of one
+ALL = [(step // 2, step % 2) for step in range(STEPS)]
 
 
 class Steps(lightning.Callback):
@@ -38,18 +41,19 @@ def task():
     return classification(pl.VPT(tokens=4, dropout=0.3), lr=1e-2, head_lr=1e-2)
 
 
-def run(folder, at=None, then=None, data=toy_data):
+def run(folder, at=None, then=None, data=toy_data, **options):
     made, steps = task(), Steps(at, then)
-    metrics = fit(made, data(), folder, EPOCHS, accelerator="cpu", callbacks=[steps])
-    return made, metrics, steps.seen
+    plain = dict(accelerator="cpu", save_every=2, callbacks=[steps])
+    return made, fit(made, data(), folder, STEPS, **plain, **options), steps.seen
 
 
-def interrupt(folder, at, data=toy_data) -> None:
-    def stop():
-        raise ConnectionError("the power went")
+def stop():
+    raise ConnectionError("the power went")
 
+
+def interrupt(folder, at, data=toy_data, **options) -> None:
     with pytest.raises(ConnectionError):
-        run(folder, at, stop, data)
+        run(folder, at, stop, data, **options)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +61,7 @@ def whole(tmp_path_factory):
     """The run that nothing interrupts: its task, metrics, and folder."""
     folder = tmp_path_factory.mktemp("whole")
     made, metrics, seen = run(folder)
-    assert seen == [(epoch, batch) for epoch in range(EPOCHS) for batch in range(2)]
+    assert seen == ALL
     return made, metrics, folder
 
 
@@ -69,23 +73,25 @@ def assert_as_if_nothing_had_happened(made, metrics, folder, whole) -> None:
         assert all(torch.equal(state["state"][i]["exp_avg_sq"], m["exp_avg_sq"]) for i, m in other["state"].items())
 
 
-# --- going on ---
+# --- resuming ---
 
 
-@pytest.mark.parametrize("at", [(0, 1), (1, 0), (2, 1), (3, 1)])
-def test_a_run_that_broke_goes_on_and_ends_as_if_nothing_had_happened(at, whole, tmp_path):
-    """At most the epoch in flight is lost."""
-    interrupt(tmp_path, at)
+@pytest.mark.parametrize("options", [dict(), dict(best=True, monitor="loss"), dict(val_every=4)], ids=str)
+def test_a_run_that_broke_twice_ends_as_if_nothing_had_happened(options, tmp_path):
+    """At most the epoch in flight is lost, with or without validation in between."""
+    whole = (*run(tmp_path / "whole", **options)[:2], tmp_path / "whole")
+    for at in ((1, 1), (2, 1)):
+        interrupt(tmp_path / "broken", at, **options)
+    made, metrics, seen = run(tmp_path / "broken", **options)
+    assert seen == ALL[4:]
+    assert_as_if_nothing_had_happened(made, metrics, tmp_path / "broken", whole)
+
+
+def test_checkpoints_are_as_far_apart_as_asked(whole, tmp_path):
+    with pytest.raises(ConnectionError):
+        fit(task(), toy_data(), tmp_path, STEPS, accelerator="cpu", save_every=4, callbacks=[Steps((1, 1), stop)])
     made, metrics, seen = run(tmp_path)
-    assert seen == [(epoch, batch) for epoch in range(at[0], EPOCHS) for batch in range(2)]
-    assert_as_if_nothing_had_happened(made, metrics, tmp_path, whole)
-
-
-def test_a_run_may_break_several_times(whole, tmp_path):
-    for at in ((1, 1), (2, 0), (2, 1)):
-        interrupt(tmp_path, at)
-    made, metrics, seen = run(tmp_path)
-    assert seen[0] == (2, 0)
+    assert seen == ALL
     assert_as_if_nothing_had_happened(made, metrics, tmp_path, whole)
 
 
@@ -98,7 +104,7 @@ class Noisy(Toy):
 
 
 @pytest.mark.parametrize(("kind", "workers"), [(Noisy, 0), (Toy, 2)])
-def test_order_and_draws_go_on_with_any_reader(kind, workers, tmp_path):
+def test_order_and_draws_resume_with_any_reader(kind, workers, tmp_path):
     def data():
         return EarthData(kind(8), Toy(5, seed=1), batch_size=4, workers=workers)
 
@@ -142,12 +148,11 @@ def test_the_statistics_that_were_fitted_belong_to_the_run(whole):
     refitted = task()
     refitted.model.fit_normalization(toy_data().train_dataloader())
     with pytest.raises(ValueError, match=r"other settings .*statistics:"):
-        fit(refitted, toy_data(), whole[2], EPOCHS, accelerator="cpu")
+        fit(refitted, toy_data(), whole[2], STEPS, accelerator="cpu")
 
 
 def test_a_run_that_lacks_only_its_results_is_evaluated(whole, tmp_path):
-    for name in ("best.ckpt", "last.ckpt"):
-        (tmp_path / name).write_bytes((whole[2] / name).read_bytes())
+    (tmp_path / "last.ckpt").write_bytes((whole[2] / "last.ckpt").read_bytes())
     made, metrics, seen = run(tmp_path)
     assert seen == [] and metrics == whole[1] and same(tuned(made), tuned(whole[0]))
 
@@ -168,61 +173,36 @@ run(Path(sys.argv[2]), (2, 1), wait)
 """
 
 
+@pytest.mark.slow  # the fast gate kills a grid (test_workers.py)
 def test_a_killed_process_loses_the_epoch_in_flight_alone(whole, tmp_path):
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(TESTS), str(tmp_path)], cwd=TESTS.parent)
     try:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "now").exists():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for(lambda: (tmp_path / "now").exists() or process.poll() is not None)
     finally:
         os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not (tmp_path / "results.json").exists()
+    assert process.wait() == -signal.SIGKILL and not (tmp_path / "results.json").exists()
     made, metrics, seen = run(tmp_path)
-    assert seen == [(2, 0), (2, 1), (3, 0), (3, 1)]
+    assert seen == ALL[4:]
     assert_as_if_nothing_had_happened(made, metrics, tmp_path, whole)
 
 
 # --- damage ---
 
 
-def cut(path: Path, share: float = 0.6) -> None:
-    content = path.read_bytes()
-    path.write_bytes(content[: int(share * len(content))])
-
-
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.6, 0.999])
-def test_with_a_damaged_last_checkpoint_it_goes_on_from_the_best(share, whole, tmp_path):
-    interrupt(tmp_path, (3, 0))
-    best = torch.load(tmp_path / "best.ckpt", weights_only=True)["epoch"]
-    cut(tmp_path / "last.ckpt", share)
-    with pytest.warns(
-        UserWarning, match=rf"last.ckpt is no whole checkpoint.*going on after epoch {best} of best.ckpt"
-    ):
-        made, metrics, seen = run(tmp_path)
-    assert seen[0] == (best + 1, 0)
-    assert_as_if_nothing_had_happened(made, metrics, tmp_path, whole)
-
-
-def test_without_a_whole_checkpoint_the_error_says_what_to_do(tmp_path):
-    interrupt(tmp_path, (2, 0))
-    cut(tmp_path / "best.ckpt")
-    with pytest.raises(ValueError, match=r"best.ckpt is no whole checkpoint"):  # now, not after the training
-        run(tmp_path)
-    cut(tmp_path / "last.ckpt")
-    with pytest.raises(ValueError, match=r"nothing to go on from; delete .*last.ckpt is no whole .*best.ckpt is no"):
+@pytest.mark.parametrize("share", [0.0, 0.6, 0.999])
+def test_a_damaged_checkpoint_is_an_error_that_says_what_to_do(share, whole, tmp_path):
+    content = (whole[2] / "last.ckpt").read_bytes()
+    (tmp_path / "last.ckpt").write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match=r"last.ckpt is no whole checkpoint.*Delete it to start anew"):
         run(tmp_path)
 
 
 def test_a_failed_write_leaves_the_former_checkpoint(tmp_path, monkeypatch):
     interrupt(tmp_path, (2, 0))
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    save = torch.save
 
     def full(checkpoint, path):
-        save(checkpoint, path)
-        cut(Path(path))
+        Path(path).write_bytes(b"half")
         raise OSError("no space left on device")
 
     monkeypatch.setattr(torch, "save", full)
@@ -237,45 +217,40 @@ def test_checkpoints_run_no_code(tmp_path):
             return (exec, ("raise SystemExit('ran')",))
 
     interrupt(tmp_path, (1, 0))
-    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    for name in ("last.ckpt", "best.ckpt"):
-        torch.save(checkpoint | {"more": Trap()}, tmp_path / name)
-    with pytest.raises(ValueError, match="nothing to go on from"):
+    torch.save(torch.load(tmp_path / "last.ckpt", weights_only=True) | {"more": Trap()}, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match="no whole checkpoint"):
         run(tmp_path)
 
 
 # --- two processes ---
 
-PARALLEL = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-import torch
-torch.set_num_threads(1)
-from test_resume import parallel
-
-parallel(Path(sys.argv[2]), batch_size=2, devices=2, strategy="ddp")
-"""
-
 
 def parallel(folder: Path, batch_size: int, **options):
     made = segmentation(lr=1e-2, head_lr=1e-2, augment=False)
     data = EarthData(Toy(8), Toy(5, seed=1), Toy(3, seed=2), batch_size=batch_size)
-    return made, fit(made, data, folder, 2, accelerator="cpu", **options)
+    return made, fit(made, data, folder, 4, accelerator="cpu", **options)
+
+
+def process(rank: int, port: int, folder: Path) -> None:
+    """One of two, as ``torchrun`` starts them."""
+    os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    parallel(folder, batch_size=2, devices=2, strategy="ddp")
 
 
 def test_two_processes_do_what_one_does(tmp_path):
     """Half the batch each; 5 and 3 images to evaluate do not divide by two."""
-    code = tmp_path / "parallel.py"
-    code.write_text(PARALLEL)
-    environment = os.environ | {"PYTHONPATH": str(TESTS.parent)}
-    subprocess.run(
-        [sys.executable, str(code), str(TESTS), str(tmp_path / "two")], env=environment, check=True, timeout=240
-    )
+    port, fork = find_free_network_port(), multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=process, args=(rank, port, tmp_path / "two")) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(PATIENCE)
+    assert [rank.exitcode for rank in ranks] == [0, 0]
     _, metrics = parallel(tmp_path / "one", batch_size=4)
     results = json.loads((tmp_path / "two" / "results.json").read_text())
     for stage in ("val", "test"):
         assert results["metrics"][stage] == pytest.approx(metrics[stage], abs=1e-4)
-    found = torch.load(tmp_path / "two" / "last.ckpt", weights_only=True)["state_dict"]
-    for name, tensor in torch.load(tmp_path / "one" / "last.ckpt", weights_only=True)["state_dict"].items():
-        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-4)
+    found, expected = (torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("two", "one"))
+    assert found["global_step"] == expected["global_step"] == 4
+    for name, tensor in expected["state_dict"].items():
+        torch.testing.assert_close(found["state_dict"][name], tensor, rtol=0, atol=1e-4)

@@ -8,8 +8,10 @@ from torch.utils.data import DataLoader
 
 import peftlib as pl
 from peftlib.data import ChipCrops, savanna_chip, savanna_classes
+from peftlib.training.crops import crop_accuracy, train_on_crops
 from peftlib.training.decoders import LinearDecoder
-from peftlib.training.tasks import Segmentation, crop_accuracy, quiet_trainer, train_on_crops
+from peftlib.training.fit import quiet_trainer
+from peftlib.training.tasks import Segmentation
 
 
 def problem(size=(48, 112)) -> tuple[torch.Tensor, torch.Tensor]:
@@ -54,16 +56,6 @@ def test_what_was_counted_before_an_evaluation_has_no_say():
     with torch.inference_mode():
         task.metrics["test"].update(torch.zeros(1, 9, dtype=torch.long), torch.ones(1, 9, dtype=torch.long))
     assert crop_accuracy(task, image, mask, crops=5) == right
-
-
-@pytest.mark.parametrize("method", [pytest.param(config(), id=name) for name, config in pl.METHODS.items()])
-def test_the_optimiser_holds_tuned_parameters_and_the_decoder_alone(method):
-    model = adapted(method, SAVANNA)
-    task = Segmentation(model, 3, lr=0.25, head_lr=0.5)
-    rates = {id(p): group["lr"] for group in task.configure_optimizers().param_groups for p in group["params"]}
-    expected = {id(p): 0.25 for p in model.parameters() if p.requires_grad}
-    expected |= {id(p): 0.5 for p in task.decoder.parameters()}
-    assert rates == expected
 
 
 def test_the_same_seed_gives_the_same_losses_and_another_seed_others():

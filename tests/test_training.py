@@ -1,4 +1,4 @@
-"""fit: the best epoch, its scores, and what each option does."""
+"""fit: which weights come back, their scores, and what each option does."""
 
 import json
 import math
@@ -6,17 +6,15 @@ import math
 import lightning
 import pytest
 import torch
-from helpers import adapted
 from toy_data import Toy, classification, same, segmentation, toy_data, tuned
 
 import peftlib as pl
 from peftlib.data.datamodule import EarthData
 from peftlib.training.fit import fit, read_checkpoint, restore
-from peftlib.training.tasks import Classification
 
 
 class Watch(lightning.Callback):
-    """What happened: steps with their learning rates and losses, the scores and the weights of each epoch."""
+    """What happened: steps with their learning rates and losses, the scores of each validation, weights after each."""
 
     def __init__(self):
         self.rates, self.losses, self.scores, self.weights = [], [], [], []
@@ -27,15 +25,15 @@ class Watch(lightning.Callback):
     def on_before_optimizer_step(self, trainer, task, optimizer) -> None:
         self.rates.append([group["lr"] for group in optimizer.param_groups])
 
-    def on_train_epoch_end(self, trainer, task) -> None:
+    def on_validation_end(self, trainer, task) -> None:
         self.scores.append({name: float(value) for name, value in trainer.callback_metrics.items()})
         self.weights.append(tuned(task))
 
 
-def run(folder, task=None, data=None, epochs=3, **options):
-    """Train on the CPU; the task, its metrics and what was seen."""
+def run(folder, task=None, data=None, steps=6, **options):
+    """Train on the CPU, two steps an epoch; the task, its metrics and what was seen."""
     task, watch = task or classification(lr=1e-2, head_lr=1e-2), Watch()
-    metrics = fit(task, data or toy_data(), folder, epochs, accelerator="cpu", callbacks=[watch], **options)
+    metrics = fit(task, data or toy_data(), folder, steps, accelerator="cpu", callbacks=[watch], **options)
     return task, metrics, watch
 
 
@@ -44,41 +42,53 @@ def run(folder, task=None, data=None, epochs=3, **options):
 
 def test_training_learns_what_only_near_infrared_shows(tmp_path):
     data = EarthData(Toy(24), Toy(6, seed=1), Toy(6, seed=2), batch_size=8)
-    spectral = classification(pl.Deflect(), lr=1e-2, head_lr=1e-2)
-    _, metrics, watch = run(tmp_path, spectral, data, epochs=12)
+    spectral = classification(pl.Deflect(), input_lr=1e-2, lr=1e-2, head_lr=1e-2)
+    _, metrics, watch = run(tmp_path, spectral, data, steps=36)
     assert metrics["test"]["accuracy"] > 0.8 and watch.losses[-1] < 0.5 * watch.losses[0]
 
 
-def test_the_best_epoch_comes_back_with_its_scores(tmp_path):
-    """The best of the loss on few images with a high rate is not the last."""
-    task, metrics, watch = run(tmp_path, classification(lr=0.1, head_lr=0.1), epochs=6, monitor="loss")
-    best = min(range(6), key=lambda epoch: watch.scores[epoch]["loss"])
-    assert best < 5 and same(tuned(task), watch.weights[best]) and not task.training
-    assert metrics["val"] == pytest.approx(watch.scores[best], rel=1e-5)
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert (results["best_epoch"], results["epochs"]) == (best, 6) and results["metrics"] == metrics
+def test_it_ends_after_so_many_steps_in_the_midst_of_an_epoch_and_validates_once(tmp_path):
+    task, metrics, watch = run(tmp_path, steps=5)
+    assert len(watch.losses) == 5 and len(watch.scores) == 1
+    assert same(tuned(task), watch.weights[0]) and not task.training
     data = toy_data().test
     logits = task(torch.stack([sample["image"] for sample in data])).detach()
     labels = torch.tensor([sample["label"] for sample in data])
     assert metrics["test"]["accuracy"] == pytest.approx(float((logits.argmax(1) == labels).float().mean()))
+    assert json.loads((tmp_path / "results.json").read_text())["metrics"] == metrics
+
+
+def test_it_validates_at_the_end_of_epochs_where_asked(tmp_path):
+    assert len(run(tmp_path / "a", steps=8, val_every=4)[2].scores) == 2 + 1
+    assert len(run(tmp_path / "b", steps=8, val_every=1)[2].scores) == 4 + 1
+
+
+def test_the_best_weights_come_back_where_asked(tmp_path):
+    """The best of the loss on few images with a high rate is not the last."""
+    rates = dict(lr=0.1, head_lr=0.1)
+    task, metrics, watch = run(tmp_path, classification(**rates), steps=12, best=True, monitor="loss")
+    *epochs, final = watch.scores
+    best = min(range(6), key=lambda epoch: epochs[epoch]["loss"])
+    assert len(epochs) == 6 and best < 5 and same(tuned(task), watch.weights[best])
+    assert final == pytest.approx(epochs[best], rel=1e-5) and metrics["val"]["loss"] == final["loss"]
 
 
 def test_without_a_test_part_there_are_no_test_scores(tmp_path):
-    _, metrics, _ = run(tmp_path, data=EarthData(Toy(4), Toy(4)), epochs=1)
+    _, metrics, _ = run(tmp_path, data=EarthData(Toy(4), Toy(4)), steps=1)
     assert metrics.keys() == {"val"}
 
 
-@pytest.mark.parametrize("method", [pl.Frozen(), pl.Full(new_bands="ignore"), pl.VPT(tokens=3, deep=False)])
+@pytest.mark.parametrize("method", [pl.Frozen(), pl.Full(), pl.VPT(tokens=3, deep=False)])
 def test_segmentation_with_a_decoder_of_several_blocks(tmp_path, method):
-    task, metrics, watch = run(tmp_path, segmentation(method, decoder="unet"), epochs=2)
+    task, metrics, watch = run(tmp_path, segmentation(method, decoder="unet"), steps=4)
     assert {"miou", "iou_low", "iou_high", "loss"} <= metrics["test"].keys()
     assert len(watch.losses) == 4 and all(math.isfinite(loss) for loss in task.losses)
 
 
 def test_it_is_quiet_unless_asked(tmp_path, capfd):
-    run(tmp_path / "quiet", epochs=1)
+    run(tmp_path / "quiet", steps=1)
     assert capfd.readouterr() == ("", "")
-    run(tmp_path / "bar", epochs=1, progress=True)
+    run(tmp_path / "bar", steps=1, progress=True)
     assert "Epoch 0" in capfd.readouterr().out
 
 
@@ -86,7 +96,7 @@ def test_it_is_quiet_unless_asked(tmp_path, capfd):
 
 
 def test_checkpoints_hold_what_is_tuned_and_no_backbone(tmp_path):
-    task, _, _ = run(tmp_path, classification(pl.LoRA(rank=2)), epochs=1)
+    task, _, _ = run(tmp_path, classification(pl.LoRA(rank=2)), steps=2, best=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt", "results.json"]
     backbone = sum(p.numel() * p.element_size() for p in task.model.parameters() if not p.requires_grad)
     for name in ("best.ckpt", "last.ckpt"):
@@ -101,11 +111,11 @@ def test_checkpoints_hold_what_is_tuned_and_no_backbone(tmp_path):
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
-    run(tmp_path, epochs=1)
-    restore(classification(seed=7), tmp_path / "best.ckpt")
+    run(tmp_path, steps=1)
+    restore(classification(seed=7), tmp_path / "last.ckpt")
     for other in (classification(pl.LoRA(rank=3)), classification(pl.BitFit()), segmentation()):
         with pytest.raises(ValueError, match="of another model"):
-            restore(other, tmp_path / "best.ckpt")
+            restore(other, tmp_path / "last.ckpt")
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match="no checkpoint of peftlib"):
         read_checkpoint(tmp_path / "other.ckpt")
@@ -116,12 +126,13 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 # --- options ---
 
 
-def test_rates_of_adapter_and_head_follow_the_schedule(tmp_path):
-    """Three epochs of two steps, a third of them rising."""
-    task = classification(lr=0.3, head_lr=0.06, warmup=1 / 3)
+def test_rates_of_input_method_and_head_follow_the_schedule(tmp_path):
+    """Six steps, a third of them rising."""
+    task = classification(pl.Deflect(), input_lr=0.9, lr=0.3, head_lr=0.06, warmup=1 / 3)
     _, _, watch = run(tmp_path, task)
     share = [1 / 3, 2 / 3, *(0.5 + 0.5 * math.cos(math.pi * k / 4) for k in range(4))]
-    assert [r for rates in watch.rates for r in rates] == pytest.approx([f * r for f in share for r in (0.3, 0.06)])
+    expected = [f * r for f in share for r in (0.9, 0.3, 0.06)]
+    assert [r for rates in watch.rates for r in rates] == pytest.approx(expected)
 
 
 def test_a_constant_rate_stays(tmp_path):
@@ -148,15 +159,13 @@ def test_bfloat16_trains_float32_weights(tmp_path):
         torch.testing.assert_close(tuned(task)[name], tensor, rtol=0, atol=0.1)
 
 
-def test_training_ends_when_patience_is_over(tmp_path):
-    still = dict(lr=0.0, head_lr=0.0)  # nothing ever gets better than the first epoch
-    _, _, watch = run(tmp_path / "a", classification(**still), epochs=9, patience=2)
-    assert len(watch.scores) == 3
-    (tmp_path / "a" / "results.json").unlink()  # killed after the last epoch, before the results
-    _, metrics, more = run(tmp_path / "a", classification(**still), epochs=9, patience=2)
-    assert more.losses == [] and metrics["val"] == pytest.approx(watch.scores[0])
-    _, _, watch = run(tmp_path / "b", classification(**still), epochs=4, patience=None)
-    assert len(watch.scores) == 4
+def test_training_ends_after_validations_without_a_better_score(tmp_path):
+    still = dict(lr=0.0, head_lr=0.0)  # nothing ever gets better than the first validation
+    _, _, watch = run(tmp_path, classification(**still), steps=18, patience=2)
+    assert len(watch.losses) == 6 and len(watch.scores) == 3 + 1
+    (tmp_path / "results.json").unlink()  # killed after the training, before the results
+    _, metrics, more = run(tmp_path, classification(**still), steps=18, patience=2)
+    assert more.losses == [] and metrics["val"] == pytest.approx(watch.scores[-1])
 
 
 VARIANTS = {
@@ -164,7 +173,7 @@ VARIANTS = {
     "order": (dict(), dict(data=lambda: toy_data(seed=1))),
     "batch_size": (dict(), dict(data=lambda: toy_data(batch_size=2))),
     "accumulate": (dict(), dict(accumulate=2)),
-    "epochs": (dict(), dict(epochs=1)),
+    "steps": (dict(), dict(steps=3)),
     "lr": (dict(lr=2e-3), dict()),
     "head_lr": (dict(head_lr=2e-3), dict()),
     "weight_decay": (dict(weight_decay=0.5), dict()),
@@ -177,35 +186,40 @@ VARIANTS = {
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    return tuned(run(tmp_path_factory.mktemp("plain"), classification(), epochs=2, monitor="loss")[0])
+    return tuned(run(tmp_path_factory.mktemp("plain"), classification(), steps=4)[0])
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_option_changes_the_outcome(name, plain, tmp_path):
     recipe, options = VARIANTS[name]
-    options = dict(epochs=2, monitor="loss") | options
+    options = dict(steps=4) | options
     data = options.pop("data", toy_data)()
     assert not same(tuned(run(tmp_path, classification(**recipe), data, **options)[0]), plain)
 
 
 def test_the_same_run_gives_the_same_bits(plain, tmp_path):
-    assert same(tuned(run(tmp_path, classification(), epochs=2, monitor="loss")[0]), plain)
+    assert same(tuned(run(tmp_path, classification(), steps=4)[0]), plain)
 
 
 def test_dropout_of_a_method_works_in_training(tmp_path):
     """A backbone comes in eval mode; fit must not leave it there."""
-    tasks = [run(tmp_path / str(p), classification(pl.VPT(tokens=4, dropout=p)), epochs=1)[0] for p in (0.0, 0.5)]
+    tasks = [run(tmp_path / str(p), classification(pl.VPT(tokens=4, dropout=p)), steps=2)[0] for p in (0.0, 0.5)]
     assert not same(*map(tuned, tasks))
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (dict(epochs=0), "epochs=0.*at least 1"),
+        (dict(steps=0), "steps=0.*at least 1"),
         (dict(patience=0), "patience=0.*at least 1"),
-        (dict(accumulate=0), "accumulate=0.*at least 1"),
+        (dict(accumulate=0, val_every=0), "accumulate=0, val_every=0.*at least 1"),
+        (dict(precision="16-true"), "underflow in float16"),
         (dict(monitor="f1"), "monitor='f1'; validation gives.*macro_f1"),
-        (dict(task=lambda: classification(lr=1e30, head_lr=1e30), monitor="loss"), "not a number in any epoch"),
+        (dict(monitor="f1", best=True), "monitor='f1'; validation gives.*macro_f1"),
+        (
+            dict(task=lambda: classification(lr=1e30, head_lr=1e30), monitor="loss"),
+            "loss is not a number in validation",
+        ),
     ],
 )
 def test_impossible_runs_are_refused(options, says, tmp_path):
@@ -215,12 +229,12 @@ def test_impossible_runs_are_refused(options, says, tmp_path):
 
 
 def test_a_folder_holds_one_run(tmp_path):
-    run(tmp_path, epochs=1)
-    with pytest.raises(ValueError, match=r"other settings \(epochs: 1 there, 2 here\); choose another folder"):
-        run(tmp_path, epochs=2)
+    run(tmp_path, steps=1)
+    with pytest.raises(ValueError, match=r"other settings \(steps: 1 there, 2 here\); choose another folder"):
+        run(tmp_path, steps=2)
     with pytest.raises(ValueError, match=r"gradient_clip_val: None there, 0.1 here"):
-        run(tmp_path, epochs=1, gradient_clip_val=0.1)
+        run(tmp_path, steps=1, gradient_clip_val=0.1)
     (tmp_path / "results.json").unlink()
-    other = Classification(adapted(pl.LoRA(rank=2), Toy.bands), 3, lr=1e-2, head_lr=1e-2)
-    with pytest.raises(ValueError, match=r"method: 'LoRA\(\)' there, 'LoRA\(rank=2\)' here"):
-        run(tmp_path, other, epochs=1)
+    for other, said in ((classification(pl.LoRA(rank=2)), r"method: 'LoRA\(\)' there, 'LoRA\(rank=2\)' here"),):
+        with pytest.raises(ValueError, match=said):
+            run(tmp_path, other, steps=1)

@@ -49,7 +49,7 @@ class EMB(Input):
 
     def __post_init__(self):
         super().__post_init__()
-        if isinstance(self.indices, str) and self.indices != "auto":
+        if self.indices != "auto" and not isinstance(self.indices, tuple):
             raise ValueError(f"EMB(indices={self.indices!r}); choose 'auto' or a tuple of spyndex names")
 
     @property

@@ -136,12 +136,11 @@ class SeriesEMB(EMB):
 
     name, label = "emb_series", "EMB of dates"
     order: str = option("set", other="sequence", choices=("set", "sequence"))
+    spectral: str = option("bands", other="bands", choices=("bands",))  # the grid of wavelengths is that of one date
 
     def inject(self, vit: VisionTransformer, bands: BandSet) -> nn.Module:
         if not isinstance(bands, TimeSeriesBands):
             raise ValueError(f"SeriesEMB reads a time series (series_bands), and bands {bands.names} are of one image")
-        if self.spectral == "wavelengths":
-            raise ValueError("SeriesEMB(spectral='wavelengths'): wavelengths are read of one date; choose 'bands'")
         indices = available_indices(bands.one) if self.indices == "auto" else tuple(self.indices)
         channels = len(bands.one) + 2 * bands.day + len(indices)
         sequence = self.order == "sequence"

@@ -173,7 +173,8 @@ class Experiment:
             test = Subset(pool, numbers.pop(self.fold))
             train = Subset(pool, sorted(itertools.chain(*numbers)))
         if self.val_share:
-            first, *others = folds(train, round(1 / self.val_share), self.repeat)
+            whole = {sample["meta"][train.fold_by] for sample in train} if train.fold_by else range(len(train))
+            first, *others = folds(train, min(round(1 / self.val_share), len(whole)), self.repeat)
             train, val = Subset(train, sorted(itertools.chain(*others))), Subset(train, first)
         if val is None:
             raise ValueError(f"{self.dataset} has no val part here; choose val_share=0.2, say")

@@ -88,6 +88,9 @@ def run_experiment(
             raise KeyboardInterrupt from None
         except Exception as error:
             row |= {"status": FAILED, "error": _short(error)}
+        there = read_row(path)
+        if row["status"] == FAILED and there is not None and there["status"] == DONE:
+            return there  # another grid in this folder was faster, and cleared the work away
         row["wall_s"] = round(time.perf_counter() - clock, 2)
         write_row(path, row)
         _clear(work, resources.keep and row["status"] == DONE)

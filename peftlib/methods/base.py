@@ -44,12 +44,16 @@ class Config:
         label: as people write it.
         paper: where it comes from.
         learning_rates: what a search tries, a factor of 4 apart; none where nothing is tuned.
+        tunes: pattern of the names, in the adapted model, of what it tunes with its default options.
+        starts_as_pretrained: whether the adapted model equals the pretrained one before training.
     """
 
     name: ClassVar[str]
     label: ClassVar[str]
     paper: ClassVar[str] = ""
     learning_rates: ClassVar[tuple[float, ...]] = ()
+    tunes: ClassVar[str] = r"(?!)"  # matches nothing
+    starts_as_pretrained: ClassVar[bool] = True
 
     def __post_init__(self):
         for f in fields(self):
@@ -76,17 +80,19 @@ class Config:
             raise ValueError(f"{cls.name} does not know options {sorted(set(options) - known)}: {sorted(known)}")
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
 
+    def fixed_state(self, vit: VisionTransformer) -> dict[str, Tensor]:
+        """Tensors in the adapted ViT that are not trained and that a file must carry all the same."""
+        return {}
+
 
 class Input(Config):
     """How the bands come in.
 
     Attributes:
         gives_auxiliary: whether it makes x_A, the embedding of the bands beyond RGB, which untangled attention needs.
-        tunes: pattern of the names, in the adapted model, of what it tunes with its default options.
     """
 
     gives_auxiliary: ClassVar[bool] = False
-    tunes: ClassVar[str] = r"(?!)"
 
     def __init_subclass__(cls, **options) -> None:
         super().__init_subclass__(**options)
@@ -121,14 +127,10 @@ class Method(Config):
     """How the blocks adapt.
 
     Attributes:
-        starts_as_pretrained: whether the adapted model equals the pretrained one before training.
         needs_auxiliary: whether its blocks read x_A.
-        tunes: pattern of the names, in the adapted model, of what it tunes with its default options.
     """
 
-    starts_as_pretrained: ClassVar[bool] = True
     needs_auxiliary: ClassVar[bool] = False
-    tunes: ClassVar[str] = r"(?!)"
 
     def __init_subclass__(cls, bridge: bool = False, **options) -> None:
         super().__init_subclass__(**options)
@@ -148,10 +150,6 @@ class Method(Config):
             if hasattr(module, "merged"):
                 vit.set_submodule(name, module.merged())
         return vit
-
-    def fixed_state(self, vit: VisionTransformer) -> dict[str, Tensor]:
-        """Tensors of the method that are not trained and that a file must carry all the same."""
-        return {}
 
 
 def method_from(name: str, options: dict) -> Method:

@@ -66,6 +66,11 @@ class Inflated(Input):
         new.bias = proj.bias
         vit.patch_embed.proj = new.requires_grad_(self.train)
 
+    def fixed_state(self, vit: VisionTransformer) -> dict[str, Tensor]:
+        """Kernels that were drawn and stay as they are: no other draw would bring them back."""
+        drawn = self.start == "random" and not self.train
+        return {"patch_embed.proj.weight": vit.patch_embed.proj.weight.detach()} if drawn else {}
+
     def patch_pixels(self, reflectance: Reflectance, x: Tensor) -> Tensor:
         return torch.cat([reflectance.rgb(x), reflectance.beyond(x)], dim=1)
 

@@ -43,35 +43,6 @@ class LowRankUpdate(nn.Module):
         return self.scale * self.B.weight @ self.A.weight
 
 
-class MergedProduct(torch.autograd.Function):
-    """x (W + s B A)^T + b for frozen W and b, in one product; only what concerns A and B is thin.
-
-    The plain formula reads and writes every output twice more (add, scale) and multiplies by A and B forward too. Here
-    they are multiplied in the backward pass alone:
-
-        dx = dy (W + s B A),   dA = s (dy B)^T x,   dB = s dy^T (x A^T)
-    """
-
-    @staticmethod
-    def forward(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float) -> Tensor:
-        return F.linear(x, torch.addmm(W, B, A, alpha=s), b)
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
-        x, W, _, A, B, ctx.s = inputs
-        ctx.save_for_backward(x, W, A, B)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy: Tensor) -> tuple:
-        x, W, A, B = ctx.saved_tensors
-        dx = dy @ torch.addmm(W, B, A, alpha=ctx.s) if ctx.needs_input_grad[0] else None
-        x, dy = x.flatten(0, -2), dy.flatten(0, -2)
-        dA = (ctx.s * (dy @ B)).T @ x  # only what is thin is scaled, and transposed
-        dB = ((ctx.s * (x @ A.T)).T @ dy).T
-        return dx, None, None, dA, dB, None
-
-
 class LoRALinear(LowRankUpdate):
     """y = W x + b + (alpha / r) B A drop(x), with W and b frozen. x: (..., d_in) -> (..., d_out)."""
 
@@ -81,14 +52,25 @@ class LoRALinear(LowRankUpdate):
         self.to(linear.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        W, b = self.linear.weight, self.linear.bias
-        drops = self.training and self.dropout.p > 0
-        # In bfloat16, W + s B A would round small updates away. (On the meta device the formula itself is counted.)
-        exact = x.dtype in (torch.float32, torch.float64) and not x.is_meta
-        exact = exact and not torch.is_autocast_enabled(x.device.type)
-        if exact and not drops and not W.requires_grad:
-            return MergedProduct.apply(x, W, b, self.A.weight, self.B.weight, self.scale)
+        if self.fits_one_product(x):
+            return MergedProduct.apply(
+                x, self.linear.weight, self.linear.bias, self.A.weight, self.B.weight, self.scale
+            )
         return self.linear(x) + super().forward(x)
+
+    def fits_one_product(self, x: Tensor) -> bool:
+        """Whether ``MergedProduct`` gives the same: frozen W, no dropout, at least float32.
+
+        In bfloat16, W + s B A would round small updates away; on the meta device the formula itself is counted.
+        """
+        exact = x.dtype in (torch.float32, torch.float64) and not x.is_meta
+        drops = self.training and self.dropout.p > 0
+        return (
+            exact
+            and not torch.is_autocast_enabled(x.device.type)
+            and not drops
+            and not self.linear.weight.requires_grad
+        )
 
     def merged(self) -> nn.Linear:
         """One plain layer that gives the same."""
@@ -154,3 +136,35 @@ class LoRA(Method):
         parts = tuple(target for target in QKV if target in self.targets)
         for parent, target in target_layers(vit, self.layers, ("qkv",) if parts else ()):
             setattr(parent, target, SplitLoRALinear(getattr(parent, target), parts, *options))
+
+
+# --- the same, fast ---
+
+
+class MergedProduct(torch.autograd.Function):
+    """x (W + s B A)^T + b for frozen W and b, in one product; only what concerns A and B is thin.
+
+    The plain formula reads and writes every output twice more (add, scale) and multiplies by A and B forward too. Here
+    they are multiplied in the backward pass alone:
+
+        dx = dy (W + s B A),   dA = s (dy B)^T x,   dB = s dy^T (x A^T)
+    """
+
+    @staticmethod
+    def forward(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float) -> Tensor:
+        return F.linear(x, torch.addmm(W, B, A, alpha=s), b)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        x, W, _, A, B, ctx.s = inputs
+        ctx.save_for_backward(x, W, A, B)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy: Tensor) -> tuple:
+        x, W, A, B = ctx.saved_tensors
+        dx = dy @ torch.addmm(W, B, A, alpha=ctx.s) if ctx.needs_input_grad[0] else None
+        x, dy = x.flatten(0, -2), dy.flatten(0, -2)
+        dA = (ctx.s * (dy @ B)).T @ x  # only what is thin is scaled, and transposed
+        dB = ((ctx.s * (x @ A.T)).T @ dy).T
+        return dx, None, None, dA, dB, None

@@ -152,7 +152,8 @@ class AdaptedViT(nn.Module):
     def adapter_state(self) -> dict[str, Tensor]:
         """What a task adds to the backbone: tuned parameters and the fitted normalisation."""
         state = {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
-        state |= {f"vit.{name}": tensor for name, tensor in self.method.fixed_state(self.vit).items()}
+        fixed = self.input.fixed_state(self.vit) | self.method.fixed_state(self.vit)
+        state |= {f"vit.{name}": tensor for name, tensor in fixed.items()}
         return state | {f"reflectance.{name}": b for name, b in self.reflectance.state_dict().items()}
 
 

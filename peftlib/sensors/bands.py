@@ -108,10 +108,15 @@ class BandSet:
 
     @staticmethod
     def from_json(facts: Mapping) -> "BandSet":
-        """The bands that ``to_json`` described."""
-        if "kind" in facts:
-            return BandSet.kinds[facts["kind"]].from_json(facts)
-        return band_set(facts["bands"], facts["sensor"])
+        """The bands that ``to_json`` described.
+
+        Raises:
+            ValueError: a kind of bands that is not known here, or bands that are not known.
+        """
+        kind = facts.get("kind", "")
+        if kind and kind not in BandSet.kinds:
+            raise ValueError(f"unknown kind of bands {kind!r}; choose from {', '.join(BandSet.kinds)}")
+        return BandSet.kinds[kind].from_json(facts) if kind else band_set(facts["bands"], facts["sensor"])
 
     def __len__(self) -> int:
         return len(self.names)

@@ -1,10 +1,11 @@
-"""How fast, and in how much memory, each method trains one backbone here, against HF peft's LoRA.
+"""How fast, and in how much memory, each input and method trains one backbone here, against HF peft's LoRA.
 
 rows = bench("dinov2_small", image_size=98, batch_size=32)
 print(markdown(rows))
 """
 
 import json
+import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -20,32 +21,25 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from peftlib.backbones.loading import encoder_parameters, load_backbone
-from peftlib.experiments.results import RESULTS
-from peftlib.experiments.run import device_name
 from peftlib.files import root
-from peftlib.methods import METHODS, Frozen, LoRA
+from peftlib.methods import INPUTS, METHODS, Frozen, Input, Method
+from peftlib.methods.lora import LoRA
 from peftlib.model.adapted_vit import adapt
 from peftlib.sensors.bands import SENSORS
+from peftlib.studies.plots import cell_label
 
 PEER, PLAIN = "HF peft LoRA", "plain ViT"
 PRECISIONS = ("float32", "bfloat16")
+CELLS = (*METHODS, "inflated+frozen", "inflated+lora", "emb+frozen", "emb+lora")
 CLASSES = 10  # of the head, a linear layer on the mean token
 BANDS = tuple(name for name in SENSORS["sentinel2"] if name != "B10")
 
 
 class Contestant:
-    """One model with a linear head and an optimiser, ready for a forward or a training step on a fixed batch.
-
-    Args:
-        model: tokens (B, N, d) of images.
-        x: what it reads.
-        dim: width d.
-        precision: ``"float32"``, or ``"bfloat16"`` by autocast.
-        compiled: by ``torch.compile``.
-    """
+    """A model (images -> tokens (B, N, d)) with a linear head and an optimiser, on one fixed batch."""
 
     def __init__(self, model: nn.Module, x: Tensor, dim: int, precision: str, compiled: bool):
-        self.x, self.device = x, x.device
+        self.x = x
         self.truth = torch.arange(len(x), device=x.device) % CLASSES
         self.model, self.head = model.to(x.device).train(), nn.Linear(dim, CLASSES).to(x.device)
         self.run = torch.compile(self.model) if compiled else self.model
@@ -65,26 +59,19 @@ class Contestant:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def milliseconds(self, act: Callable[[], None]) -> float:
-        _wait(self.device)
-        clock = time.perf_counter()
-        act()
-        _wait(self.device)
-        return 1e3 * (time.perf_counter() - clock)
-
     def peak_mb(self) -> float:
         """MiB of weights and optimiser, and of what a step allocates, at its highest."""
         states = [value for state in self.optimizer.state.values() for value in state.values()]
         kept = [*self.model.parameters(), *self.model.buffers(), *self.head.parameters(), *states]
         size = sum(tensor.nbytes for tensor in kept if torch.is_tensor(tensor))
-        return (size + highest_allocation(self.step, self.device)) / 2**20
+        return (size + highest_allocation(self.step, self.x.device)) / 2**20
 
 
 def bench(
     backbone: str = "dinov2_small",
     image_size: int = 98,
     batch_size: int = 32,
-    methods: Sequence[str] = tuple(METHODS),
+    methods: Sequence[str] = CELLS,
     repeats: int = 10,
     device: str = "",
     precision: str = "float32",
@@ -92,100 +79,95 @@ def bench(
     checkpointed: bool = False,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Time methods beside each other: each repeat is a forward and a step of every one, so all see the same weather.
+    """Time contestants beside each other: each repeat is a forward and a step of all, so all see the same weather.
 
-    Weights and images are random: they change no time. All methods read the 12 surface bands of Sentinel-2, the peer
-    and the plain ViT ready-made RGB.
+    Weights and images are random: they change no time. Contestants are given the 12 surface bands of Sentinel-2; the
+    peer, HF peft's LoRA of the rank and layers of ours, and the plain ViT are given ready-made RGB.
 
     Args:
-        backbone: name in ``peftlib.BACKBONES``.
-        image_size: side in pixels.
-        methods: names in ``peftlib.METHODS``, with their defaults.
-        repeats: of which medians are taken, after two for warming up.
-        device: such as ``"cpu"`` or ``"cuda"``; empty is a GPU where there is one.
+        methods: names in ``peftlib.METHODS``, each on its default input, or ``"emb+lora"``: input and method.
+        repeats: of which medians and quartiles are taken, after two for warming up.
+        device: such as ``"cuda"``; empty is a GPU where there is one.
         precision: ``"float32"``, or ``"bfloat16"`` by autocast.
         compiled: by ``torch.compile``.
         checkpointed: keep only what enters each block, and make the rest again in the backward pass.
 
     Returns:
-        a row a contestant, the peer (``HF peft LoRA``, of the rank and layers of our LoRA) and the ``plain ViT`` among
-        them: ``forward_ms`` and ``step_ms``, medians; ``step_low`` and ``step_high``, the quartiles; ``ratio`` of the
-        step to the peer's, the median over repeats, with ``ratio_low`` and ``ratio_high``; ``images_per_s`` of
-        training; ``peak_mb`` of weights, optimiser and a step; ``tuned`` parameters, and those of the ``encoder``;
-        ``adapter_mb`` that the tuned ones take on disk; ``step_gflops`` of the batch; ``reached``, their share of the
-        rate of a large matrix product here.
+        a row a contestant; ``ratio`` is its step time over the peer's of the same round, ``peak_mb`` counts weights,
+        optimiser and a step, ``step_gflops`` the whole batch, ``reached`` the share of a large matrix product's rate.
 
     Raises:
-        ValueError: an unknown method or precision; names the choices.
+        ValueError: an unknown input, method or precision; names the choices.
     """
-    if unknown := [name for name in methods if name not in METHODS]:
-        raise ValueError(f"methods={unknown}; choose from {', '.join(METHODS)}")
+    cells = {name: _cell(name) for name in methods}
     if precision not in PRECISIONS or repeats < 1:
         raise ValueError(f"bench({precision=}, {repeats=}); precision is one of {PRECISIONS}, repeats at least 1")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    facts = {"backbone": backbone, "image_size": image_size, "batch_size": batch_size, "precision": precision}
+    facts |= {"compiled": compiled, "checkpointed": checkpointed, "device": _device_name(place)}
+    facts |= {"torch": torch.__version__, "repeats": repeats}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         vit = load_backbone(backbone, "random", image_size).train()
         vit.set_grad_checkpointing(checkpointed)
-        images = torch.rand(batch_size, len(BANDS), image_size, image_size) * 0.5
-        x = images.to(place)
+        x = (torch.rand(batch_size, len(BANDS), image_size, image_size) * 0.5).to(place)
         rgb = x[:, :3].contiguous()
-        made = {name: (adapt(vit, METHODS[name](), BANDS, "sentinel2", image_size), x) for name in methods}
-        made[PEER] = _peer(vit, LoRA()), rgb
-        made[PLAIN] = _plain(vit), rgb
+        made = {(PEER, "", ""): (_peer(vit, LoRA()), rgb), (PLAIN, "", ""): (_plain(vit), rgb)}
+        for input, method in cells.values():
+            model = adapt(vit, method, BANDS, "sentinel2", image_size, input)
+            made[cell_label(input.name, method.name), input.name, method.name] = model, x
         racers = {
-            name: Contestant(model, batch, vit.embed_dim, precision, compiled) for name, (model, batch) in made.items()
+            key: Contestant(model, batch, vit.embed_dim, precision, compiled) for key, (model, batch) in made.items()
         }
     seconds = []
     for repeat in tqdm(range(-2, repeats), disable=not progress, desc="bench", unit="round"):
-        for name, racer in racers.items():
-            line = {"name": name, "repeat": repeat, "forward_ms": racer.milliseconds(racer.forward)}
-            seconds.append(line | {"step_ms": racer.milliseconds(racer.step)})
+        for (name, *_), racer in racers.items():
+            clocks = {"forward_ms": 1e3 * timed(racer.forward, place), "step_ms": 1e3 * timed(racer.step, place)}
+            seconds.append({"name": name, "repeat": repeat} | clocks)
     times = pd.DataFrame(seconds).query("repeat >= 0").pivot(index="repeat", columns="name")
     rate = product_rate(place, precision)
     encoder = sum(p.numel() for p in encoder_parameters(vit).values())
-    rows = [_row(name, racer, times, rate, encoder) for name, racer in racers.items()]
-    facts = {
-        "backbone": backbone,
-        "image_size": image_size,
-        "batch_size": batch_size,
-        "precision": precision,
-        "compiled": compiled,
-        "checkpointed": checkpointed,
-        "device": device_name(place),
-        "torch": torch.__version__,
-        "repeats": repeats,
-    }
+    rows = [_row(names, racer, times, rate, encoder) for names, racer in racers.items()]
     return pd.DataFrame(rows).assign(rate_gflops=rate / 1e9, **facts)
 
 
-def _row(name: str, racer: Contestant, times: pd.DataFrame, rate: float, encoder: int) -> dict:
-    step, forward = times["step_ms"][name], times["forward_ms"][name]
+def _cell(name: str) -> tuple[Input, Method]:
+    """``"lora"`` or ``"emb+lora"`` -> input and method with their default options."""
+    input, _, method = name.rpartition("+")
+    if method not in METHODS or input not in (*INPUTS, ""):
+        raise ValueError(
+            f"methods={name!r}; choose METHOD or INPUT+METHOD of {', '.join(METHODS)} and {', '.join(INPUTS)}"
+        )
+    config = METHODS[method]()
+    return INPUTS[input]() if input else config.default_input(), config
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def _row(names: tuple[str, str, str], racer: Contestant, times: pd.DataFrame, rate: float, encoder: int) -> dict:
+    name, input, method = names
+    step = times["step_ms"][name]
     ratio = step / times["step_ms"][PEER]
     with FlopCounterMode(display=False) as counter:
         racer.step()
-    return {
-        "name": name,
-        "forward_ms": forward.median(),
-        "step_ms": step.median(),
-        "step_low": step.quantile(0.25),
-        "step_high": step.quantile(0.75),
-        "ratio": ratio.median(),
-        "ratio_low": ratio.quantile(0.25),
-        "ratio_high": ratio.quantile(0.75),
-        "images_per_s": 1e3 * len(racer.x) / step.median(),
-        "peak_mb": racer.peak_mb(),
-        "tuned": sum(p.numel() for p in racer.tuned),
-        "adapter_mb": sum(p.nbytes for p in racer.tuned) / 2**20,
-        "encoder": encoder,
-        "step_gflops": counter.get_total_flops() / 1e9,
-        "reached": counter.get_total_flops() / (step.median() / 1e3) / rate,
-    }
+    flops = counter.get_total_flops()
+    row = {"name": name, "input": input, "method": method, "forward_ms": times["forward_ms"][name].median()}
+    for values, middle, prefix in ((step, "step_ms", "step"), (ratio, "ratio", "ratio")):
+        row[f"{prefix}_low"], row[middle], row[f"{prefix}_high"] = values.quantile([0.25, 0.5, 0.75])
+    row |= {"images_per_s": 1e3 * len(racer.x) / step.median(), "peak_mb": racer.peak_mb()}
+    row |= {"tuned": sum(p.numel() for p in racer.tuned), "adapter_mb": sum(p.nbytes for p in racer.tuned) / 2**20}
+    return row | {"encoder": encoder, "step_gflops": flops / 1e9, "reached": flops / (step.median() / 1e3) / rate}
 
 
 def _plain(vit: VisionTransformer) -> nn.Module:
     """The backbone alone, frozen, on ready-made RGB."""
-    return _Features(adapt(vit, Frozen(), BANDS[1:4]).vit)
+    plain = adapt(vit, Frozen(), BANDS[1:4]).vit
+    plain.forward = plain.forward_features
+    return plain
 
 
 def _peer(vit: VisionTransformer, lora: LoRA) -> nn.Module:
@@ -194,38 +176,26 @@ def _peer(vit: VisionTransformer, lora: LoRA) -> nn.Module:
 
     layers = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=layers)
-    return _Features(get_peft_model(_plain(vit).vit, config).base_model.model)
-
-
-class _Features(nn.Module):
-    def __init__(self, vit: VisionTransformer):
-        super().__init__()
-        self.vit = vit
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.vit.forward_features(x)
+    return get_peft_model(_plain(vit), config).base_model.model
 
 
 # --- measures ---
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def timed(act: Callable[[], object], device: torch.device) -> float:
+    """Seconds that something takes, the work on a GPU included."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    clock = time.perf_counter()
+    act()
+    wait()
+    return time.perf_counter() - clock
 
 
 def product_rate(device: torch.device, precision: str, size: int = 2048) -> float:
     """Operations a second of a square matrix product, the best of ten."""
-    kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    a, b = (torch.randn(size, size, device=device, dtype=kind) for _ in range(2))
-    seconds = []
-    for _ in range(12):
-        _wait(device)
-        clock = time.perf_counter()
-        a @ b
-        _wait(device)
-        seconds.append(time.perf_counter() - clock)
-    return 2 * size**3 / min(seconds[2:])
+    a, b = (torch.randn(size, size, device=device, dtype=getattr(torch, precision)) for _ in range(2))
+    return 2 * size**3 / min([timed(lambda: a @ b, device) for _ in range(12)][2:])
 
 
 def highest_allocation(act: Callable[[], None], device: torch.device) -> int:
@@ -251,31 +221,21 @@ def highest_allocation(act: Callable[[], None], device: torch.device) -> int:
 
 def read_bench() -> pd.DataFrame:
     """The committed rows, ``data/results/bench.csv``, with the machine that they were taken on."""
-    return pd.read_csv(root() / RESULTS / "bench.csv")
+    return pd.read_csv(root() / "data" / "results" / "bench.csv", keep_default_na=False)
 
 
 def markdown(rows: pd.DataFrame) -> str:
     """The table as one would print it, fastest step first."""
-    facts = rows.iloc[0]
-    table = pd.DataFrame(
-        {
-            "method": rows["name"],
-            "forward ms": rows["forward_ms"].map("{:.0f}".format),
-            "step ms": [
-                f"{m:.0f} ({a:.0f} to {b:.0f})" for m, a, b in rows[["step_ms", "step_low", "step_high"]].values
-            ],
-            "/ peer": [
-                f"{m:.2f} ({a:.2f} to {b:.2f})" for m, a, b in rows[["ratio", "ratio_low", "ratio_high"]].values
-            ],
-            "images/s": rows["images_per_s"].map("{:.0f}".format),
-            "peak MiB": rows["peak_mb"].map("{:.0f}".format),
-            "tuned": rows["tuned"].map("{:,}".format),
-            "adapter MiB": rows["adapter_mb"].map("{:.2f}".format),
-            "GFLOP": rows["step_gflops"].map("{:.0f}".format),
-            "of matmul rate": rows["reached"].map("{:.0%}".format),
-        }
-    )
-    table = table.iloc[rows["step_ms"].argsort()]
+    table = pd.DataFrame({"input × method": rows["name"]})
+    for name in ("step", "ratio"):
+        middle = "step_ms" if name == "step" else name
+        three = rows[[middle, f"{name}_low", f"{name}_high"]].round(0 if name == "step" else 2)
+        table[middle] = [f"{m:g} ({low:g} to {high:g})" for m, low, high in three.to_numpy()]
+    digits = {"forward_ms": 0, "images_per_s": 0, "peak_mb": 0, "adapter_mb": 2, "step_gflops": 0, "reached": 2}
+    for name, places in digits.items():
+        table[name] = rows[name].map(f"{{:.{places}f}}".format)
+    table["tuned"] = rows["tuned"].map("{:,}".format)
+    table, facts = table.iloc[rows["step_ms"].argsort()], rows.iloc[0]
     how = [name for name in ("compiled", "checkpointed") if facts[name]]
     place = [f"{facts.image_size} px", f"batch {facts.batch_size}", facts.precision, *how, facts.device]
     head = (

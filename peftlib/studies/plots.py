@@ -1,4 +1,4 @@
-"""One style, one colour per method, pictures of images and tokens, figures that are saved the same way each time."""
+"""One style, one colour a method, pictures of images and tokens, figures that are saved the same way each time."""
 
 import io
 from pathlib import Path
@@ -7,20 +7,24 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from scipy import stats
 from torch import Tensor
 
+import peftlib.deflect  # noqa: F401  registers its method and input
 from peftlib.files import atomic_path, figures_dir
+from peftlib.methods import INPUTS, METHODS
 
+INK = "0.25"
+# A colour a method, by its place in the registry; the two that are compared most are fixed and stand out.
+METHOD_COLOURS = dict(zip(METHODS, sns.husl_palette(len(METHODS), h=0.12, s=0.6, l=0.6), strict=True)) | {
+    "deflect": (0.76, 0.12, 0.28),
+    "lora": (0.10, 0.25, 0.52),
+}
 _PALETTE = sns.color_palette("colorblind")
-METHOD_COLOURS = {
-    name: _PALETTE[i]
-    for i, name in enumerate(
-        ["deflect", "lora", "slr", "full", "houlsby", "vpt", "earth_adapter", "frozen", "bitfit", "norm_tuning"]
-    )
-} | {"patch_embed": (0.0, 0.0, 0.0)}
 # The two parts of an embedding, everywhere: blue is what RGB gives, orange what the other bands give.
 PART_COLOURS = {"x_P": _PALETTE[0], "x_A": _PALETTE[1], "both": _PALETTE[2]}
 PRODUCT_COLOURS = {
@@ -29,11 +33,71 @@ PRODUCT_COLOURS = {
     ("spectral", "RGB"): _PALETTE[4],
     ("spectral", "spectral"): _PALETTE[1],
 }
-
-
 # Of the covers of spectral_scenes: a hue a pair, light and dark for its members.
 _TWELVE = sns.color_palette("Paired")
 COVER_COLOURS = (*_TWELVE[2:4], *_TWELVE[6:8], *_TWELVE[4:6], *_TWELVE[8:10], _PALETTE[0], (0.5, 0.5, 0.5))
+
+# Data sets and metrics as people write them; what is not here stands as it is named.
+DATASET_NAMES = {
+    "eurosat": "EuroSAT", "marida": "MARIDA", "spectral_scenes": "simulated scenes", "so2sat": "So2Sat",
+    "phenology": "simulated time series", "brick_kiln": "brick kilns", "forestnet": "ForestNet", "mados": "MADOS",
+    "burn_scars": "burn scars", "ben": "BigEarthNet", "sen1floods11": "Sen1Floods11",
+}  # fmt: skip
+METRIC_NAMES = {"macro_f1": "macro F1", "mF1": "macro F1", "miou": "mIoU", "map": "mAP", "iou_burnt": "IoU"}
+
+
+def label(name: str) -> str:
+    """A method, input, data set or metric as people write it; what has no such name stays as it is."""
+    config = METHODS.get(name) or INPUTS.get(name)
+    return config.label[:1].upper() + config.label[1:] if config else (DATASET_NAMES | METRIC_NAMES).get(name, name)
+
+
+def cell_label(input: str, method: str) -> str:
+    """``EMB × LoRA``; a method that has one input of its own is named alone."""
+    return label(method) if METHODS[method].needs_auxiliary else f"{label(input)} × {label(method)}"
+
+
+def student_interval(values, level: float = 0.95) -> tuple[float, float]:
+    """Student's interval of a mean, for seaborn's ``errorbar``; (nan, nan) for one value."""
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return np.nan, np.nan
+    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values)
+    return values.mean() - half, values.mean() + half
+
+
+def runs_and_intervals(ax: Axes, rows: pd.DataFrame, x: str, y: str, palette: dict, **options) -> None:
+    """Down the y axis, for each name: single runs as small dots, beside them the mean with its 95% interval.
+
+    Args:
+        palette: name -> colour; its order is that of the axis.
+        options: of ``sns.pointplot``, such as another ``errorbar``.
+    """
+    order = list(palette)
+    shared = {"data": rows, "x": x, "y": y, "order": order, "hue": y, "palette": palette, "legend": False, "ax": ax}
+    sns.stripplot(**shared, jitter=False, size=3.5, alpha=0.6)
+    for dots in ax.collections:
+        dots.set_offsets(np.add(dots.get_offsets(), (0, 0.22)))
+    style = {"errorbar": student_interval, "linestyle": "none", "markersize": 6, "err_kws": {"linewidth": 1.8}}
+    sns.pointplot(**shared | style | options)
+    ax.set_ylabel("")
+
+
+def scale_bar(ax: Axes, metres_per_pixel: float, metres: float) -> None:
+    """A bar of so many metres in the lower left corner of a picture."""
+    height, outline = ax.get_ylim()[0] + 0.5, [patheffects.withStroke(linewidth=2.5, foreground="black")]
+    x, y, length = 0.05 * height, 0.93 * height, metres / metres_per_pixel
+    ax.plot([x, x + length], [y, y], color="white", linewidth=2.5, path_effects=outline)
+    text = f"{metres:g} m" if metres < 1000 else f"{metres / 1000:g} km"
+    ax.text(x, y - 0.03 * height, text, color="white", fontsize=8, path_effects=outline)
+
+
+def panel_letters(figure: Figure, axes=None) -> None:
+    """a, b, c ... in bold at the upper left of each panel."""
+    for letter, ax in zip("abcdefghijkl", figure.axes if axes is None else axes, strict=False):
+        ax.annotate(
+            letter, (0, 1), (-4, 6), xycoords="axes fraction", textcoords="offset points", weight="bold", ha="right"
+        )
 
 
 def use_style() -> None:
@@ -42,13 +106,14 @@ def use_style() -> None:
     plt.rcParams.update(
         {
             "figure.dpi": 80,
-            "savefig.dpi": 120,
+            "savefig.dpi": 200,
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.titlesize": 11,
             "axes.labelsize": 10,
             "legend.frameon": False,
             "legend.fontsize": 9,
+            "legend.title_fontsize": 9,
             "xtick.labelsize": 9,
             "ytick.labelsize": 9,
             "image.interpolation": "nearest",
@@ -136,30 +201,6 @@ def class_key(figure: Figure, names: tuple[str, ...], ncols: int = 5) -> None:
     figure.legend(keys, names, loc="outside lower center", ncols=ncols)
 
 
-def spectrum_band(ax: Axes, wavelengths: tuple[float, ...], spectra: np.ndarray, colour, label: str) -> None:
-    """Median reflectance by wavelength, and where the middle 80% lie. spectra: (n, bands)."""
-    order = np.argsort(wavelengths)
-    nm = np.asarray(wavelengths)[order]
-    low, middle, high = np.percentile(spectra[:, order], [10, 50, 90], axis=0)
-    ax.fill_between(nm, low, high, color=colour, alpha=0.25, linewidth=0)
-    ax.plot(nm, middle, "o-", color=colour, label=label, markersize=3)
-    ax.set_xlabel("wavelength, nm")
-    ax.set_ylabel("reflectance")
-    ax.set_ylim(bottom=0)
-
-
-def probe_bars(ax: Axes, table: pd.DataFrame, colours: dict[str, tuple]) -> None:
-    """Held-out R² as grouped horizontal bars: rows targets, columns feature sets."""
-    height = 0.8 / len(table.columns)
-    for j, column in enumerate(table.columns):
-        y = np.arange(len(table)) + (j - (len(table.columns) - 1) / 2) * height
-        ax.barh(y, table[column].clip(lower=0), height=height, label=column, color=colours.get(column, "0.6"))
-    ax.set_yticks(range(len(table)), table.index)
-    ax.set_ylim(len(table) - 0.5, -0.5)  # first row on top
-    ax.set_xlim(0, 1)
-    ax.set_xlabel("held-out R² (negative values drawn as 0)")
-
-
 def attention_figure(
     picture: np.ndarray,
     products: dict[tuple[str, str], Tensor],
@@ -173,10 +214,9 @@ def attention_figure(
 
     Args:
         picture: (H, W, 3) what to show the query on.
-        products: query part, key part -> (N,) logits of one query and head.
+        products: query part, key part -> (N,) logits of one query and head; of N tokens the last are patches.
         adapted, pretrained: (N,) attention of the same query and head.
-        grid: patches (down, across); the last of the N tokens are the patches.
-        query: (row, column) of the query patch.
+        grid: patches (down, across); query: (row, column) of its patch.
     """
     n = grid[0] * grid[1]
     # Not through pyplot: sliders redraw from another thread, and pyplot's list of figures is not made for that.
@@ -185,21 +225,20 @@ def attention_figure(
     for ax, (pair, logits) in zip(axes[0], products.items(), strict=True):
         values = logits[-n:] - logits[-n:].mean()
         limit = float(values.abs().max()) or 1.0
-        label = "logit, centred"
-        show_map(ax, values, grid, f"{pair[0]} query, {pair[1]} key", label, cmap="RdBu_r", vmin=-limit, vmax=limit)
+        name = f"{pair[0]} query, {pair[1]} key"
+        show_map(ax, values, grid, name, "logit, centred", cmap="RdBu_r", vmin=-limit, vmax=limit)
     show_image(axes[1, 0], picture, "query patch")
-    highest = float(max(adapted[-n:].max(), pretrained[-n:].max()))
-    show_map(axes[1, 1], pretrained[-n:], grid, "attention, pretrained weights", "weight", vmin=0, vmax=highest)
-    show_map(axes[1, 2], adapted[-n:], grid, "attention, adapted", "weight", vmin=0, vmax=highest)
-    change = adapted[-n:] - pretrained[-n:]
-    limit = float(change.abs().max()) or 1.0
-    show_map(axes[1, 3], change, grid, "adapted - pretrained", "weight", cmap="PuOr_r", vmin=-limit, vmax=limit)
-    scale = (picture.shape[1] / grid[1], picture.shape[0] / grid[0])
+    before, after = pretrained[-n:], adapted[-n:]
+    shared = {"label": "weight", "vmin": 0, "vmax": float(max(before.max(), after.max()))}
+    show_map(axes[1, 1], before, grid, "attention, pretrained weights", **shared)
+    show_map(axes[1, 2], after, grid, "attention, adapted", **shared)
+    limit = float((after - before).abs().max()) or 1.0
+    show_map(axes[1, 3], after - before, grid, "adapted - pretrained", "weight", cmap="PuOr_r", vmin=-limit, vmax=limit)
     for ax in axes.flat:
-        x, y = scale if ax is axes[1, 0] else (1.0, 1.0)
-        corner = (query[1] * x - 0.5, query[0] * y - 0.5)
-        ax.add_patch(plt.Rectangle(corner, x, y, fill=False, edgecolor="black", linewidth=2.4))
-        ax.add_patch(plt.Rectangle(corner, x, y, fill=False, edgecolor="yellow", linewidth=1.2))
+        x, y = (picture.shape[1] / grid[1], picture.shape[0] / grid[0]) if ax is axes[1, 0] else (1, 1)
+        for colour, width in (("black", 2.4), ("yellow", 1.2)):
+            corner = (query[1] * x - 0.5, query[0] * y - 0.5)
+            ax.add_patch(plt.Rectangle(corner, x, y, fill=False, edgecolor=colour, linewidth=width))
     figure.suptitle(title)
     return figure
 
@@ -209,28 +248,3 @@ def to_png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=80)
     return buffer.getvalue()
-
-
-def share_bars(ax: Axes, shares: pd.DataFrame) -> None:
-    """Stacked bars, one a layer: rows layers, columns (query part, key part), values that sum to one."""
-    bottom = np.zeros(len(shares))
-    for pair in shares.columns:
-        ax.bar(shares.index, shares[pair], bottom=bottom, label=f"{pair[0]} → {pair[1]}", color=PRODUCT_COLOURS[pair])
-        bottom += shares[pair].to_numpy()
-    ax.set_xlabel("block")
-    ax.set_ylabel("share of logit variance over keys")
-    ax.set_ylim(0, 1)
-    ax.legend(title="query → key", bbox_to_anchor=(1.0, 1.0), loc="upper left")
-
-
-def layer_lines(ax: Axes, rows: pd.DataFrame, value: str, label: str) -> None:
-    """One line a block over training steps, early blocks dark and late ones bright. rows: step, layer, value."""
-    layers = sorted(rows["layer"].unique())
-    colours = sns.color_palette("viridis", len(layers))
-    for colour, layer in zip(colours, layers, strict=True):
-        part = rows[rows["layer"] == layer]
-        ax.plot(part["step"], part[value], color=colour, linewidth=1.6)
-    ax.set_xlabel("training step")
-    ax.set_ylabel(label)
-    bar = plt.cm.ScalarMappable(plt.Normalize(layers[0], layers[-1]), "viridis")
-    ax.figure.colorbar(bar, ax=ax, label="block", shrink=0.8)

@@ -90,14 +90,16 @@ def probe_table(
         rows targets, columns feature sets; R² can be negative: worse than the mean of the training patches.
     """
     from sklearn.linear_model import RidgeCV
+    from sklearn.metrics import r2_score
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    table = {}
+    table, truth = {}, targets.to_numpy()
     for name, tokens in features.items():
         X = tokens.double().numpy()
-        probe = make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(-1, 5, 13)))
-        table[name] = [probe.fit(X[train], targets.loc[train, t]).score(X[test], targets.loc[test, t]) for t in targets]
+        probe = make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(-1, 5, 13), alpha_per_target=True))
+        said = probe.fit(X[train], truth[train]).predict(X[test])
+        table[name] = r2_score(truth[test], said, multioutput="raw_values")
     return pd.DataFrame(table, index=targets.columns)
 
 

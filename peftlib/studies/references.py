@@ -1,11 +1,6 @@
-"""The metamer test: how well pixels are told apart that a camera sees alike, in simulated scenes.
+"""What is known of ``spectral_scenes`` without a vision transformer: the ceiling of colour, and per-pixel forests."""
 
-Every run on ``spectral_scenes`` is scored by it (``pair_scores``). References to compare with:
-
-python -m peftlib metamers     # writes data/results/spectral_scenes.csv, a minute on two cores
-"""
-
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -15,14 +10,8 @@ from torch import Tensor
 
 from peftlib.data.simulated.metamers import PAIRS, pair_accuracy
 from peftlib.data.simulated.spectral_scenes import SpectralScenes
-from peftlib.training.tasks import Segmentation, logits_and_truth
 
 COLUMNS = ("dataset", "task", "scenes", "method", "seed", "split", "metric", "value")
-
-
-def pair_scores(task: Segmentation, loader: Iterable[dict]) -> dict[str, float]:
-    """``pair_accuracy`` of a trained task on the scenes of a loader, resized as in training."""
-    return pair_accuracy(*logits_and_truth(task, loader))
 
 
 def colour_ceiling(truth: Tensor) -> float:

@@ -147,15 +147,12 @@ class TiledPredictor:
                 where = {"crs": image.crs, "transform": image.transform}
                 if image.gcps[0]:
                     where = {"gcps": image.gcps[0], "crs": image.gcps[1]}
-                with atomic_path(Path(target)) as temporary:
-                    with rasterio.open(
-                        temporary, "w", driver="GTiff", width=image.width, height=image.height, count=1,
-                        dtype="uint8", nodata=NO_CLASS, compress="deflate", BIGTIFF="IF_SAFER", **where,
-                    ) as file:  # fmt: skip
-                        file.update_tags(classes=", ".join(self.task.classes))
-                        for top, classes in self.row_blocks(image):
-                            window = rasterio.windows.Window(0, top, *classes.shape[::-1])
-                            file.write(classes, 1, window=window)
+                facts = {"width": image.width, "height": image.height, "count": 1, "dtype": "uint8"} | where
+                facts |= {"nodata": NO_CLASS, "compress": "deflate", "BIGTIFF": "IF_SAFER", "driver": "GTiff"}
+                with atomic_path(Path(target)) as temporary, rasterio.open(temporary, "w", **facts) as file:
+                    file.update_tags(classes=", ".join(self.task.classes))
+                    for top, classes in self.row_blocks(image):
+                        file.write(classes, 1, window=rasterio.windows.Window(0, top, *classes.shape[::-1]))
 
     def row_blocks(self, image) -> Iterator[tuple[int, np.ndarray]]:
         """Rows of the map from the top down, each once: the first row's number, and classes (rows, W)."""

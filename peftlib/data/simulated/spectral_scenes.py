@@ -10,6 +10,7 @@ from datetime import date, timedelta
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from peftlib.data.simulated import landscape, spectra
 from peftlib.data.simulated.metamers import PAIRS, metamers, pair_accuracy, pools
@@ -75,6 +76,10 @@ class SpectralScenes(Simulated):
 
     def evaluations(self) -> dict:
         return {"pairs": pair_accuracy} if self.task == "segmentation" else {}
+
+    def rgb_classes(self, mask: Tensor) -> Tensor:
+        """Classes -> those that red, green and blue tell apart: the members of a pair are one."""
+        return torch.where(mask < 2 * len(PAIRS), mask.div(2, rounding_mode="floor"), mask - len(PAIRS))
 
     def read(self, item: int) -> dict:
         return self.scene(item)
