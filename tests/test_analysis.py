@@ -6,6 +6,7 @@ import torch
 from helpers import SAVANNA, adapted, images, pretrained_tokens, randomise
 from hypothesis import given
 from hypothesis import strategies as st
+from peftlib.training.crops import train_on_crops
 
 import peftlib as pl
 from peftlib.deflect.analysis import (
@@ -20,8 +21,7 @@ from peftlib.deflect.analysis import (
 )
 from peftlib.deflect.attention import UntangledBlock
 from peftlib.sensors.bands import band_set
-from peftlib.studies.probes import KINDS, halves, patch_targets, pca_rgb, probe_table
-from peftlib.training.crops import train_on_crops
+from peftlib.studies.probes import KINDS, halves, patch_targets, probe_table
 
 
 def pixels_of(patch: torch.Tensor) -> list:
@@ -163,11 +163,3 @@ def test_probe_finds_a_linear_target_and_nothing_in_noise():
     assert list(table.index) == ["NIR", "linear"] and list(table.columns) == ["good", "noise"]
     assert table.loc["linear", "good"] > 0.999
     assert table.loc["linear", "noise"] < 0.1 and table.loc["NIR", "good"] < 0.1
-
-
-def test_pca_picture_is_in_range_and_shows_structure():
-    tokens = torch.randn(6, 1).expand(6, 5) + 0.01 * torch.randn(6, 5)
-    picture = pca_rgb(tokens, (2, 3))
-    assert picture.shape == (2, 3, 3) and picture.min() >= 0 and picture.max() <= 1
-    first = abs(np.corrcoef(picture[..., 0].ravel(), tokens[:, 0])[0, 1])
-    assert first > 0.95

@@ -109,28 +109,6 @@ def test_inplace_and_images_that_are_not_square(name, vit):
 
 
 @EVERY
-def test_autocast_trains_with_finite_numbers(name, x):
-    model = randomise(bridge(name))
-    with torch.autocast("cpu", torch.bfloat16):
-        tokens = model(x)
-        tokens.float().square().mean().backward()
-    assert (tokens - model(x)).abs().max() < 0.2
-    assert all(torch.isfinite(model.get_parameter(key).grad).all() for key in by_rule(name))
-
-
-@pytest.mark.parametrize("name", ["ia3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dora", "vera"))])
-def test_compiles_to_one_graph(name, x):
-    torch.compiler.reset()
-    model = randomise(bridge(name, vit=tiny_vit(depth=1)))
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    if name in GRAPH_BREAKS:
-        with pytest.raises(torch._dynamo.exc.Unsupported):
-            compiled(x)
-    else:
-        torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
-
-
-@EVERY
 def test_copies_and_files_carry_everything(name, x, tmp_path):
     model = randomise(bridge(name)).fit_normalization([x])
     fresh = bridge(name, seed=5)

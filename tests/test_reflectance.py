@@ -75,13 +75,6 @@ def test_wrong_shapes_and_types_are_refused(image, says):
     assert all(text in str(error.value) for text in says), str(error.value)
 
 
-def test_values_are_not_read_on_the_meta_device_or_while_compiling(monkeypatch):
-    layer, wrong = module(), images() * 1e4
-    layer.check(wrong.to("meta"))
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    layer.check(wrong)
-
-
 # --- the stretch and the standardisation ---
 
 
@@ -114,12 +107,6 @@ def test_no_value_is_farther_than_float16_holds():
     x[0, 3, :2, 0] = torch.tensor(POSSIBLE)
     assert layer.beyond(x)[0, 0, :2, 0].tolist() == [-FARTHEST, FARTHEST]
     assert layer.half().beyond(x.half()).isfinite().all()
-
-
-def test_backbones_with_another_channel_order_get_their_order():
-    x = images(SAVANNA)
-    bgr = Reflectance(band_set(SAVANNA), (32, 32), MEAN[::-1], STD[::-1], rgb_order=(2, 1, 0)).rgb(x)
-    torch.testing.assert_close(bgr, module(SAVANNA).rgb(x).flip(1))
 
 
 @pytest.mark.parametrize("options", [dict(rgb_white=0), dict(rgb_white=float("nan")), dict(nodata="ignore")])

@@ -82,7 +82,8 @@ def execute(
     planned = list({(one.key, one.role): one for one in experiments}.items())
     before = _known(known, [place for place, _ in planned])
     there = set() if before is None else set(before[0]["key"])
-    unique = {key: one for (key, _), one in planned if key not in there}
+    unique = {key: one for (key, _), one in reversed(planned) if key not in there}  # the first role of each
+    unique = dict(reversed(unique.items()))
     rows = {key: row for key in unique if (row := read_row(folder / f"{key}.json")) is not None}
     missing = {k: v for k, v in unique.items() if k not in rows or (retry_failed and rows[k]["status"] == FAILED)}
     if progress and missing:

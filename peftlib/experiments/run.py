@@ -28,6 +28,7 @@ from peftlib.training.tasks import Classification, Segmentation
 
 PACKAGES = ("torch", "timm", "lightning", "numpy", "torchmetrics")
 RECIPE = ("input_lr", "lr", "head_lr", "weight_decay", "schedule", "warmup", "augment")
+SAVE_EVERY = 100  # steps between checkpoints, at ends of epochs
 _ALONE = threading.Lock()  # runs draw from the process's own random numbers: one at a time
 
 
@@ -121,6 +122,7 @@ def _train_and_evaluate(experiment: Experiment, work: Path, predictions: Path, r
         accelerator=resources.accelerator,
         devices=resources.devices,
         strategy=resources.strategy,
+        save_every=SAVE_EVERY,
         callbacks=[watch],
     )
     whole = images()  # without a trainer, which would share them out: all of them, here
