@@ -208,30 +208,6 @@ def class_key(figure: Figure, names: tuple[str, ...], ncols: int = 5) -> None:
     figure.legend(keys, names, loc="outside lower center", ncols=ncols)
 
 
-def spectrum_band(ax: Axes, wavelengths: tuple[float, ...], spectra: np.ndarray, colour, label: str) -> None:
-    """Median reflectance by wavelength, and where the middle 80% lie. spectra: (n, bands)."""
-    order = np.argsort(wavelengths)
-    nm = np.asarray(wavelengths)[order]
-    low, middle, high = np.percentile(spectra[:, order], [10, 50, 90], axis=0)
-    ax.fill_between(nm, low, high, color=colour, alpha=0.25, linewidth=0)
-    ax.plot(nm, middle, "o-", color=colour, label=label, markersize=3)
-    ax.set_xlabel("wavelength, nm")
-    ax.set_ylabel("reflectance")
-    ax.set_ylim(bottom=0)
-
-
-def probe_bars(ax: Axes, table: pd.DataFrame, colours: dict[str, tuple]) -> None:
-    """Held-out R² as grouped horizontal bars: rows targets, columns feature sets."""
-    height = 0.8 / len(table.columns)
-    for j, column in enumerate(table.columns):
-        y = np.arange(len(table)) + (j - (len(table.columns) - 1) / 2) * height
-        ax.barh(y, table[column].clip(lower=0), height=height, label=column, color=colours.get(column, "0.6"))
-    ax.set_yticks(range(len(table)), table.index)
-    ax.set_ylim(len(table) - 0.5, -0.5)  # first row on top
-    ax.set_xlim(0, 1)
-    ax.set_xlabel("held-out R² (negative values drawn as 0)")
-
-
 def attention_figure(
     picture: np.ndarray,
     products: dict[tuple[str, str], Tensor],
@@ -281,28 +257,3 @@ def to_png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=80)
     return buffer.getvalue()
-
-
-def share_bars(ax: Axes, shares: pd.DataFrame) -> None:
-    """Stacked bars, one a layer: rows layers, columns (query part, key part), values that sum to one."""
-    bottom = np.zeros(len(shares))
-    for pair in shares.columns:
-        ax.bar(shares.index, shares[pair], bottom=bottom, label=f"{pair[0]} → {pair[1]}", color=PRODUCT_COLOURS[pair])
-        bottom += shares[pair].to_numpy()
-    ax.set_xlabel("block")
-    ax.set_ylabel("share of logit variance over keys")
-    ax.set_ylim(0, 1)
-    ax.legend(title="query → key", bbox_to_anchor=(1.0, 1.0), loc="upper left")
-
-
-def layer_lines(ax: Axes, rows: pd.DataFrame, value: str, label: str) -> None:
-    """One line a block over training steps, early blocks dark and late ones bright. rows: step, layer, value."""
-    layers = sorted(rows["layer"].unique())
-    colours = sns.color_palette("viridis", len(layers))
-    for colour, layer in zip(colours, layers, strict=True):
-        part = rows[rows["layer"] == layer]
-        ax.plot(part["step"], part[value], color=colour, linewidth=1.6)
-    ax.set_xlabel("training step")
-    ax.set_ylabel(label)
-    bar = plt.cm.ScalarMappable(plt.Normalize(layers[0], layers[-1]), "viridis")
-    ax.figure.colorbar(bar, ax=ax, label="block", shrink=0.8)
