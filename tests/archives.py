@@ -120,7 +120,7 @@ def write_sample(path: Path, bands: dict[str, np.ndarray], label, place: dict | 
         file.attrs["pickle"] = str(pickled)
 
 
-def geobench(root: Path, name: str, stem: str, to_file, dated: str = "", place=None, meta=None) -> Archive:
+def geobench(root: Path, name: str, stem: str, to_file, dated: str = "", meta=None) -> Archive:
     cls = DATASETS[name]
     listed = write_text(root / "default_partition.json", json.dumps({"train": [stem], "valid": [], "test": []}))
     path = root / f"{stem}.hdf5"
@@ -129,7 +129,7 @@ def geobench(root: Path, name: str, stem: str, to_file, dated: str = "", place=N
         ours = dict(zip(cls.all_bands, to_file(image), strict=True))
         left_out = np.full((SIZE, SIZE), 77)
         bands = {f"{theirs}{dated}": ours.get(band, left_out) for theirs, band in cls.channels.items()}
-        write_sample(path, bands, np.int64(1), place)
+        write_sample(path, bands, np.int64(1), {"transform": affine.Affine(1e-4, 0, 90, 0, -1e-4, 24)})
 
     image = picture(cls)
     store(image)
@@ -141,9 +141,7 @@ def so2sat(root: Path) -> Archive:
 
 
 def brick_kiln(root: Path) -> Archive:
-    place = {"transform": affine.Affine(1e-4, 0, 90, 0, -1e-4, 24), "crs": "EPSG:4326"}
-    meta = {"location": (24 - 1e-4 * SIZE / 2, 90 + 1e-4 * SIZE / 2)}
-    return geobench(root, "brick_kiln", "examples_3_7", digital, place=place, meta=meta)
+    return geobench(root, "brick_kiln", "examples_3_7", digital)
 
 
 def forestnet(root: Path) -> Archive:
@@ -151,7 +149,7 @@ def forestnet(root: Path) -> Archive:
         whole = np.isfinite(image).all() and image.max() <= 1
         return (image * 255).round().astype(np.uint8) if whole else (image * 255).astype(np.float32)
 
-    meta = {"location": (-4.05, 103.5), "date": "2015-06-30"}
+    meta = {"date": "2015-06-30"}
     archive = geobench(root, "forestnet", "-4.05_103.5_2015_06_30", to_file, dated="_2015-06-30", meta=meta)
     archive.image = np.round(archive.image * 255) / 255
     return archive
@@ -186,14 +184,11 @@ def sen1floods11(root: Path) -> Archive:
     files = folder / "S2Hand" / "Mekong_52610_S2Hand.tif", folder / "LabelHand" / "Mekong_52610_LabelHand.tif"
     lists = root / "v1.1" / "splits" / "flood_handlabeled"
     listed = write_text(lists / "flood_train_data.csv", "Mekong_52610_S1Hand.tif,Mekong_52610_LabelHand.tif")
-    event = {"properties": {"location": "Cambodia", "s2_date": "2018/08/04"}}
-    write_text(root / "v1.1" / "Sen1Floods11_Metadata.geojson", json.dumps({"features": [event]}))
-    meta = {"event": "Mekong", "date": "2018-08-04", "location": (45 - 1e-4 * SIZE / 2, 9 + 1e-4 * SIZE / 2)}
+    meta = {"event": "Mekong", "location": (45 - 1e-4 * SIZE / 2, 9 + 1e-4 * SIZE / 2)}
     return chips("sen1floods11", root, *files, place=DEGREES, listed=listed, meta=meta)
 
 
 def water(root: Path) -> Archive:
-    """One tile, which ``split="test"`` would not find."""
     files = root / "images" / "0.tif", root / "masks" / "0.png"
 
     def to_file(image):

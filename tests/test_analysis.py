@@ -19,7 +19,7 @@ from peftlib.deflect.analysis import (
 )
 from peftlib.deflect.attention import UntangledBlock
 from peftlib.sensors.bands import band_set
-from peftlib.studies.probes import KINDS, halves, patch_targets, pca_rgb, probe_table
+from peftlib.studies.probes import KINDS, halves, patch_targets, probe_table
 
 
 def pixels_of(patch: torch.Tensor) -> list:
@@ -39,41 +39,23 @@ def test_shuffling_keeps_pixels_whole_and_inside_their_patch(patch, down, across
             for j in range(across):
                 window = (slice(i * patch, (i + 1) * patch), slice(j * patch, (j + 1) * patch))
                 assert pixels_of(y[b][:, *window]) == pixels_of(x[b][:, *window])
-
-
-def test_shuffling_moves_pixels_and_repeats_with_its_seed():
-    x = torch.randn(2, 3, 16, 16)
-    y = shuffle_pixels(x, 8, seed=1)
-    assert (y != x).float().mean() > 0.8
-    assert torch.equal(y, shuffle_pixels(x, 8, seed=1)) and not torch.equal(y, shuffle_pixels(x, 8, seed=2))
+    assert torch.equal(y, shuffle_pixels(x, patch, seed)) and (patch < 4 or (y != x).float().mean() > 0.8)
 
 
 # --- similarity and angles ---
 
 
-def test_cka_does_not_see_rotation_scale_and_shift():
-    a = torch.randn(200, 6, dtype=torch.float64)
+def test_cka_does_not_see_rotation_scale_and_shift_and_angles_are_in_degrees():
+    a = torch.randn(500, 6, dtype=torch.float64)
     rotation = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64)).Q
-    assert linear_cka(a, a) == pytest.approx(1)
     assert linear_cka(a, 3.5 * a @ rotation + 2) == pytest.approx(1)
-    stretched = a * torch.tensor([10.0, 1, 1, 1, 1, 1])
-    assert linear_cka(a, stretched) < 0.9
-
-
-def test_cka_of_independent_features_is_low_and_matches_the_gram_form():
-    a, b = torch.randn(2000, 5, dtype=torch.float64), torch.randn(2000, 4, dtype=torch.float64)
-    assert linear_cka(a, b) < 0.02
-    b = b + a[:, :4]
-    centred = torch.eye(2000, dtype=torch.float64) - 1 / 2000
-    K, L = centred @ (a @ a.T) @ centred, centred @ (b @ b.T) @ centred
-    hsic = float((K * L).sum() / torch.sqrt((K * K).sum() * (L * L).sum()))
-    assert linear_cka(a, b) == pytest.approx(hsic)
-
-
-def test_angles_in_degrees():
-    a = torch.tensor([[1.0, 0.0], [1.0, 0.0], [2.0, 0.0], [1.0, 0.0]])
-    b = torch.tensor([[5.0, 0.0], [0.0, 2.0], [-1.0, 0.0], [1.0, 1.0]])
-    torch.testing.assert_close(angle(a, b).float(), torch.tensor([0.0, 90.0, 180.0, 45.0]))
+    b = a[:, :4] + torch.randn(500, 4, dtype=torch.float64)
+    centred = torch.eye(500, dtype=torch.float64) - 1 / 500
+    K, L = centred @ (a @ a.T) @ centred, centred @ (b @ b.T) @ centred  # the Gram form
+    assert linear_cka(a, b) == pytest.approx(float((K * L).sum() / torch.sqrt((K * K).sum() * (L * L).sum())))
+    assert linear_cka(a, torch.randn(500, 4, dtype=torch.float64)) < 0.1
+    found = angle(torch.tensor([[1.0, 0.0]] * 4), torch.tensor([[5.0, 0.0], [0.0, 2.0], [-1.0, 0.0], [1.0, 1.0]]))
+    torch.testing.assert_close(found.float(), torch.tensor([0.0, 90.0, 180.0, 45.0]))
 
 
 # --- what blocks do ---
@@ -109,22 +91,8 @@ def test_trace_follows_the_model(constrain, layers, x):
         torch.testing.assert_close(step.D, after_attention[step.layer] - step.z, rtol=1e-4, atol=1e-5)
         assert torch.equal(step.D, step.D_free) is not constrain
     torch.testing.assert_close(model.vit.norm(steps[-1].out), tokens)
-
-
-def test_trace_needs_an_adapted_block(x):
     with pytest.raises(ValueError, match="no untangled block"):
         trace(adapted(pl.Frozen(), input=pl.EMB()), x)
-
-
-def test_reference_displacement_is_the_pretrained_blocks(x):
-    """At the start, D, its free form and its reference are what the untouched ViT adds."""
-    vit_model = adapted(pl.Frozen())
-    caught = []
-    vit_model.vit.blocks[0].ls1.register_forward_hook(lambda *call: caught.append(call[2]))
-    vit_model(x)
-    first = trace(adapted(pl.Deflect()), x)[0]
-    for D in (first.D, first.D_free, first.D_ref):
-        torch.testing.assert_close(D, caught[0], rtol=1e-4, atol=1e-5)
 
 
 def test_displacement_table(x):
@@ -138,7 +106,7 @@ def test_displacement_table(x):
     after = displacement_table(trace(randomise(model), x), start)
     np.testing.assert_allclose(after["norm_ratio"], 1, atol=1e-5)
     assert (after["angle"] > 1).all() and (after["z_A"] > 0.01).all() and (after["cka"] < 0.999).all()
-    assert ((after["free_ratio"] - 1).abs() > 1e-3).all()
+    assert (after["free_ratio"] - 1).abs().max() > 0.1
 
 
 # --- probes ---
@@ -146,6 +114,7 @@ def test_displacement_table(x):
 
 def test_targets_of_a_ramp():
     """Brightness rises by 0.01 a row and 0.02 a column, near infrared is three times red."""
+    x = images(SAVANNA, batch=1)
     rows, columns = torch.meshgrid(torch.arange(24.0), torch.arange(16.0), indexing="ij")
     grey = 0.1 + 0.01 * rows + 0.02 * columns
     image = torch.stack([grey, grey, grey, 3 * grey])
@@ -160,16 +129,9 @@ def test_targets_of_a_ramp():
     np.testing.assert_allclose(inner["slope down"], 0.01, atol=1e-6)
     # Across, half the slope is seen at the replicated edge: 7.5 of 8 columns.
     np.testing.assert_allclose(got["slope across"], 0.02 * 7.5 / 8, atol=1e-6)
-    assert (got["edge strength"] >= got[["slope down", "slope across"]].abs().max(axis=1) - 1e-9).all()
-
-
-def test_geometric_targets_see_shuffling_and_radiometric_ones_do_not():
-    image = images(SAVANNA, batch=1, size=(32, 32))
-    before = patch_targets(image[0], band_set(SAVANNA), "B08", 8)
-    after = patch_targets(shuffle_pixels(image, 8)[0], band_set(SAVANNA), "B08", 8)
-    for name, kind in KINDS.items():
-        same = np.allclose(before[name], after[name], atol=1e-6)
-        assert same is (kind != "geometry"), name
+    before, after = (patch_targets(i[0], band_set(SAVANNA), "B08", 8) for i in (x, shuffle_pixels(x, 8)))
+    for name, kind in KINDS.items():  # geometry sees shuffling, radiometry does not
+        assert np.allclose(before[name], after[name], atol=1e-6) is (kind != "geometry"), name
 
 
 def test_probe_finds_a_linear_target_and_nothing_in_noise():
@@ -182,21 +144,3 @@ def test_probe_finds_a_linear_target_and_nothing_in_noise():
     assert list(table.index) == ["NIR", "linear"] and list(table.columns) == ["good", "noise"]
     assert table.loc["linear", "good"] > 0.999
     assert table.loc["linear", "noise"] < 0.1 and table.loc["NIR", "good"] < 0.1
-
-
-@given(st.integers(1, 6), st.integers(2, 12), st.integers(0, 4))
-def test_halves_are_apart_by_the_gap(down, across, gap):
-    train, test = (mask.reshape(down, across) for mask in halves((down, across), gap))
-    assert not (train & test).any()
-    used = train | test
-    assert (train == train[0]).all() and (used.sum(1) >= across - gap - 1).all()
-    if train.any() and test.any():
-        assert test[0].argmax() - (train[0].nonzero()[0][-1] + 1) >= gap
-
-
-def test_pca_picture_is_in_range_and_shows_structure():
-    tokens = torch.randn(6, 1).expand(6, 5) + 0.01 * torch.randn(6, 5)
-    picture = pca_rgb(tokens, (2, 3))
-    assert picture.shape == (2, 3, 3) and picture.min() >= 0 and picture.max() <= 1
-    first = abs(np.corrcoef(picture[..., 0].ravel(), tokens[:, 0])[0, 1])
-    assert first > 0.95

@@ -6,7 +6,6 @@ import pytest
 import torch
 from helpers import SAVANNA, SENTINEL2, adapted, tiny_vit
 from safetensors.torch import load_file
-from torch import nn
 
 import peftlib as pl
 from peftlib.model.adapted_vit import without_weights
@@ -69,13 +68,6 @@ def test_counting_leaves_the_model_alone():
     assert all(p.grad is None and not p.is_meta for p in model.parameters())
 
 
-def test_a_copy_without_weights_keeps_what_is_tuned():
-    model = adapted(pl.Deflect())
-    copy = without_weights(model)
-    assert all(p.is_meta and isinstance(p, nn.Parameter) for p in copy.parameters())
-    assert [p.requires_grad for p in copy.parameters()] == [p.requires_grad for p in model.parameters()]
-
-
 def test_sizes_and_sensors_reach_the_table():
     small, large = (pl.cost_table(tiny_vit(), SAVANNA, methods=[pl.LoRA()], image_size=s) for s in (32, 64))
     assert isinstance(small, pd.DataFrame) and small.index.name == "method"
@@ -84,8 +76,3 @@ def test_sizes_and_sensors_reach_the_table():
     pl.cost_table(tiny_vit(), bands, "custom", methods=[pl.Deflect()])
     with pytest.raises(ValueError, match="B99"):
         pl.cost_table(tiny_vit(), ("B99",))
-
-
-def test_a_reference_without_gradient_costs_less_to_train():
-    with_gradient, without = (flops(adapted(pl.Deflect(reference_grad=g))) for g in (True, False))
-    assert with_gradient[0] == without[0] and with_gradient[1] > without[1]

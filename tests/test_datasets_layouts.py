@@ -164,16 +164,6 @@ def test_only_a_pixel_without_any_light_has_no_data(tmp_path):
     assert torch.isnan(image).any(0).nonzero().tolist() == [[3, 4]] and image[10, 5, 6] == 0
 
 
-def test_dates_of_events_are_optional_but_not_nonsense(tmp_path):
-    archive = sen1floods11(tmp_path)
-    path = tmp_path / "v1.1" / "Sen1Floods11_Metadata.geojson"
-    path.write_text("[1]")
-    with pytest.raises(ValueError, match=r"Sen1Floods11_Metadata\.geojson is not"):
-        archive.load()
-    path.unlink()
-    assert "date" not in archive.load()[0]["meta"]
-
-
 # --- BigEarthNet -----------------------------------------------------------------------------------------------------
 
 

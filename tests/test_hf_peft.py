@@ -2,7 +2,9 @@
 test_hf_equivalence."""
 
 import copy
+import json
 import pickle
+import sys
 
 import peft
 import pytest
@@ -13,8 +15,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 import peftlib as pl
+from peftlib.methods import method_from
 
-pytestmark = pytest.mark.filterwarnings("ignore:Unsupported layer type")  # peft says so of every LayerNorm
+# peft says so of every LayerNorm, and of options of other versions
+pytestmark = pytest.mark.filterwarnings("ignore:Unsupported layer type", "ignore:Unexpected keyword")
 
 LINEARS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 AB = ("lora_A.default.weight", "lora_B.default.weight")
@@ -78,11 +82,6 @@ def test_it_starts_as_the_pretrained_model_and_tunes_its_own_parameters(name, vi
         assert set(model.tuned_parts()["method"]) == by_rule(name) and set(model.tuned_parts()["input"]) == names
 
 
-def test_fourierft_starts_elsewhere_unless_told(vit, x):
-    model = adapted(pl.HFPeft(peft.FourierFTConfig(n_frequency=20)))
-    assert (model(x) - pretrained_tokens(vit, x)).abs().max() > 1e-3
-
-
 @EVERY
 def test_tuned_tensors_learn_and_frozen_ones_model_and_config_stay(name, vit):
     config, before = copy.deepcopy(CASES[name][0]), {key: tensor.clone() for key, tensor in vit.state_dict().items()}
@@ -107,33 +106,6 @@ def test_inplace_and_images_that_are_not_square(name, vit):
     torch.testing.assert_close(copied(x), expected, rtol=0, atol=1e-5)
     model = bridge(name, vit=vit, inplace=True, **made)
     assert model.vit is vit and torch.equal(randomise(model)(x), randomise(copied)(x))
-
-
-def test_ln_tuning_of_a_vit_without_a_last_norm(x):
-    vit = tiny_vit(global_pool="avg")
-    assert torch.equal(bridge("ln_tuning", vit=vit)(x), pretrained_tokens(vit, x))
-
-
-@EVERY
-def test_autocast_trains_with_finite_numbers(name, x):
-    model = randomise(bridge(name))
-    with torch.autocast("cpu", torch.bfloat16):
-        tokens = model(x)
-        tokens.float().square().mean().backward()
-    assert (tokens - model(x)).abs().max() < 0.2
-    assert all(torch.isfinite(model.get_parameter(key).grad).all() for key in by_rule(name))
-
-
-@pytest.mark.parametrize("name", ["ia3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dora", "vera"))])
-def test_compiles_to_one_graph(name, x):
-    torch.compiler.reset()
-    model = randomise(bridge(name, vit=tiny_vit(depth=1)))
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    if name in GRAPH_BREAKS:
-        with pytest.raises(torch._dynamo.exc.Unsupported):
-            compiled(x)
-    else:
-        torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
 
 
 @EVERY
@@ -185,3 +157,76 @@ def test_the_projections_of_vera_are_stored_once(x, tmp_path):
     loaded = pl.load_adapter(tiny_vit(), path)
     assert torch.equal(loaded(x), model(x))
     assert not torch.equal(randomise(bridge("vera"))(x), model(x))
+
+
+# --- configs: values that a file can hold, and refusals that say what to do instead ---
+
+
+def test_without_peft_the_message_says_what_to_install(monkeypatch):
+    config, options = peft.LoraConfig(), pl.HFPeft(peft.LoraConfig()).options()
+    monkeypatch.setitem(sys.modules, "peft", None)
+    for call in (lambda: pl.HFPeft(config), lambda: method_from("hf_peft", options)):
+        with pytest.raises(ImportError, match=r"pip install 'peftlib\[peft\]'"):
+            call()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        peft.LoraConfig(target_modules=["qkv", "fc1"], rank_pattern={"qkv": 2}, task_type="FEATURE_EXTRACTION"),
+        peft.IA3Config(target_modules=["qkv", "fc2"], feedforward_modules=["fc2"]),
+        peft.LoraConfig(layers_to_transform=[0, 2], layers_pattern="blocks", target_modules=["qkv"], lora_bias=True),
+    ],
+    ids=lambda config: type(config).__name__,
+)
+def test_options_are_json_and_come_back(config, x):
+    method = pl.HFPeft(config)
+    again = method_from("hf_peft", json.loads(json.dumps(method.options())))
+    assert again == method and hash(again) == hash(method) and again != pl.HFPeft(peft.LoraConfig(r=5))
+    assert tuned(adapted(again)) == tuned(adapted(method))
+    assert torch.equal(randomise(adapted(again))(x), randomise(adapted(method))(x))
+    for change in ({"config": {"peft_type": "LORA", "novel": 1}}, {"novel": 1}, {"config": {"peft_type": "NONE"}}):
+        with pytest.raises(ValueError, match=r"novel|NONE"):
+            method_from("hf_peft", method.options() | change)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"r": 8}, ("{'r': 8}", "LoraConfig", "IA3Config", "FourierFTConfig")),
+        (pl.LoRA(), ("LoRA(", "LoraConfig")),
+        (peft.PrefixTuningConfig(num_virtual_tokens=3), ("PrefixTuningConfig(", "LoraConfig")),
+        (peft.AdaptionPromptConfig(), ("AdaptionPrompt",)),
+        (peft.LoraConfig(modules_to_save=["head"]), ("modules_to_save=['head']", "task")),
+        (peft.LoraConfig(inference_mode=True), ("inference_mode", "pl.Frozen()")),
+        (
+            peft.LoraConfig(runtime_config=peft.LoraRuntimeConfig(ephemeral_gpu_offload=True)),
+            ("LoraRuntimeConfig", "file"),
+        ),
+        (peft.LoraConfig(init_lora_weights="pissa"), ("LoraConfig", "init_lora_weights", "pretrained")),
+        (peft.LoraConfig(target_modules=["proj"], exclude_modules=["head"]), ("patch embedding", "pl.Inflated")),
+        (peft.LNTuningConfig(target_modules=["norm"]), ("['norm']", "blocks")),
+        (peft.LoraConfig(target_modules=["fc3"]), ("fc3", "fc1")),
+    ],
+    ids=lambda given: type(given).__name__,
+)
+def test_what_cannot_be_is_named_and_leaves_the_vit_whole(config, says, vit, x):
+    tokens = pretrained_tokens(vit, x)
+    with pytest.raises(ValueError):
+        pl.adapt(vit, pl.HFPeft(config), SENTINEL2, inplace=True)
+    with pytest.raises(ValueError) as error:
+        pl.adapt(vit, pl.HFPeft(config), SENTINEL2)
+    assert all(text in str(error.value) for text in says), str(error.value)
+    assert torch.equal(pretrained_tokens(vit, x), tokens) and all(p.requires_grad for p in vit.parameters())
+
+
+def test_targets_are_in_the_blocks_alone(x):
+    """Neither the patch embedding, whose layer is a "proj" too, nor a head, which tokens never pass (bias="all")."""
+    proj = tuned(adapted(pl.HFPeft(peft.LoraConfig(target_modules=["proj"]))))
+    assert {name.split(".lora_")[0] for name in proj} == {f"vit.blocks.{i}.attn.proj" for i in range(3)}
+    bias = tuned(adapted(pl.HFPeft(peft.LoraConfig(bias="all")), vit=tiny_vit(num_classes=4)))
+    assert "vit.blocks.0.attn.qkv.base_layer.bias" in bias and not any(".head." in name for name in bias)
+    vit = tiny_vit(global_pool="avg")  # without a last norm
+    assert torch.equal(bridge("ln_tuning", vit=vit)(x), pretrained_tokens(vit, x))
+    elsewhere = adapted(pl.HFPeft(peft.FourierFTConfig(n_frequency=20)))
+    assert (elsewhere(x) - pretrained_tokens(tiny_vit(), x)).abs().max() > 1e-3  # its default start is another

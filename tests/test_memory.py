@@ -48,18 +48,6 @@ def test_checkpointing_keeps_less_and_changes_nothing(x):
             torch.testing.assert_close(p.grad, other.grad, msg=name)
 
 
-@pytest.mark.parametrize("method", [pl.LoRA(), pl.Deflect(), pl.VPT()], ids=str)
-def test_frozen_weights_have_neither_gradient_nor_optimiser_state(method, x):
-    model = adapted(method, input=pl.EMB()).train()
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters)
-    model(x).square().sum().backward()
-    optimizer.step()
-    assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
-    assert set(optimizer.state) == set(parameters)
-    assert not adapted(pl.Frozen())(x).requires_grad
-
-
 def test_the_pixel_network_keeps_nothing_of_the_pixels():
     """EMB: what is kept grows with patches, not with pixels."""
     model = adapted(pl.Frozen(), input=pl.EMB(), vit=tiny_vit(), image_size=64)

@@ -151,11 +151,3 @@ def test_options_change_what_they_say():
     blocks = adapted(pl.Deflect(layers=(-1, 0), rank=3, low_rank_principal=2)).vit.blocks
     assert [type(block).__name__ for block in blocks] == ["UntangledBlock", "Block", "UntangledBlock"]
     assert blocks[0].auxiliary.U.weight.shape == (3, 32) and blocks[0].principal.U.weight.shape == (2, 32)
-
-
-def test_inputs_see_the_new_bands_and_rgb_does_not(x):
-    brighter = x.clone()
-    brighter[:, 7] += 0.2
-    for input, sees in ((pl.RGB(), False), (pl.Inflated("mean"), True), (pl.EMB(), True)):
-        model = randomise(adapted(pl.Frozen(), input=input))
-        assert torch.equal(model(x), model(brighter)) is not sees, input

@@ -1,99 +1,138 @@
-"""Committed numbers, figures on disk, and the doctor."""
+"""Result rows and their two tables: whole or missing, and as they were after a round through files."""
 
-import matplotlib
+import json
+import warnings
+
 import pandas as pd
 import pytest
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from helpers import images
+import peftlib as pl
+from peftlib.experiments.config import Experiment
+from peftlib.experiments.results import (
+    METRIC_COLUMNS,
+    RUN_COLUMNS,
+    experiment_fields,
+    gather,
+    read_row,
+    read_study,
+    scores,
+    tables,
+    write_row,
+    write_study,
+)
 
-from peftlib.experiments.results import check_reference
-from peftlib.studies import doctor as doctor_module
-from peftlib.studies.plots import composite, save_figure, use_style
+METRICS = {"val": {"loss": 0.25, "miou": 1 / 3, "iou_water": 0.5}, "test": {"loss": 0.5, "miou": 0.75}}
 
 
-@pytest.fixture
-def committed(tmp_path, monkeypatch):
-    """A repository whose numbers are a = 1, b = 2."""
-    monkeypatch.setattr("peftlib.experiments.results.root", lambda: tmp_path)
-    check_reference("book", {"a": 1.0, "b": 2.0}, "quick", 0.1, update=True)
-    return tmp_path / "data" / "reference" / "book.csv"
+def row(key: str = "0123456789012345", status: str = "done", role: str = "final", **facts) -> dict:
+    """As ``peftlib.experiments.run`` writes it."""
+    plain = dict(dataset="spectral_scenes", method=pl.LoRA(rank=2), input=pl.EMB(indices=("NDVI",)))
+    one = Experiment(**plain, data={"length": 4}, lr=5e-4, tile=8, seed=3, role=role)
+    found = {"key": key, "experiment": one.to_dict(), "versions": "torch 2.8", "commit": "1234567", "version": 2}
+    found |= {"wall_s": 2.5, "status": status, "error": ""}
+    if status == "failed":
+        return found | {"error": "ValueError: diverged, NaN (fit.py:3)"} | facts
+    found |= {"metrics": METRICS, "primary_metric": "miou", "task": "segmentation", "images": 9}
+    found |= {"encoder_parameters": 21_654_321, "input_parameters": 1234, "method_parameters": 0}
+    found |= {"adapter_bytes": 86_617_284, "step_ms": 12.345, "peak_mb": None}
+    return found | {"device": "cpu (x86_64, 1 threads)", "backbone_hash": "00e1"} | facts
 
 
-def test_numbers_within_tolerance_pass(committed):
-    table = check_reference("book", {"a": 1.05, "b": 1.95}, "quick", 0.1)
-    assert table["quantity"].tolist() == ["a", "b"] and table["measured"].tolist() == [1.05, 1.95]
+# --- a file a run ---
+
+
+def test_a_row_is_written_whole_and_read_back(tmp_path):
+    write_row(tmp_path / "new" / "ab.json", row("ab"))
+    assert read_row(tmp_path / "new" / "ab.json") == row("ab") and read_row(tmp_path / "cd.json") is None
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["ab.json"]
 
 
 @pytest.mark.parametrize(
-    ("values", "names"),
+    "content",
     [
-        ({"a": 1.2, "b": 2.0}, ["a: 1.2"]),
-        ({"a": 1.0}, ["b: nan"]),
-        ({"a": float("nan"), "b": 2.0}, ["a: nan"]),
-        ({"a": 1.0, "b": 2.0, "c": 3.0}, ["c: 3.0"]),
-        ({"a": 5.0, "b": float("inf")}, ["a: 5.0", "b: inf"]),
+        *(text.encode() for text in ("", "{", "[]", "null", '"done"', '{"status": "done"}')),
+        b"\xff\xfe",
+        json.dumps(row("ab")).encode()[:-9],
+        json.dumps(row("cd")).encode(),  # of another run
+        json.dumps(row("ab", status="lost")).encode(),
+        json.dumps(row("ab", metrics={"val": {}})).encode(),
+        json.dumps(row("ab", experiment=None)).encode(),
     ],
 )
-def test_numbers_that_are_off_missing_or_new_are_named(values, names, committed):
-    before = committed.read_bytes()
-    with pytest.raises(AssertionError) as error:
-        check_reference("book", values, "quick", 0.1)
-    assert all(name in str(error.value) for name in names)
-    assert committed.read_bytes() == before
+def test_a_damaged_row_counts_as_missing_with_a_warning(content, tmp_path):
+    (tmp_path / "ab.json").write_bytes(content)
+    with pytest.warns(UserWarning, match=r"ab\.json is damaged .* and counts as missing"):
+        assert read_row(tmp_path / "ab.json") is None
+    with pytest.warns(UserWarning, match=r"ab\.json is damaged"):
+        assert gather(tmp_path)[0].empty
 
 
-def test_other_profiles_are_not_compared(committed):
-    assert check_reference("book", {"a": 9.0, "b": 9.0}, "paper", 0.1).empty
+def test_gathered_rows_are_those_of_whole_files(tmp_path):
+    for key in ("ab", "cd"):
+        write_row(tmp_path / f"{key}.json", row(key))
+    (tmp_path / ".ef.x1.json").write_text(json.dumps(row("ef")))  # a write that was cut short leaves such a file
+    (tmp_path / "work" / "ef").mkdir(parents=True)
+    (tmp_path / "work" / "ef" / "results.json").write_text("{}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        runs, metrics = gather(tmp_path)
+    assert runs["key"].tolist() == ["ab", "cd"] and set(metrics["key"]) == {"ab", "cd"}
 
 
-def test_update_writes_what_a_later_run_is_compared_with(committed):
-    check_reference("book", {"a": 7.0}, "quick", 0.1, update=True)
-    assert pd.read_csv(committed)["reference"].tolist() == [7.0]
-    check_reference("book", {"a": 7.05}, "quick", 0.1)
+# --- tables ---
 
 
-def test_the_same_picture_gives_the_same_bytes(tmp_path, monkeypatch):
-    monkeypatch.setenv("PEFTLIB_FIGURES", str(tmp_path))
-    use_style()
-    written = []
-    for height in (1.0, 1.0, 2.0):
-        figure, ax = plt.subplots(figsize=(2, 2))
-        ax.plot([0, height])
-        paths = save_figure(figure, "line", "quick")
-        plt.close(figure)
-        written.append([p.read_bytes() for p in paths])
-    assert [p.relative_to(tmp_path).as_posix() for p in paths] == ["quick/line.png", "quick/line.pdf"]
-    assert written[0] == written[1] and written[0] != written[2]
-    assert len(list((tmp_path / "quick").iterdir())) == 2
+def test_a_row_a_run_and_role_and_a_row_a_metric():
+    runs, metrics = tables([row("ab"), row("ab", role="ablation"), row("cd", "failed")])
+    assert (tuple(runs.columns), tuple(metrics.columns)) == (RUN_COLUMNS, METRIC_COLUMNS)
+    assert runs[["key", "role", "status"]].values.tolist() == [
+        ["ab", "final", "done"],
+        ["ab", "ablation", "done"],
+        ["cd", "final", "failed"],
+    ]
+    shown = {(r.split, r.metric): r.value for r in metrics.itertuples()}
+    assert shown == {(split, name): value for split, found in METRICS.items() for name, value in found.items()}
+    assert len(metrics) == 5 and runs["error"].tolist() == ["", "", "ValueError: diverged, NaN (fit.py:3)"]
+    assert runs["images"].tolist()[:2] == [9, 9] and pd.isna(runs["images"][2])
+    empty = tables([])
+    assert [len(table) for table in empty] == [0, 0] and tuple(empty[0].columns) == RUN_COLUMNS
 
 
-def test_composite_takes_bands_by_name():
-    bands = ("B02", "B03", "B04", "B08")
-    image = images(bands, batch=1)[0]
-    image[3, 0, 0], image[2, 0, 0] = 0.9, -0.1
-    picture = composite(image, bands, ("B08", "B04", "B03"))
-    assert picture.shape == (32, 32, 3) and picture.min() == 0 and picture.max() == 1
-    assert picture[0, 0, 0] == 1 and picture[0, 0, 1] == 0
-    with pytest.raises(ValueError, match="B12"):
-        composite(image, bands, ("B12", "B04", "B03"))
+def test_no_field_of_an_experiment_is_lost_in_a_table():
+    (run,) = tables([row()])[0].to_dict("records")
+    assert experiment_fields(run) == row()["experiment"]
+    assert Experiment.from_dict(experiment_fields(run)) == Experiment.from_dict(row()["experiment"])
 
 
-def test_doctor_says_what_to_do(monkeypatch, capsys, tmp_path):
-    monkeypatch.setenv("PEFTLIB_WEIGHTS", str(tmp_path))
-    assert doctor_module.doctor() is False
-    lines = capsys.readouterr().out.splitlines()
-    assert all(line.startswith(("OK  ", "TODO")) for line in lines)
-    (todo,) = [line for line in lines if "weights:" in line]
-    assert todo.startswith("TODO") and str(tmp_path) in todo and "python -m peftlib weights" in todo
+def test_tables_come_back_as_they_were_written(tmp_path):
+    """Keys, commits and hashes that look like numbers too, and counts to the last digit beside runs without any."""
+    written = tables([row("00000000000000e1"), row("1234567890123456", "failed"), row("1234567890123457", peak_mb=3.5)])
+    written = written[0], written[1].assign(value=written[1]["value"].round(5))
+    folder = write_study(*written, tmp_path / "new" / "study")
+    back = read_study(folder)
+    for one, other, order in zip(written, back, (["key"], ["key", "split", "metric"]), strict=True):
+        one, other = (table.sort_values(order, ignore_index=True) for table in (one, other))
+        pd.testing.assert_frame_equal(one, other, check_dtype=False, check_exact=True)
+    again = write_study(*(table.sample(frac=1, random_state=0) for table in back), tmp_path / "again")
+    for name in ("runs.csv", "metrics.csv"):
+        assert (again / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_doctor_goes_on_when_a_check_breaks(monkeypatch, capsys):
-    def _data():
-        raise KeyError("gone")
+def test_studies_are_read_by_name_and_other_tables_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("peftlib.experiments.results.root", lambda: tmp_path)
+    assert write_study(*tables([row("ab")]), "main") == tmp_path / "data" / "results" / "main"
+    assert read_study("main")[0]["key"].tolist() == ["ab"]
+    with pytest.raises(FileNotFoundError, match=r"other.runs\.csv"):
+        read_study("other")
+    (tmp_path / "data" / "results" / "main" / "metrics.csv").write_text("key,value\nab,1\n")
+    with pytest.raises(ValueError, match=r"metrics\.csv has no columns \['split', 'metric'\]"):
+        read_study("main")
 
-    monkeypatch.setattr(doctor_module, "_data", _data)
-    monkeypatch.setattr(doctor_module, "_weights", lambda: (True, "weights"))
-    assert doctor_module.doctor() is False
-    assert "TODO  data: KeyError: 'gone'" in capsys.readouterr().out
+
+def test_scores_are_those_of_the_primary_metric_or_the_one_asked_for():
+    nan = row("ef", metrics={"val": {"miou": 0.1}, "test": {"miou": float("nan")}})
+    made = tables([row("ab"), row("cd", "failed"), row("gh", primary_metric="loss"), nan])
+    found = scores(*made)
+    assert found[["key", "metric", "percent"]].values.tolist() == [["ab", "miou", 75.0], ["gh", "loss", 50.0]]
+    water = scores(*made, split="val", metric="iou_water")
+    assert water["percent"].tolist() == [50.0, 50.0] and set(water["metric"]) == {"iou_water"}

@@ -102,14 +102,6 @@ def test_impossible_series_are_refused(make, says):
 # --- the encoder ---
 
 
-@BOTH
-def test_it_starts_as_the_pretrained_model_on_the_best_date(order, vit):
-    images = dates()
-    fresh = adapted(pl.Deflect(), series_bands(BANDS, 3), vit=vit, input=SeriesEMB(order=order))
-    expected = pretrained_tokens(vit, images[best_date(images, ONE)][None], rgb=ONE.rgb)
-    torch.testing.assert_close(fresh(series(images)), expected, rtol=0, atol=1e-6)
-
-
 @given(order=st.permutations(range(4)), count=st.integers(2, 4))
 def test_a_set_of_dates_has_no_order_and_a_sequence_has(order, count):
     order = [i for i in order if i < count]
@@ -118,15 +110,6 @@ def test_a_set_of_dates_has_no_order_and_a_sequence_has(order, count):
     for kind, same in (("set", True), ("sequence", order == sorted(order))):
         model = model_for(kind, count)
         assert torch.allclose(x_A(model, x), x_A(model, y), atol=1e-5) == same
-
-
-@BOTH
-def test_pixels_of_a_patch_may_change_places_together_on_all_dates(order):
-    model, x = model_for(order), series(dates())
-    places = torch.randperm(64)
-    shuffled = x.clone()
-    shuffled[:, :, :8, :8] = x[:, :, :8, :8].flatten(2)[:, :, places].unflatten(2, (8, 8))
-    torch.testing.assert_close(x_A(model, shuffled), x_A(model, x), rtol=1e-5, atol=1e-5)
 
 
 def test_dates_and_pixels_without_data_are_as_if_they_were_not_there():
@@ -150,6 +133,19 @@ def test_days_matter_and_can_be_left_out(order):
     without = series_bands(BANDS, 3, day=False)
     x = series(images)[:, [i for i, name in enumerate(series_bands(BANDS, 3)) if name in without.names]]
     assert torch.isfinite(randomise(adapted(pl.Frozen(), without, input=SeriesEMB(order=order)))(x)).all()
+    fewer = model_for(order, emb={"pixels": 20}).train()  # drawn among the pixels of all dates, or of places
+    assert fewer.auxiliary.set_size == (3 * 64 if order == "set" else 64)
+    assert not torch.allclose(x_A(fewer, series(images)), x_A(fewer, series(images)), atol=1e-4)
+
+
+def test_other_inputs_read_dates_as_bands_and_rgb_the_best_date(vit):
+    images, bands = dates(), series_bands(BANDS, 3)
+    expected = pretrained_tokens(vit, images[best_date(images, ONE)][None], rgb=ONE.rgb)
+    torch.testing.assert_close(adapted(pl.Frozen(), bands, vit=vit)(series(images)), expected, rtol=0, atol=1e-6)
+    model = adapted(pl.LoRA(), bands, input=pl.Inflated("mean"))
+    assert model.normalize(series(images)).shape[1] == 3 + 3 * 7 and torch.isfinite(model(series(images))).all()
+    assert torch.isfinite(randomise(adapted(pl.LoRA(), bands, input=pl.EMB()))(series(images))).all()
+    assert not resampling(bands)[:, [8, 9, 15, 16]].any()  # days have no wavelength
 
 
 @BOTH
@@ -188,19 +184,3 @@ def test_dates_share_the_statistics_of_a_band():
     torch.testing.assert_close(fitted[1, :5], images.movedim(1, 0).flatten(1).mean(1))  # over pixels of all dates
     assert torch.equal(fitted[0], fitted[1]) and torch.equal(fitted[0], fitted[2])
     assert model.reflectance.beyond(x).unflatten(1, (3, 7)).mean((0, 1, 3, 4)).abs().max() < 1e-4
-
-
-def test_training_draws_from_the_pixels_of_all_dates():
-    model = model_for(emb={"pixels": 100})
-    assert model.auxiliary.set_size == 3 * 64 and model_for("sequence").auxiliary.set_size == 64
-    x = series(dates())
-    whole, drawn = model(x), model.train()(x)
-    assert not torch.allclose(whole, drawn, atol=1e-4) and not torch.allclose(model(x), drawn, atol=1e-4)
-
-
-def test_inflated_and_plain_emb_read_dates_as_bands():
-    x, bands = series(dates()), series_bands(BANDS, 3)
-    model = adapted(pl.LoRA(), bands, input=pl.Inflated("mean"))
-    assert model.normalize(x).shape[1] == 3 + 3 * 7 and torch.isfinite(model(x)).all()
-    assert torch.isfinite(randomise(adapted(pl.LoRA(), bands, input=pl.EMB()))(x)).all()
-    assert not resampling(bands)[:, [8, 9, 15, 16]].any()  # days have no wavelength

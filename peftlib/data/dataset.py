@@ -51,14 +51,14 @@ class EarthDataset(Dataset):
     all_bands: tuple[str, ...]  # in the order of the files
     wavelengths: Mapping[str, float]  # band -> nm, for sensor "custom"
     gsd: float  # metres
-    splits: tuple[str | None, ...] = ("train", "val", "test")
+    splits: tuple[str, ...] = ("train", "val", "test")
     ignore_index: ClassVar[int] = -1
     nodata: str = "error"
     source: ClassVar[str]  # where people get it
     licence: ClassVar[str]
     primary_metric: ClassVar[str | None] = None  # what it is judged by; None: the task's own
     fold_by: ClassVar[str | None] = None  # entry of ``meta``: images that share it are in one fold
-    split: str | None
+    split: str
     bands: tuple[str, ...] | Mapping[str, float]  # as ``pl.adapt`` takes them
     items: Sequence
 
@@ -69,7 +69,7 @@ class EarthDataset(Dataset):
 
     def __init__(
         self,
-        split: str | None = "train",
+        split: str = "train",
         root: str | Path | None = None,
         bands: Sequence[str] | None = None,
         download: bool = False,

@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path
 
 # What zipfile and tarfile raise on damage: a flipped bit may also ask for a later version, or a password.
-DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError)
+DAMAGED: tuple[type[Exception], ...] = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError)
 DAMAGED += (NotImplementedError, RuntimeError, ValueError, OSError)
 
 
@@ -67,21 +67,31 @@ def unpack(archive: str | Path, folder: str | Path, inner: str = ".") -> Path:
     archive, folder = Path(archive), Path(folder)
     if folder.is_dir():
         return folder
-    partial, zipped = folder.with_name(f".{folder.name}.part"), zipfile.is_zipfile(archive)
+    partial = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        with zipfile.ZipFile(archive) if zipped else tarfile.open(archive) as file:
-            names = file.namelist() if zipped else file.getnames()
-            if outside := [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]:
-                raise ValueError(f"its paths {outside[:3]} lead out of its folder")
-            file.extractall(partial, **({} if zipped else {"filter": "data"}))  # which looks at links too
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as zipped:
+                _refuse_outside(zipped.namelist())
+                zipped.extractall(partial)
+        else:
+            with tarfile.open(archive) as file:
+                _refuse_outside(file.getnames())
+                file.extractall(partial, filter="data")  # which looks at links too
+                while file.fileobj.read(1 << 20):  # to the end, where gzip has its checksum
+                    pass
         if not (partial / inner).is_dir():
             raise ValueError(f"no folder {inner!r} in it, but {sorted(path.name for path in partial.iterdir())[:5]}")
         os.replace(partial / inner, folder)
     except DAMAGED as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk's, not the archive's
-            raise
+            raise OSError(error.errno, f"{error.strerror}, unpacking {archive}", str(folder)) from error
         raise ValueError(f"{archive} cannot be unpacked; truncated or damaged? ({error})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def _refuse_outside(names: list[str]) -> None:
+    if outside := [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]:
+        raise ValueError(f"its paths {outside[:3]} lead out of its folder")

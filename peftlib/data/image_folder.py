@@ -54,15 +54,23 @@ class ImageFolder(EarthDataset):
             raise ValueError(f"it needs labels= (a CSV) or masks= (a folder), got labels={labels}, masks={masks}")
         if not Path(folder).is_dir():
             raise FileNotFoundError(f"no folder {folder}")
-        self.name, self.classes, self.sensor, self.gsd, self.splits = "folder", tuple(classes), sensor, gsd, (split,)
+        self.name, self.classes, self.sensor, self.gsd, self.splits = (
+            "folder",
+            tuple(classes),
+            sensor,
+            gsd,
+            (split or "",),
+        )
         self.task = "segmentation" if labels is None else "classification"
         self.all_bands = band_set(bands, sensor).names
         self.wavelengths = bands if isinstance(bands, Mapping) else {}
         self.labels, self.masks, self.scale, self.fill, self.unknown = labels, masks, scale, fill, unknown
-        super().__init__(split, folder, nodata="error" if fill is None else "nan")
+        super().__init__(split or "", folder, nodata="error" if fill is None else "nan")
 
     def find(self) -> list[tuple[Path, Any]]:
-        return self._labelled(Path(self.labels)) if self.labels is not None else self._masked(Path(self.masks))
+        if self.labels is not None:
+            return self._labelled(Path(self.labels))
+        return self._masked(Path(self.masks or ""))
 
     def read(self, item: tuple[Path, Any]) -> dict:
         path, truth = item
@@ -80,7 +88,7 @@ class ImageFolder(EarthDataset):
         return f"no .tif with a label or a mask in {self.root}" + (f" for split {self.split!r}" if self.split else "")
 
     def _masked(self, masks: Path) -> list[tuple[Path, Path]]:
-        folder, masks = self.root / (self.split or ""), masks / (self.split or "")
+        folder, masks = self.root / self.split, masks / self.split
         images = sorted(folder.rglob("*.tif")) if masks != folder else []
         items = [(path, masks / path.relative_to(folder)) for path in images if masks not in path.parents]
         if without := [str(path.relative_to(folder)) for path, mask in items if not mask.is_file()]:

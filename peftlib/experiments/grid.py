@@ -6,6 +6,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -74,13 +75,15 @@ def execute(
 
     Raises:
         FileNotFoundError: data or weights are not there; before anything runs.
+        RuntimeError: a worker of a pool died and took the pool with it.
         KeyboardInterrupt: Ctrl-C; what was finished is kept, and the message says how to continue.
     """
     folder, resources = (rows_dir() if folder is None else Path(folder)).absolute(), resources or Resources()
     planned = list({(one.key, one.role): one for one in experiments}.items())
     before = _known(known, [place for place, _ in planned])
     there = set() if before is None else set(before[0]["key"])
-    unique = {key: one for (key, _), one in planned if key not in there}
+    unique = {key: one for (key, _), one in reversed(planned) if key not in there}  # the first role of each
+    unique = dict(reversed(unique.items()))
     rows = {key: row for key in unique if (row := read_row(folder / f"{key}.json")) is not None}
     missing = {k: v for k, v in unique.items() if k not in rows or (retry_failed and rows[k]["status"] == FAILED)}
     if progress and missing:
@@ -115,19 +118,25 @@ def _completed(missing: dict, submit, folder: Path, resources: Resources) -> Ite
         return
     attempt = uuid.uuid4().hex
     waiting = {submit(run_experiment, one, folder, resources, key, attempt): key for key, one in missing.items()}
-    while waiting:
-        for future in [future for future in waiting if future.done()]:
-            key = waiting.pop(future)
-            try:
-                yield key, future.result()
-            except Exception as error:  # the worker itself was lost; errors of a run come as rows
-                row = {"key": key, "experiment": missing[key].to_dict(), "status": FAILED}
-                row["error"] = f"worker lost, out of memory? {error!r}"[:500]
-                there = read_row(folder / f"{key}.json")
-                if there is None or there["status"] == FAILED:
-                    write_row(folder / f"{key}.json", there := row)
-                yield key, there
-        time.sleep(POLL)
+    try:
+        while waiting:
+            for future in [future for future in waiting if future.done()]:
+                key = waiting.pop(future)
+                try:
+                    row = future.result()
+                except BrokenExecutor as error:
+                    raise RuntimeError(f"a worker died, out of memory? {error}. Run again to continue") from error
+                except Exception as error:  # the worker itself was lost; errors of a run come as rows
+                    row = read_row(folder / f"{key}.json")
+                    if row is None or row["status"] == FAILED:
+                        row = {"key": key, "experiment": missing[key].to_dict(), "status": FAILED}
+                        row["error"] = f"worker lost: {error!r}"[:500]
+                        write_row(folder / f"{key}.json", row)
+                yield key, row
+            time.sleep(POLL)
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from peftlib.training.tasks import Classification, Segmentation
 
 PACKAGES = ("torch", "timm", "lightning", "numpy", "torchmetrics")
 RECIPE = ("input_lr", "lr", "head_lr", "weight_decay", "schedule", "warmup", "augment")
+SAVE_EVERY = 100  # steps between checkpoints, at ends of epochs
 _ALONE = threading.Lock()  # runs draw from the process's own random numbers: one at a time
 
 
@@ -88,6 +89,9 @@ def run_experiment(
             raise KeyboardInterrupt from None
         except Exception as error:
             row |= {"status": FAILED, "error": _short(error)}
+        there = read_row(path)
+        if row["status"] == FAILED and there is not None and there["status"] == DONE:
+            return there  # another grid in this folder was faster, and cleared the work away
         row["wall_s"] = round(time.perf_counter() - clock, 2)
         write_row(path, row)
         _clear(work, resources.keep and row["status"] == DONE)
@@ -118,6 +122,7 @@ def _train_and_evaluate(experiment: Experiment, work: Path, predictions: Path, r
         accelerator=resources.accelerator,
         devices=resources.devices,
         strategy=resources.strategy,
+        save_every=SAVE_EVERY,
         callbacks=[watch],
     )
     whole = images()  # without a trainer, which would share them out: all of them, here

@@ -108,8 +108,8 @@ def detectable_difference(std: float, n: int, test_to_train: float = 0.0, power:
     Args:
         std: standard deviation of differences of single pairs; n: how many pairs.
     """
-    limit = stats.t.ppf(0.975, n - 1)
-    shift = brentq(lambda d: stats.nct.sf(limit, n - 1, d) + stats.nct.cdf(-limit, n - 1, d) - power, 0, 100)
+    limit = stats.f.ppf(0.95, 1, n - 1)  # of t squared: scipy's noncentral t is NaN at some shifts
+    shift = brentq(lambda d: stats.ncf.sf(limit, 1, n - 1, d * d) - power, 1e-6, 100)
     return float(shift * std * sqrt(1 / n + test_to_train))
 
 

@@ -25,13 +25,12 @@ def split_frequencies(x: Tensor, grid: tuple[int, int], cutoff: float) -> tuple[
     return low, x - low
 
 
-class MLP(nn.Sequential):
+def mlp(dim: int, width: int) -> nn.Sequential:
     """d -> width -> d with ReLU, its last layer zero at the start."""
-
-    def __init__(self, dim: int, width: int):
-        super().__init__(nn.Linear(dim, width), nn.ReLU(), nn.Linear(width, dim))
-        nn.init.zeros_(self[-1].weight)
-        nn.init.zeros_(self[-1].bias)
+    layers = nn.Sequential(nn.Linear(dim, width), nn.ReLU(), nn.Linear(width, dim))
+    nn.init.zeros_(layers[-1].weight)
+    nn.init.zeros_(layers[-1].bias)
+    return layers
 
 
 class FrequencyAdaptedBlock(nn.Module):
@@ -53,7 +52,7 @@ class FrequencyAdaptedBlock(nn.Module):
         super().__init__()
         self.block, self.grid, self.prefix, self.cutoff = block, (grid[0], grid[1]), prefix, cutoff
         experts = 1 if cutoff is None else 3
-        self.experts = nn.ModuleList(MLP(dim, width) for _ in range(experts))
+        self.experts = nn.ModuleList(mlp(dim, width) for _ in range(experts))
         self.router = nn.Linear(dim, experts) if experts > 1 else None
         self.scale = nn.Parameter(torch.tensor(0.1))
 

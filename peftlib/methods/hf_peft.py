@@ -28,10 +28,9 @@ class HFPeft(Method, bridge=True):
 
         pl.HFPeft(peft.LoraConfig(r=8, use_dora=True))
 
-    Queries, keys and values are one fused layer, ``qkv``, in timm. Whether the adapted model starts as the pretrained
-    one is up to the config (FourierFT's default does not; its ``init_weights=True`` does). ``model.vit.hf_tuner`` is
-    peft's tuner, for what a training loop has to call itself: AdaLoRA's ``update_and_allocate(step)``, without which it
-    keeps its first ranks (a model from a file is for use: its pruning cannot go on).
+    Whether the adapted model starts as the pretrained one is up to the config (FourierFT's default does not; its
+    ``init_weights=True`` does). ``model.vit.hf_tuner`` is peft's tuner, for what a training loop has to call itself:
+    AdaLoRA's ``update_and_allocate(step)``. (A model from a file is for use: its pruning cannot resume.)
 
     Attributes:
         config: a ``PeftConfig``, copied. Without ``target_modules`` it gets ``qkv``, ``proj``, ``fc1`` and ``fc2`` of
@@ -61,7 +60,7 @@ class HFPeft(Method, bridge=True):
         if config.inference_mode:
             raise ValueError("inference_mode=True would train nothing; frozen models are pl.Frozen()")
         object.__setattr__(self, "config", config)
-        self.options()  # what can't be written down is refused now, not after a training
+        self.options()  # what cannot be written down is refused now, not after a training
 
     def __str__(self) -> str:
         chosen = [f"{name}={value!r}" for name, value in self.options()["config"].items() if name != "peft_type"]
@@ -124,7 +123,7 @@ class HFPeft(Method, bridge=True):
         for field in fields(self.config):
             value = getattr(self.config, field.name)
             if field.init and field.name not in ("peft_type", "peft_version") and value != _default(field):
-                chosen[field.name] = _plain(value)
+                chosen[field.name] = sorted(value) if isinstance(value, set) else getattr(value, "value", value)
         try:
             json.dumps(chosen)
         except TypeError as error:
@@ -173,10 +172,3 @@ def _default_targets(config: "PeftConfig", vit: VisionTransformer) -> None:
 
 def _default(field) -> Any:
     return field.default_factory() if field.default_factory is not MISSING else field.default
-
-
-def _plain(value: Any) -> Any:
-    """Sets become sorted lists, enums their value."""
-    if isinstance(value, set | frozenset):
-        return sorted(value)
-    return getattr(value, "value", value)

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from peftlib.backbones.loading import backbone_hash, encoder_parameters, pair, resize_, spec_of
 from peftlib.deflect.attention import UntangledBlock, auxiliary_after_norm
-from peftlib.methods.base import INPUTS, METHODS, Input, Method
+from peftlib.methods.base import INPUTS, METHODS, Config, Input, Method
 from peftlib.model.metadata import MetadataEmbedding
 from peftlib.sensors.bands import BandSet, band_set
 from peftlib.sensors.reflectance import Reflectance
@@ -56,10 +56,6 @@ class AdaptedViT(nn.Module):
         made = Reflectance(bands, self.image_size, spec.mean, spec.std, rgb_white, nodata, spec.rgb_order, resample)
         return made.to(self.vit.patch_embed.proj.weight)
 
-    def forward(self, x: Tensor, metadata: Tensor | None = None) -> Tensor:
-        """Same as ``forward_features``, so that wrappers (DDP, ``torch.compile``) reach it."""
-        return self.forward_features(x, metadata)
-
     def forward_features(self, x: Tensor, metadata: Tensor | None = None) -> Tensor:
         """x: (B, C, H, W) reflectance in [0, 1], bands in the order given -> tokens (B, N, d).
 
@@ -72,6 +68,8 @@ class AdaptedViT(nn.Module):
         for block in self.vit.blocks:
             z = self.run_block(block, z, z_A)
         return self.vit.norm(z)
+
+    forward = forward_features  # so that wrappers (DDP, ``torch.compile``) reach it
 
     def intermediate_tokens(self, x: Tensor, blocks: Sequence[int], metadata: Tensor | None = None) -> list[Tensor]:
         """Tokens after several blocks, each with the final norm on it, for decoders that read more than the last one.
@@ -213,19 +211,21 @@ def adapt(
 
 def _chosen(method: Method, input: Input | None) -> Input:
     """The input to use, once both are known to be what they should be, and to fit."""
-    if not isinstance(method, Method):
-        kind = " (that is an input: give input=)" if isinstance(method, Input) else ""
-        choices = ", ".join(f"{c.__name__}()" for c in METHODS.values())
-        raise ValueError(f"method={method!r}{kind}; give a config, one of {choices}")
+    _refuse_unless(Method, "method", method)
     input = method.default_input() if input is None else input
-    if not isinstance(input, Input):
-        kind = " (that is a method)" if isinstance(input, Method) else ""
-        choices = ", ".join(f"{c.__name__}()" for c in INPUTS.values())
-        raise ValueError(f"input={input!r}{kind}; give a config, one of {choices}")
+    _refuse_unless(Input, "input", input)
     if method.needs_auxiliary and not input.gives_auxiliary:
         fit = ", ".join(f"{c.__name__}()" for c in INPUTS.values() if c.gives_auxiliary)
         raise ValueError(f"{method} needs an input that gives x_A, and {input} gives none; choose from {fit}")
     return input
+
+
+def _refuse_unless(kind: type, name: str, value: object) -> None:
+    if not isinstance(value, kind):
+        other = {"method": "an input: give input=", "input": "a method: give method="}[name]
+        hint = f" (that is {other})" if isinstance(value, Config) else ""
+        choices = ", ".join(f"{c.__name__}()" for c in (METHODS if kind is Method else INPUTS).values())
+        raise ValueError(f"{name}={value!r}{hint}; give a config, one of {choices}")
 
 
 def without_weights(module: nn.Module) -> nn.Module:

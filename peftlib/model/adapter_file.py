@@ -87,17 +87,15 @@ def load_adapter(
     if not path.is_file():
         raise FileNotFoundError(f"no adapter at {path}")
     metadata, state = _read_adapter(path)
-    found = backbone_hash(vit)
-    if found != metadata["backbone_hash"]:
+    if (found := backbone_hash(vit)) != metadata["backbone_hash"]:
         raise ValueError(
             f"adapter {path.name} belongs to backbone {metadata['backbone']} ({metadata['backbone_hash'][:12]}), "
             f"and this is {spec_of(vit).name} with other weights ({found[:12]})"
         )
     config = json.loads(metadata["config"])
-    here = _backbone_facts(spec_of(vit))
-    if config["backbone"] != here:
+    if config["backbone"] != (facts := _backbone_facts(spec_of(vit))):
         raise ValueError(
-            f"adapter {path.name} was trained with {config['backbone']}, this backbone has {here} "
+            f"adapter {path.name} was trained with {config['backbone']}, this backbone has {facts} "
             "(res: ground sampling distance in metres, see load_backbone)"
         )
     method = method_from(config["method"], config["options"])
@@ -120,10 +118,8 @@ def load_adapter(
     names = None if model.auxiliary is None else list(model.auxiliary.indices.names)
     if names != config["indices"]:
         raise ValueError(f"adapter {path.name} reads indices {config['indices']}, here they would be {names}")
-    expected = model.adapter_state()
-    wrong = sorted(
-        set(expected) ^ set(state) | {n for n in set(expected) & set(state) if expected[n].shape != state[n].shape}
-    )
+    here, there = ({(name, t.shape) for name, t in tensors.items()} for tensors in (model.adapter_state(), state))
+    wrong = sorted({name for name, _ in here ^ there})
     if wrong:
         raise ValueError(
             f"adapter {path.name} does not fit {method} on {model.input}: {wrong[:5]} ({len(wrong)} in all)"

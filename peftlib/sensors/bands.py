@@ -31,18 +31,9 @@ _SENTINEL2 = {
 }
 # USGS band centres. B10 and B11 are thermal: brightness temperature in kelvin, not reflectance.
 _LANDSAT8 = {
-    "B1": 443.0,
-    "B2": 482.0,
-    "B3": 561.4,
-    "B4": 654.6,
-    "B5": 864.7,
-    "B6": 1608.9,
-    "B7": 2200.7,
-    "B8": 589.5,
-    "B9": 1373.4,
-    "B10": 10895.0,
-    "B11": 12005.0,
-}
+    "B1": 443.0, "B2": 482.0, "B3": 561.4, "B4": 654.6, "B5": 864.7, "B6": 1608.9, "B7": 2200.7, "B8": 589.5,
+    "B9": 1373.4, "B10": 10895.0, "B11": 12005.0,
+}  # fmt: skip
 _WAVELENGTHS_S2 = {name: row[0] for name, row in _SENTINEL2.items()}
 
 SENSORS: dict[str, dict[str, float]] = {

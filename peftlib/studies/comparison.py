@@ -14,6 +14,7 @@ from peftlib.experiments.results import scores
 from peftlib.methods import Input, Method
 from peftlib.methods.lora import LoRA
 
+ROWS = "preliminary"  # under which the rows are committed
 Execute = Callable[[Sequence[Experiment]], tuple[pd.DataFrame, pd.DataFrame]]
 # The primary cells: input and method, both with their default options.
 CELLS: dict[str, tuple[Input, Method]] = {

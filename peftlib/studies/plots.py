@@ -37,19 +37,12 @@ PRODUCT_COLOURS = {
 _TWELVE = sns.color_palette("Paired")
 COVER_COLOURS = (*_TWELVE[2:4], *_TWELVE[6:8], *_TWELVE[4:6], *_TWELVE[8:10], _PALETTE[0], (0.5, 0.5, 0.5))
 
+# Data sets and metrics as people write them; what is not here stands as it is named.
 DATASET_NAMES = {
-    "eurosat": "EuroSAT",
-    "marida": "MARIDA",
-    "spectral_scenes": "simulated scenes",
-    "phenology": "simulated time series",
-    "so2sat": "So2Sat",
-    "brick_kiln": "brick kilns",
-    "forestnet": "ForestNet",
-    "burn_scars": "burn scars",
-    "mados": "MADOS",
-    "ben": "BigEarthNet",
-    "sen1floods11": "Sen1Floods11",
-}
+    "eurosat": "EuroSAT", "marida": "MARIDA", "spectral_scenes": "simulated scenes", "so2sat": "So2Sat",
+    "phenology": "simulated time series", "brick_kiln": "brick kilns", "forestnet": "ForestNet", "mados": "MADOS",
+    "burn_scars": "burn scars", "ben": "BigEarthNet", "sen1floods11": "Sen1Floods11",
+}  # fmt: skip
 METRIC_NAMES = {"macro_f1": "macro F1", "mF1": "macro F1", "miou": "mIoU", "map": "mAP", "iou_burnt": "IoU"}
 
 
@@ -80,7 +73,7 @@ def runs_and_intervals(ax: Axes, rows: pd.DataFrame, x: str, y: str, palette: di
         palette: name -> colour; its order is that of the axis.
         options: of ``sns.pointplot``, such as another ``errorbar``.
     """
-    order = [name for name in palette if name in set(rows[y])]
+    order = list(palette)
     shared = {"data": rows, "x": x, "y": y, "order": order, "hue": y, "palette": palette, "legend": False, "ax": ax}
     sns.stripplot(**shared, jitter=False, size=3.5, alpha=0.6)
     for dots in ax.collections:
@@ -221,10 +214,9 @@ def attention_figure(
 
     Args:
         picture: (H, W, 3) what to show the query on.
-        products: query part, key part -> (N,) logits of one query and head.
+        products: query part, key part -> (N,) logits of one query and head; of N tokens the last are patches.
         adapted, pretrained: (N,) attention of the same query and head.
-        grid: patches (down, across); the last of the N tokens are the patches.
-        query: (row, column) of the query patch.
+        grid: patches (down, across); query: (row, column) of its patch.
     """
     n = grid[0] * grid[1]
     # Not through pyplot: sliders redraw from another thread, and pyplot's list of figures is not made for that.
@@ -233,21 +225,20 @@ def attention_figure(
     for ax, (pair, logits) in zip(axes[0], products.items(), strict=True):
         values = logits[-n:] - logits[-n:].mean()
         limit = float(values.abs().max()) or 1.0
-        label = "logit, centred"
-        show_map(ax, values, grid, f"{pair[0]} query, {pair[1]} key", label, cmap="RdBu_r", vmin=-limit, vmax=limit)
+        name = f"{pair[0]} query, {pair[1]} key"
+        show_map(ax, values, grid, name, "logit, centred", cmap="RdBu_r", vmin=-limit, vmax=limit)
     show_image(axes[1, 0], picture, "query patch")
-    highest = float(max(adapted[-n:].max(), pretrained[-n:].max()))
-    show_map(axes[1, 1], pretrained[-n:], grid, "attention, pretrained weights", "weight", vmin=0, vmax=highest)
-    show_map(axes[1, 2], adapted[-n:], grid, "attention, adapted", "weight", vmin=0, vmax=highest)
-    change = adapted[-n:] - pretrained[-n:]
-    limit = float(change.abs().max()) or 1.0
-    show_map(axes[1, 3], change, grid, "adapted - pretrained", "weight", cmap="PuOr_r", vmin=-limit, vmax=limit)
-    scale = (picture.shape[1] / grid[1], picture.shape[0] / grid[0])
+    before, after = pretrained[-n:], adapted[-n:]
+    shared = {"label": "weight", "vmin": 0, "vmax": float(max(before.max(), after.max()))}
+    show_map(axes[1, 1], before, grid, "attention, pretrained weights", **shared)
+    show_map(axes[1, 2], after, grid, "attention, adapted", **shared)
+    limit = float((after - before).abs().max()) or 1.0
+    show_map(axes[1, 3], after - before, grid, "adapted - pretrained", "weight", cmap="PuOr_r", vmin=-limit, vmax=limit)
     for ax in axes.flat:
-        x, y = scale if ax is axes[1, 0] else (1.0, 1.0)
-        corner = (query[1] * x - 0.5, query[0] * y - 0.5)
-        ax.add_patch(plt.Rectangle(corner, x, y, fill=False, edgecolor="black", linewidth=2.4))
-        ax.add_patch(plt.Rectangle(corner, x, y, fill=False, edgecolor="yellow", linewidth=1.2))
+        x, y = (picture.shape[1] / grid[1], picture.shape[0] / grid[0]) if ax is axes[1, 0] else (1, 1)
+        for colour, width in (("black", 2.4), ("yellow", 1.2)):
+            corner = (query[1] * x - 0.5, query[0] * y - 0.5)
+            ax.add_patch(plt.Rectangle(corner, x, y, fill=False, edgecolor=colour, linewidth=width))
     figure.suptitle(title)
     return figure
 

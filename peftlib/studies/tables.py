@@ -79,7 +79,11 @@ def number(mean: float, low: float = math.nan, high: float = math.nan) -> str:
     return f"{mean:.1f}" if math.isnan(low) else f"{mean:.1f} ({low:.1f} to {high:.1f})"
 
 
+def signed(mean: float, low: float, high: float) -> str:
+    """``+1.2 (-0.3 to +2.7)``: a difference and its interval."""
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
 def difference(values) -> str:
-    """``+1.2 (-0.3 to +2.7)``: mean of paired differences, and Student's 95% interval."""
-    low, high = student_interval(values)
-    return f"{pd.Series(values).mean():+.1f} ({low:+.1f} to {high:+.1f})"
+    """``signed``, of the mean of paired differences, with Student's 95% interval."""
+    return signed(pd.Series(values).mean(), *student_interval(values))

@@ -1,4 +1,4 @@
-"""How far a model moved on RGB: nothing where nothing was trained, and what the probe and the blank bands are."""
+"""Evaluations of finished runs: single images, a data set's own scores, and drift on RGB."""
 
 import math
 
@@ -9,11 +9,13 @@ from helpers import adapted, randomise, tiny_vit
 from toy_runs import do, toy
 
 import peftlib as pl
-from peftlib.data import SpectralScenes
+from peftlib.data import EarthData, SpectralScenes
 from peftlib.data.simulated.metamers import PAIRS
 from peftlib.deflect.analysis import linear_cka
-from peftlib.experiments import evaluations as forgetting
-from peftlib.model.adapted_vit import adapt
+from peftlib.experiments import evaluations
+from peftlib.experiments.evaluations import evaluate, rgb_drift
+from peftlib.training.metrics import class_scores
+from peftlib.training.tasks import Classification, Segmentation
 
 SCENES = {"length": 6, "size": 32}
 
@@ -23,40 +25,69 @@ def parts():
     return SpectralScenes("train", **SCENES), SpectralScenes("test", **SCENES)
 
 
-def made(method, train) -> tuple:
+def made(method, train, **options) -> tuple:
     vit = tiny_vit()
-    torch.manual_seed(0)
-    return adapt(vit, method, train.bands, image_size=32).eval(), vit
+    return adapted(method, train.bands, vit=vit, image_size=32, **options).eval(), vit
 
 
-@pytest.mark.parametrize("method", [pl.Frozen(), pl.LoRA(new_bands="zero", train_patch_embed=True), pl.Deflect()])
+# --- single images ---
+
+
+def test_what_is_kept_of_single_images_gives_the_scores_of_all(parts, tmp_path):
+    model, _ = made(pl.Deflect(), parts[1])
+    task = Segmentation(model, parts[1].classes).eval()
+    loader = EarthData(*parts, parts[1], batch_size=4).test_dataloader()
+    own = evaluate(task, loader, "32-true", tmp_path / "a.npz")
+    kept = np.load(tmp_path / "a.npz")
+    with torch.no_grad():
+        logits = task(torch.stack([sample["image"] for sample in parts[1]]))
+    truth = torch.stack([sample["mask"] for sample in parts[1]])
+    assert own == {name: pytest.approx(value) for name, value in parts[1].evaluations()["pairs"](logits, truth).items()}
+    assert kept["confusion"].sum((1, 2)).tolist() == [32 * 32] * 6 and len(set(kept["source"])) == 6
+    found = class_scores(torch.from_numpy(kept["confusion"]).sum(0), task.classes)
+    assert float(found["accuracy"]) == pytest.approx(float((logits.argmax(1) == truth).float().mean()), abs=1e-6)
+
+
+def test_logits_are_kept_of_classification(tmp_path):
+    scenes = SpectralScenes("test", 5, 32, task="classification")
+    task = Classification(made(pl.LoRA(), scenes)[0], scenes.classes).eval()
+    assert evaluate(task, EarthData(scenes, scenes, scenes).test_dataloader(), "32-true", tmp_path / "a.npz") == {}
+    kept = np.load(tmp_path / "a.npz")
+    assert kept["logits"].shape == (5, 10) and kept["truth"].tolist() == [int(s["label"]) for s in scenes]
+
+
+# --- drift on RGB ---
+
+
+@pytest.mark.parametrize("method", [pl.Frozen(), pl.LoRA(), pl.Deflect()])
 def test_what_is_not_trained_has_not_moved(method, parts):
-    found = forgetting.moved(*made(method, parts[0]), *parts)
+    input = None if isinstance(method, pl.Deflect) else pl.Inflated("zero")
+    found = rgb_drift(*made(method, parts[0], input=input), *parts)
     assert set(found) == {"cka", "cka_rgb", "probe_before", "probe_after", "probe_rgb"}
     assert found["cka"] == pytest.approx(1, abs=1e-6) and found["cka_rgb"] == pytest.approx(1, abs=1e-6)
     assert found["probe_before"] == found["probe_after"] == found["probe_rgb"] > 1 / 6
 
 
 def test_further_bands_alone_move_the_model_where_they_are_seen(parts):
-    model, vit = made(pl.PatchEmbedding(), parts[0])
+    model, vit = made(pl.Frozen(), parts[0], input=pl.Inflated("zero"))
     with torch.no_grad():
         model.vit.patch_embed.proj.weight[:, 3:].normal_(0, 0.3)
-    found = forgetting.moved(model, vit, *parts)
+    found = rgb_drift(model, vit, *parts)
     assert found["cka"] < 0.98 and found["cka_rgb"] == pytest.approx(1, abs=1e-6)
     assert found["probe_rgb"] == found["probe_before"]
 
 
 def test_another_reading_of_rgb_shows_without_the_further_bands(parts):
-    model, vit = made(pl.Full(new_bands="ignore"), parts[0])
+    model, vit = made(pl.Full(), parts[0])
     randomise(model.vit.blocks)
-    found = forgetting.moved(model, vit, *parts)
+    found = rgb_drift(model, vit, *parts)
     assert found["cka"] == pytest.approx(found["cka_rgb"]) and found["cka_rgb"] < 0.95
     assert found["probe_after"] == found["probe_rgb"] < found["probe_before"]
 
 
 def test_blank_bands_are_at_their_mean_and_rgb_is_as_it_was(x):
     model = adapted(pl.Deflect()).fit_normalization([x])
-    blank = forgetting.blanked(x, model)
+    blank = evaluations.with_mean_bands(x, model)
     rgb = [model.bands.names.index(name) for name in ("B04", "B03", "B02")]
     beyond = [i for i in range(len(model.bands)) if i not in rgb]
     assert torch.equal(blank[:, rgb], x[:, rgb]) and not torch.equal(blank, x)
@@ -64,15 +95,16 @@ def test_blank_bands_are_at_their_mean_and_rgb_is_as_it_was(x):
     torch.testing.assert_close(blank[:, beyond], mean)
 
 
-def test_what_rgb_tells_apart_is_every_class_but_the_members_of_a_pair():
-    kinds = forgetting.visible(torch.tensor([*range(10), -1])).tolist()
-    assert kinds == [0, 0, 1, 1, 2, 2, 3, 3, 4, 5, -1] and len(PAIRS) == 4
+def test_what_rgb_tells_apart_is_every_class_but_the_members_of_a_pair(parts):
+    assert parts[0].rgb_classes(torch.arange(10)).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 5] and len(PAIRS) == 4
+    _, classes = evaluations.images_and_classes(parts[0], made(pl.Frozen(), parts[0])[0])
+    assert set(classes.tolist()) <= set(range(6)) and classes.max() > 3
 
 
 def test_a_patch_has_the_class_of_most_of_its_known_pixels():
     mask = torch.randint(-1, 5, (2, 12, 8), generator=torch.Generator().manual_seed(0))
     mask[0, :4, :4] = -1
-    got = forgetting.patch_classes(mask, (3, 2), 5)
+    got = evaluations.patch_classes(mask, (3, 2), 5)
     for b, i, j in np.ndindex(2, 3, 2):
         pixels = [p for p in mask[b, 4 * i : 4 * i + 4, 4 * j : 4 * j + 4].flatten().tolist() if p >= 0]
         assert got[b, i, j] == (max(range(5), key=lambda kind: (pixels.count(kind), -kind)) if pixels else -1)
@@ -80,15 +112,15 @@ def test_a_patch_has_the_class_of_most_of_its_known_pixels():
 
 def test_the_probe_is_scored_by_class_and_leaves_unknown_patches_out():
     draw = torch.Generator().manual_seed(0)
-    truth = torch.tensor([0] * 60 + [1] * 20 + [forgetting.UNKNOWN] * 20)
+    truth = torch.tensor([0] * 60 + [1] * 20 + [evaluations.UNKNOWN] * 20)
     tokens = torch.randn(100, 4, generator=draw)
     tokens[:, 2] += 8 * truth
     tokens[80:] = math.nan  # would be an error, were they used
-    probe = forgetting.fit_probe(tokens, truth)
-    assert forgetting.probe_score(probe, tokens, truth) == 1
+    probe = evaluations.fit_probe(tokens, truth)
+    assert evaluations.probe_score(probe, tokens, truth) == 1
     wrong = tokens.clone()
     wrong[60:80, 2] -= 8  # the smaller class is lost as a whole: half of the score, a quarter of the patches
-    assert forgetting.probe_score(probe, wrong, truth) == pytest.approx(0.5, abs=0.1)
+    assert evaluations.probe_score(probe, wrong, truth) == pytest.approx(0.5, abs=0.1)
 
 
 def test_cka_is_that_of_the_slow_formula():
@@ -111,10 +143,10 @@ def test_cka_is_that_of_the_slow_formula():
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    scenes = dict(dataset="spectral_scenes", data={"length": 4, "size": 32}, method=pl.Full(), epochs=1, moved=True)
-    runs = [toy(**scenes, unseen={"length": 4}), toy(**scenes, unseen={"seed": 5}), toy(**scenes | {"moved": False})]
-    runs.append(toy(**scenes, unseen={"seed": 5}, stage="search"))
-    return runs, do(runs, tmp_path_factory.mktemp("rows"))
+    scenes = dict(dataset="spectral_scenes", data={"length": 4, "size": 32}, method=pl.Full(), steps=1, rgb_drift=True)
+    runs = [toy(**scenes, unseen={"length": 4}), toy(**scenes, unseen={"seed": 5})]
+    runs += [toy(**scenes | {"rgb_drift": False}), toy(**scenes, unseen={"seed": 5}, role="search")]
+    return runs, do(runs, tmp_path_factory.mktemp("rows"))[1]
 
 
 def metrics(rows, run, split: str) -> dict:

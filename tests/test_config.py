@@ -1,9 +1,7 @@
-"""Runs: the key holds what decides a result and nothing else; the parts that train, validate and test."""
+"""Experiments: the key holds what decides a result and nothing else; the parts that train, validate and test."""
 
-import os
+import json
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
@@ -17,50 +15,29 @@ from toy_runs import forget, image_path, toy, write_eurosat
 
 import peftlib as pl
 from peftlib.data import DATASETS
-from peftlib.experiments.config import Run
-from peftlib.experiments.results import read_table
-from peftlib.studies.comparison import chosen, finals, settings
+from peftlib.experiments.config import Experiment
 
-ROOT = Path(__file__).parents[1]
-# Another value of each field, and what the field needs beside it.
-OTHER = {
-    "dataset": "spectral_scenes",
-    "method": pl.Frozen(new_bands="mean"),
-    "data": {"spatial": True},
-    "bands": ("B04", "B03", "B02"),
-    "folds": 3,
-    "tile": 4,
-    "train_tiles": 1,
-    "train_images": 3,
-    "val_images": 3,
-    "backbone": "test_vit2",
-    "weights": "default",
+# Another value of each field that holds neither number nor truth value, and what a field needs beside it.
+OTHER = {"dataset": "spectral_scenes", "method": pl.Frozen(), "input": pl.Inflated(), "data": {"spatial": True}}
+OTHER |= {"bands": ("B04", "B03", "B02"), "folds": 3, "val_share": 0.25, "backbone": "test_vit2", "weights": "default"}
+OTHER |= {
     "res": 10.0,
-    "image_size": 48,
     "decoder": "unet",
-    "lr": 2e-3,
-    "head_lr": 2e-3,
-    "weight_decay": 0.0,
     "schedule": "constant",
-    "warmup": 0.5,
-    "augment": False,
-    "batch_size": 8,
-    "accumulate": 2,
-    "epochs": 3,
-    "patience": 1,
     "precision": "bf16-mixed",
-    "stage": "search",
-    "seed": 1,
     "init": 1,
-    "metadata": ("date",),
-    "unseen": {"spatial": True},
-    "moved": True,
+    "role": "search",
 }
-NEEDS = {"train_tiles": {"tile": 4}}
-# Another value of each option of the methods, where it is no number and no truth value.
-OPTIONS = {"new_bands": "repeat", "layers": (0,), "indices": ("NDVI",), "fourier_layers": (0,), "activation": "relu"}
-OPTIONS |= {"spectral": "wavelengths", "series": "sequence"}
-OPTIONS |= {"positions": ("mlp",), "targets": ("proj",)}
+OTHER |= {"metadata": ("date",), "unseen": {"spatial": True}}
+NEEDS = {"train_tiles": {"tile": 4}, "fold": {"folds": 3}}
+
+
+def other(run: Experiment, name: str) -> Experiment:
+    """The same experiment with another value of one field."""
+    value = getattr(run, name)
+    if name not in OTHER:
+        value = not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else value / 2
+    return replace(run, **{name: OTHER.get(name, value)})
 
 
 @pytest.fixture
@@ -74,37 +51,29 @@ def data(tmp_path, monkeypatch):
 # --- the key ---
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(Run)])
-def test_every_field_is_part_of_the_key(name, data):
-    run = toy(**NEEDS.get(name, {}))
-    assert replace(run, **{name: OTHER[name]}).key != run.key
+def test_every_field_is_part_of_the_key(data):
+    keys = {toy().key}
+    for name in (field.name for field in fields(Experiment)):
+        base = toy(**NEEDS.get(name, {}))
+        changed = other(base, name)
+        assert changed.key not in keys | {base.key}, name
+        keys.add(changed.key)
+    assert all(len(key) == 16 and int(key, 16) for key in keys)
 
 
-def test_keys_of_all_variants_differ(data):
-    runs = [toy(**NEEDS.get(name, {}), **{name: value}) for name, value in OTHER.items()]
-    keys = {run.key for run in [toy(), *runs]}
-    assert len(keys) == len(OTHER) + 1 and all(len(key) == 16 and int(key, 16) for key in keys)
+def test_a_run_that_serves_several_roles_is_one(data):
+    assert toy(role="final").key == toy(role="ablation").key == toy(role="preliminary").key != toy(role="search").key
 
 
-def other_option(method, field):
-    value = getattr(method, field.name)
-    if isinstance(value, bool):
-        return not value
-    return OPTIONS[field.name] if field.name in OPTIONS else value + 1 if isinstance(value, int) else value / 2 + 0.1
-
-
-@pytest.mark.parametrize("name", pl.METHODS)
-def test_every_option_of_a_method_is_part_of_the_key(name, data):
-    config = pl.METHODS[name]
-    method = config(new_bands="mean") if hasattr(config, "new_bands") else config()
-    for field in fields(method):
-        other = replace(method, **{field.name: other_option(method, field)})
-        assert toy(method=other).key != toy(method=method).key, field.name
-
-
-def test_methods_with_the_same_options_have_different_keys(data):
-    methods = [pl.NormTuning(new_bands="mean"), pl.BitFit(new_bands="mean"), pl.Frozen(new_bands="mean")]
-    assert len({toy(method=method).key for method in methods}) == 3
+@pytest.mark.parametrize("kind", ["METHODS", "INPUTS"])
+def test_every_option_of_methods_and_inputs_is_part_of_the_key(kind, data):
+    for config in getattr(pl, kind).values():
+        name = "method" if kind == "METHODS" else "input"
+        base = toy(**{name: config(), **({"method": pl.Frozen()} if name == "input" else {})})
+        for field in (field for field in fields(config) if field.metadata):
+            also = {"start": "mean"} if (config, field.name) == (pl.Inflated, "train") else {}
+            changed = replace(config(), **also, **{field.name: field.metadata["other"]})
+            assert replace(base, **{name: changed}).key != base.key, (config.name, field.name)
 
 
 def test_the_options_of_a_peft_config_are_part_of_the_key(data):
@@ -113,9 +82,14 @@ def test_the_options_of_a_peft_config_are_part_of_the_key(data):
     assert len(keys) == 2 and toy(method=pl.HFPeft(config=peft.LoraConfig(r=4))).key in keys
 
 
-def test_without_init_the_start_is_the_seed(data):
+def test_what_is_left_out_is_filled_in(data):
     assert toy(seed=3).key == toy(seed=3, init=3).key != toy(seed=3, init=0).key
-    assert (toy(seed=3).start, toy(seed=3, init=0).start) == (3, 0)
+    assert toy(method=pl.Deflect()).input == pl.EMB() and toy().key == toy(input=pl.RGB()).key
+
+
+def test_an_experiment_comes_back_from_plain_values():
+    run = toy(method=pl.Deflect(layers=(0, 1)), bands=("B04", "B03", "B02", "B08"), unseen={"spatial": True})
+    assert Experiment.from_dict(json.loads(json.dumps(run.to_dict()))) == run
 
 
 def test_the_order_in_which_options_are_written_does_not_matter(data):
@@ -133,16 +107,6 @@ def test_where_and_on_what_day_it_is_planned_does_not_matter(data, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(5)
     assert toy().key == key
-
-
-def test_another_process_finds_the_same_key(data):
-    code = "from toy_runs import toy; print(toy(data={'spatial': True}, bands=('B04', 'B03', 'B02')).key)"
-    paths = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
-    environment = os.environ | {"PYTHONPATH": paths, "PYTHONHASHSEED": "7"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=data, capture_output=True, text=True, timeout=600
-    )
-    assert done.stdout.strip() == toy(data={"spatial": True}, bands=("B04", "B03", "B02")).key, done.stderr
 
 
 def test_weights_count_by_their_bytes_wherever_they_lie(data, tmp_path):
@@ -180,6 +144,7 @@ def test_other_files_of_any_part_are_other_data(change, split, data):
     assert toy().key != key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_every_data_set_is_known_by_its_files_wherever_they_lie(name, tmp_path, monkeypatch):
     if name == "ben":
@@ -202,7 +167,7 @@ def test_every_data_set_is_known_by_its_files_wherever_they_lie(name, tmp_path, 
     assert run.key != key
 
 
-# --- what a run refuses ---
+# --- what is refused ---
 
 
 @pytest.mark.parametrize(
@@ -210,12 +175,19 @@ def test_every_data_set_is_known_by_its_files_wherever_they_lie(name, tmp_path, 
     [
         ({"dataset": "imagenet"}, ["imagenet", *DATASETS]),
         ({"decoder": "mlp"}, ["mlp", "linear", "unet", "upernet"]),
-        ({"stage": "test"}, ["test", "search", "final"]),
+        ({"schedule": "zigzag"}, ["zigzag", "cosine"]),
+        ({"role": ""}, ["role=''", "final"]),
+        ({"input": pl.LoRA()}, ["input=LoRA", "pl.EMB()"]),
+        ({"folds": 1}, ["folds=1"]),
+        ({"fold": 1}, ["fold=1", "0 folds"]),
+        ({"folds": 3, "fold": 3}, ["fold=3", "3 folds"]),
+        ({"val_share": 0.9}, ["val_share=0.9", "0 to 0.5"]),
+        ({"metadata": ("time",)}, ["time", "location"]),
         ({"precision": "16"}, ["16", "32-true", "bf16-mixed"]),
         ({"method": "lora"}, ["lora", "pl.LoRA"]),
         ({"method": pl.LoRA}, ["LoRA", "pl.LoRA(rank=8)"]),
         *(({name: -1}, [name, "-1", "0"]) for name in ("folds", "tile", "train_images", "val_images", "seed")),
-        *(({name: 0}, [f"{name}=0", "1"]) for name in ("image_size", "batch_size", "epochs")),
+        *(({name: 0}, [f"{name}=0", "1"]) for name in ("image_size", "batch_size", "steps")),
         ({"train_tiles": 2}, ["train_tiles=2", "tile="]),
         *(({"data": {name: "x"}}, [name, "PEFTLIB_DATA"]) for name in ("split", "root", "bands")),
     ],
@@ -242,28 +214,31 @@ def test_parts_are_the_data_sets_own(data):
     assert all(part.bands == ("B08", "B04", "B03", "B02") for part in toy(bands=("B08", "B04", "B03", "B02")).parts())
 
 
-@pytest.mark.parametrize("has_val", [True, False])
-def test_folds_test_every_image_once_and_validate_on_others(has_val, data):
-    if not has_val:
-        (data / "eurosat" / "eurosat-val.txt").unlink()
-        forget()
-    pool = listed(data, "train") + (listed(data, "test") if has_val else [])
-    tested = []
-    for seed in range(3):
-        train, val, test = toy(folds=3, seed=seed).parts()
-        assert sources(val) == listed(data, "val" if has_val else "test")
-        assert sorted(sources(train) + sources(test)) == sorted(pool)
+@pytest.mark.parametrize(("share", "pooled"), [(0.0, ("train", "test")), (0.25, ("train", "test", "val"))])
+def test_folds_test_every_image_once_and_validate_on_others(share, pooled, data):
+    pool, tested = [name for split in pooled for name in listed(data, split)], []
+    for fold in range(3):
+        train, val, test = toy(folds=3, fold=fold, val_share=share).parts()
+        if share:
+            assert sorted(sources(train) + sources(val) + sources(test)) == sorted(pool) and len(val) == 4
+        else:
+            assert sources(val) == listed(data, "val") and sorted(sources(train) + sources(test)) == sorted(pool)
         labels = Counter(sample["label"] for sample in test)
         assert len(labels) == 3 and max(labels.values()) - min(labels.values()) <= 1
         tested += sources(test)
     assert sorted(tested) == sorted(pool)
-    assert sources(toy(folds=3, seed=4).parts()[2]) == sources(toy(folds=3, seed=1).parts()[2])
+    assert sources(toy(folds=3, repeat=1).parts()[2]) != sources(toy(folds=3).parts()[2])
+    assert sources(toy(folds=3, seed=1).parts()[2]) == sources(toy(folds=3).parts()[2])
 
 
-def test_without_a_val_part_folds_are_asked_for(data):
+def test_without_a_val_part_it_is_cut_from_what_trains(data):
     (data / "eurosat" / "eurosat-val.txt").unlink()
-    with pytest.raises(ValueError, match=r"no val part.*folds=3"):
+    forget()
+    with pytest.raises(ValueError, match=r"no val part.*val_share=0\.2"):
         toy().parts()
+    train, val, test = toy(val_share=1 / 3).parts()
+    assert sorted(sources(train) + sources(val)) == sorted(listed(data, "train")) and len(val) == 3
+    assert sources(test) == listed(data, "test")
 
 
 def test_a_val_part_that_lacks_an_image_is_an_error_and_not_none(data):
@@ -275,14 +250,14 @@ def test_a_val_part_that_lacks_an_image_is_an_error_and_not_none(data):
 def test_a_search_never_opens_the_test_part(data):
     for name in listed(data, "test"):
         image_path(data, name).write_bytes(b"no image")
-    train, val, test = toy(stage="search").parts()
+    train, val, test = toy(role="search").parts()
     assert (len(train), len(val), test) == (9, 6, None)
     with pytest.raises(ValueError, match="not a readable GeoTIFF"):
         toy().parts()
 
 
 def test_a_search_in_folds_leaves_out_the_fold_that_is_tested(data):
-    searched, final = (toy(folds=3, seed=1, stage=stage).parts() for stage in ("search", "final"))
+    searched, final = (toy(folds=3, fold=1, role=role).parts() for role in ("search", "final"))
     assert searched[2] is None and sources(searched[0]) == sources(final[0])
     assert not set(sources(searched[0]) + sources(searched[1])) & set(sources(final[2]))
 
@@ -315,7 +290,7 @@ def test_only_the_unseen_part_takes_its_own_options():
     other = toy(dataset="spectral_scenes", data={"length": 2, "size": 16, "seed": 5}).parts()[2]
     assert torch.equal(whole.unseen_part()[1]["image"], other[1]["image"])
     assert len(run.unseen_part()) == 8 and plain.unseen_part() is None
-    assert replace(whole, stage="search").unseen_part() is None
+    assert replace(whole, role="search").unseen_part() is None
 
 
 def test_held_out_regions_are_parts_of_their_data_sets(tmp_path, monkeypatch):
@@ -340,16 +315,10 @@ def test_held_out_regions_are_parts_of_their_data_sets(tmp_path, monkeypatch):
     assert run.key != toy(dataset="ben", data={"protocol": "all"}).key
 
 
-def test_fields_that_came_later_leave_older_keys_as_they_were(data):
-    assert not {"unseen", "moved"} & set(toy().facts()) and toy(unseen={}, moved=False).key == toy().key
-    rows, (setting,) = read_table("quick"), settings("quick")
-    assert {run.key for run in finals(chosen(rows, setting).values())} <= set(rows["key"])
-
-
 def test_options_of_the_unseen_part_that_cannot_be(data):
-    with pytest.raises(ValueError, match=r"Run\(unseen=.*root is PEFTLIB_DATA"):
+    with pytest.raises(ValueError, match=r"Experiment\(unseen=.*root is PEFTLIB_DATA"):
         toy(unseen={"root": "x"})
-    with pytest.raises(ValueError, match=r"Run\(unseen=.*6 of its images are in the folds"):
+    with pytest.raises(ValueError, match=r"Experiment\(unseen=.*6 of its images are in the folds"):
         toy(unseen={"spatial": True}, folds=3).unseen_part()
 
 

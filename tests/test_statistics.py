@@ -1,0 +1,112 @@
+"""Statistics, each against a computation of its own."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from peftlib.experiments.statistics import (
+    Interval,
+    detectable_difference,
+    holm,
+    image_bootstrap,
+    interquartile_mean,
+    mean_ranks,
+    no_gain,
+    paired,
+    paired_difference,
+    verdict,
+)
+
+DIFFERENCES = [1.0, 3.0, -0.5, 2.0, 4.5, 1.5]
+
+
+def test_without_shared_images_the_interval_is_students():
+    found = paired_difference(DIFFERENCES)
+    expected = stats.ttest_rel(DIFFERENCES, np.zeros(6))
+    low, high = expected.confidence_interval(0.95)
+    assert (found.low, found.high, found.p) == pytest.approx((low, high, expected.pvalue))
+    assert (found.mean, found.n) == (np.mean(DIFFERENCES), 6)
+
+
+def test_shared_images_widen_it_as_nadeau_and_bengio_say():
+    """Five folds: variance times 1/J + 1/4 in place of 1/J; the t quantile of 5 degrees of freedom is 2.5706."""
+    found = paired_difference(DIFFERENCES, test_to_train=1 / 4)
+    variance = sum((d - 11.5 / 6) ** 2 for d in DIFFERENCES) / 5
+    assert found.high - found.mean == pytest.approx(2.5706 * (variance * (1 / 6 + 1 / 4)) ** 0.5, rel=1e-4)
+    assert found.p > paired_difference(DIFFERENCES).p
+
+
+def test_the_corrected_interval_covers_more_often_than_the_plain_one():
+    """Runs that share most of what they train on: their differences have a common part, as folds' do."""
+    draw, covered = np.random.default_rng(0), {0.0: 0, 0.25: 0}
+    for _ in range(400):
+        sample = draw.normal(0, 0.5) + draw.normal(0, 1, 10)
+        for ratio in covered:
+            interval = paired_difference(sample, ratio)
+            covered[ratio] += interval.low <= 0 <= interval.high
+    assert covered[0.0] / 400 < 0.85 and covered[0.25] / 400 > 0.92
+
+
+def test_one_pair_settles_nothing():
+    assert paired_difference([3.0]).low == -np.inf and verdict(paired_difference([3.0])) == "not settled"
+    assert paired_difference([]).n == 0 and paired_difference([0.0, 0.0]).p == 1
+
+
+def test_pairs_share_data_set_backbone_repeat_fold_and_seed():
+    plain = dict(dataset="a", backbone="b", repeat=0, seed=0)
+    rows = [plain | {"key": f"{m}{f}", "method": m, "fold": f, "percent": p} for m, f, p in
+            (("x", 0, 5.0), ("x", 1, 7.0), ("y", 1, 4.0), ("y", 0, 4.5), ("y", 2, 9.0))]  # fmt: skip
+    scores = pd.DataFrame(rows)
+    found = paired(scores, scores["method"] == "x", scores["method"] == "y")
+    assert found.set_index("fold")["difference"].to_dict() == {0: 0.5, 1: 3.0}
+    twice = pd.concat([scores, scores[:1].assign(key="again")], ignore_index=True)
+    with pytest.raises(ValueError, match=r"2 runs of one kind share dataset.*x0, again"):
+        paired(twice, twice["method"] == "x", twice["method"] == "y")
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]).tolist() == [1.0, 1.0]
+
+
+def test_the_interquartile_mean_and_its_interval():
+    """Draws by hand within each data set; an outlier in the upper quarter does not count."""
+    cells = [[1.0, 2.0, 3.0, 4.0], [11.0, 12.0, 13.0, 900.0]]
+    found = interquartile_mean(cells)
+    assert found.mean == np.mean([3.0, 4.0, 11.0, 12.0]) and found.n == 8
+    draw = np.random.default_rng(1)
+    drawn = [np.sort(np.concatenate([draw.choice(cell, 4) for cell in cells]))[2:6].mean() for _ in range(4000)]
+    assert (found.low, found.high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.3)
+
+
+def test_mean_ranks_and_the_critical_difference_of_demsar():
+    """Demsar (2006), table 5: q = 2.569 for four methods; example of section 3.2: 14 data sets give 1.25."""
+    table = pd.DataFrame({"a": [3.0, 3.0], "b": [2.0, 3.0], "c": [1.0, 0.0], "d": [0.0, 1.0]})
+    ranks, _ = mean_ranks(table)
+    assert ranks.to_dict() == {"a": 1.25, "b": 1.75, "c": 3.5, "d": 3.5}
+    assert mean_ranks(pd.DataFrame(np.random.default_rng(0).random((14, 4))))[1] == pytest.approx(1.25, abs=0.005)
+
+
+def test_the_detectable_difference_is_settled_that_often():
+    shift = detectable_difference(std=2.0, n=5, power=0.8)
+    draws = np.random.default_rng(0).normal(shift, 2.0, (4000, 5))
+    settled = np.mean([paired_difference(sample).p < 0.05 for sample in draws])
+    assert settled == pytest.approx(0.8, abs=0.02)
+    assert detectable_difference(2.0, 5, 0.25) == pytest.approx(shift * (1 + 5 / 4) ** 0.5)
+
+
+def test_verdicts():
+    intervals = [Interval(1, 0.1, 2, 5), Interval(-1, -2, -0.1, 5), Interval(1, -0.1, 2, 5)]
+    assert [verdict(one) for one in intervals] == ["ahead", "behind", "not settled"]
+    assert [no_gain(one) for one in (Interval(0, -1.9, 1.9, 5), Interval(0, -1.9, 2.1, 5))] == [True, False]
+
+
+def test_images_are_drawn_in_pairs():
+    """Two runs that differ on every tenth image alone: the interval is that of the share of such images."""
+    right, wrong = np.diag([1, 0]), np.array([[0, 1], [0, 0]])
+    other = np.stack([wrong if i % 10 == 0 else right for i in range(200)])
+    found = image_bootstrap(np.stack([right] * 200), other, lambda m: m.trace() / m.sum())
+    assert found.mean == pytest.approx(0.1) and found.n == 200
+    low, high = stats.binom.ppf([0.025, 0.975], 200, 0.1) / 200
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.01)
