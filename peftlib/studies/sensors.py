@@ -133,4 +133,5 @@ def scored(task: Segmentation, batches: Iterable[dict], scenes) -> dict[str, flo
     logits, truth = logits_and_truth(task, batches)
     metrics = task.metrics["test"].clone()
     metrics.update(task.predictions(logits), truth)
-    return {name: float(value) for name, value in metrics.compute().items()} | scenes.evaluations(logits, truth)
+    found = {name: float(value) for name, value in metrics.compute().items()}
+    return found | {name: value for own in scenes.evaluations().values() for name, value in own(logits, truth).items()}
