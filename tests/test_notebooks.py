@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,7 @@ def test_committed_whole_and_logic_lives_in_the_module(path):
         source = "".join(cell["source"])
         if "parameters" in cell["metadata"].get("tags", []):  # papermill misses a line with a second "="
             assert all(line.count("=") == 1 and "  # " in line for line in source.splitlines())
+            assert not re.search(r"^update_\w+: bool = True", source, re.MULTILINE), "it would rewrite what it checks"
         for node in ast.walk(ast.parse(source)):
             assert not isinstance(node, ast.ClassDef)
             assert not isinstance(node, ast.FunctionDef) or node.end_lineno - node.lineno < 10, node.name
