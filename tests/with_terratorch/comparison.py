@@ -57,7 +57,7 @@ def build(kind: str, lr: float, seed: int, **options) -> SemanticSegmentationTas
 
 
 class StepTimes(lightning.Callback):
-    """CPU milliseconds of each training step, TerraTorch's metrics included: other work on the machine does not count."""
+    """CPU milliseconds of each training step, with TerraTorch's metrics; other processes do not count."""
 
     def __init__(self):
         self.times = []
