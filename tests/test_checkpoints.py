@@ -18,11 +18,6 @@ def small():
     return pl.load_backbone("dino_mc_small", weights="random")
 
 
-@pytest.fixture(scope="module")
-def base():
-    return pl.load_backbone("cross_scale_mae_base", weights="random")
-
-
 class Hostile:
     """test_weights shows that nothing of it runs."""
 
@@ -87,16 +82,6 @@ def test_names_of_cross_scale_mae(tmp_path, prefix, split):
     torch.save({"model": authors_names(state, split is not None, prefix, split)}, path)
     got = cross_scale_mae_state(path)
     assert got.keys() == state.keys() and all(torch.equal(got[name], state[name]) for name in state)
-
-
-def test_cross_scale_mae(base, tmp_path):
-    path, made = tmp_path / "checkpoint.pth", authors_names(base.state_dict(), split=True)
-    torch.save({"model": made, "args": argparse.Namespace(input_size=128), "epoch": 400}, path)
-    vit = pl.load_backbone("cross_scale_mae_base", weights=path)
-    assert same(vit, base.state_dict())
-    assert vit.patch_embed.img_size == (128, 128) and vit.spec.mean[0] == pytest.approx(0.4339, abs=1e-4)
-    torch.save(base.state_dict(), tmp_path / "plain.pth")
-    assert same(pl.load_backbone("cross_scale_mae_base", weights=tmp_path / "plain.pth"), base.state_dict())
 
 
 def test_fused_rows_are_queries_then_keys_then_values():

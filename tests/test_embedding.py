@@ -107,18 +107,6 @@ def test_a_model_in_float32_keeps_the_invariance_and_skips_missing_pixels(x):
         assert not torch.equal(model.embed_patches(x)[1], before[1])
 
 
-def test_x_A_reads_bands_and_indices_and_never_the_models_own_rgb():
-    layer, how, x = encoder(), reflectance(), images().double()
-    base = layer(how, x)
-    brighter, redder, bluer = x.clone(), x.clone(), x.clone()
-    brighter[:, 4] += 0.1  # a red edge that no index reads
-    redder[:, 3] *= 0.5  # red: only through NDVI
-    bluer[:, 1] *= 0.5
-    assert not torch.allclose(layer(how, brighter), base, atol=1e-4)
-    assert not torch.allclose(layer(how, redder), base, atol=1e-4)
-    assert torch.equal(layer(how, bluer), base)
-
-
 # --- option pixels ---
 
 

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 import peftlib as pl
 from peftlib.methods.earth_adapter import split_frequencies
-from peftlib.methods.slr import SLRLinear
 
 BLOCKS = [f"vit.blocks.{i}" for i in range(3)]
 LINEARS = [f"{b}.{linear}" for b in BLOCKS for linear in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
@@ -64,28 +63,20 @@ def test_names_and_numbers_by_hand(name):
     assert tuned(model) == names and pl.count_parameters(model)["tuned"] == number
 
 
-def test_slr_is_its_formula():
-    """y = s_out * (W (s_in * x) + b + U D (s_in * x)), one entry at a time."""
-    layer = randomise(SLRLinear(torch.nn.Linear(5, 4), rank=2, scalers=True)).double()
-    x = torch.randn(3, 5, dtype=torch.float64)
-    W, b, U, D = layer.linear.weight, layer.linear.bias, layer.U.weight, layer.D.weight
-    with torch.no_grad():
-        for row, got in zip(x, layer(x), strict=True):
-            s = [row[i] * layer.s_in[i] for i in range(5)]
-            low = [sum(D[r, i] * s[i] for i in range(5)) for r in range(2)]
-            for o in range(4):
-                y = sum(W[o, i] * s[i] for i in range(5)) + b[o] + sum(U[o, r] * low[r] for r in range(2))
-                assert float(got[o]) == pytest.approx(float(layer.s_out[o] * y), rel=1e-10)
-
-
-def test_lora_is_the_low_rank_update(x):
-    """W + (alpha / r) B A in every linear layer of plain blocks."""
-    model, plain = randomise(adapted(pl.LoRA(rank=4, alpha=6.0))), adapted(pl.Frozen())
-    with torch.no_grad():
-        for path in LINEARS:
-            layer = model.get_submodule(path)
-            plain.get_submodule(path).weight.add_(6.0 / 4 * layer.B.weight @ layer.A.weight)
-    torch.testing.assert_close(model(x), plain(x), rtol=1e-4, atol=1e-4)
+def test_lora_and_slr_are_their_formulas(x):
+    """W + (alpha / r) B A, and diag(s_out) (W + U D) diag(s_in), in every linear layer of plain blocks."""
+    for method in (pl.LoRA(rank=4, alpha=6.0), pl.SLR(rank=4)):
+        model, plain = randomise(adapted(method)), adapted(pl.Frozen())
+        with torch.no_grad():
+            for path in LINEARS:
+                layer, linear = model.get_submodule(path), plain.get_submodule(path)
+                if method.name == "lora":
+                    linear.weight.add_(6.0 / 4 * layer.B.weight @ layer.A.weight)
+                else:
+                    update = linear.weight + layer.U.weight @ layer.D.weight
+                    linear.weight.copy_(torch.diag(layer.s_out) @ update @ torch.diag(layer.s_in))
+                    linear.bias.mul_(layer.s_out)
+            torch.testing.assert_close(model(x), plain(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("positions", [("attention",), ("mlp",), ("attention", "mlp")])

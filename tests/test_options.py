@@ -138,7 +138,7 @@ def test_configs_are_values(config):
     for one in (config(), *(pair(config, f)[1] for f in fields(config))):
         plain = {key: list(v) if isinstance(v, tuple) else v for key, v in one.options().items()}  # as JSON has them
         assert (input_from if isinstance(one, Input) else method_from)(one.name, plain) == one
-        assert eval(str(one), vars(pl) | {"SeriesEMB": SeriesEMB}) == one
+        assert eval(str(one), {c.__name__: c for c in CONFIGS.values()}) == one
     assert config.label and (one.learning_rates == () or len(one.learning_rates) >= 3)
 
 

@@ -1,7 +1,4 @@
-"""What the notebooks look at: embedding parts, attention products, displacements, drift.
-
-``model`` is what ``pl.adapt`` made.
-"""
+"""What the notebooks look at in an adapted model: embedding parts, attention products, displacements, drift."""
 
 from dataclasses import dataclass
 

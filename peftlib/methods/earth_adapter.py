@@ -46,9 +46,7 @@ class FrequencyAdaptedBlock(nn.Module):
         cutoff: of the low-pass, or None for no Fourier branch.
     """
 
-    def __init__(
-        self, block: nn.Module, dim: int, width: int, grid: tuple[int, int], prefix: int, cutoff: float | None
-    ):
+    def __init__(self, block: nn.Module, dim: int, width: int, grid: tuple, prefix: int, cutoff: float | None):
         super().__init__()
         self.block, self.grid, self.prefix, self.cutoff = block, (grid[0], grid[1]), prefix, cutoff
         experts = 1 if cutoff is None else 3

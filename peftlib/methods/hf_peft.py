@@ -100,8 +100,7 @@ class HFPeft(Method, bridge=True):
         vit.__dict__["hf_tuner"] = tuner  # not a submodule: the tuner holds the ViT
 
     def merge(self, vit: VisionTransformer) -> VisionTransformer:
-        tuner = vit.__dict__.pop("hf_tuner")
-        vit = tuner.merge_and_unload()
+        vit = vit.__dict__.pop("hf_tuner").merge_and_unload()
         vit.__dict__.pop("peft_config", None)
         return vit
 
@@ -136,12 +135,9 @@ class HFPeft(Method, bridge=True):
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as PEFT_CONFIGS
 
         known, config = {field.name for field in fields(cls)}, options.get("config")
-        if set(options) != known or not isinstance(config, dict):
-            raise ValueError(f"{cls.name} needs the options {sorted(known)}, config a dict; got {options!r}")
-        if config.get("peft_type") not in tuners:
-            raise ValueError(f"peft has no tuner {config.get('peft_type')!r}; choose from {', '.join(sorted(tuners))}")
-        unknown = set(config) - {field.name for field in fields(PEFT_CONFIGS[config["peft_type"]])}
-        if unknown:
+        if set(options) != known or not isinstance(config, dict) or config.get("peft_type") not in tuners:
+            raise ValueError(f"{cls.name} needs a dict config with a peft_type of {sorted(tuners)}; got {options!r}")
+        if unknown := set(config) - {field.name for field in fields(PEFT_CONFIGS[config["peft_type"]])}:
             raise ValueError(f"this peft knows no options {sorted(unknown)} of {config['peft_type']}; is it older?")
         return cls(**options | {"config": PeftConfig.from_peft_type(**config)})
 

@@ -74,15 +74,8 @@ class AdaptedViT(nn.Module):
     def intermediate_tokens(self, x: Tensor, blocks: Sequence[int], metadata: Tensor | None = None) -> list[Tensor]:
         """Tokens after several blocks, each with the final norm on it, for decoders that read more than the last one.
 
-        What a method carries along between blocks (the prompts of a shallow ``VPT``) is left out.
-
-        Args:
-            x: (B, C, H, W) reflectance.
-            blocks: numbers of blocks, from 0.
-            metadata: as in ``forward_features``.
-
-        Returns:
-            (B, N, d) for each of ``blocks``: prefix tokens, then patches row by row.
+        ``blocks`` are numbers from 0; arguments and each result are otherwise those of ``forward_features``. What a
+        method carries along between blocks (the prompts of a shallow ``VPT``) is left out.
 
         Raises:
             ValueError: no blocks, or one that the ViT does not have.

@@ -181,7 +181,7 @@ class Reflectance(nn.Module):
     def fit(self, batches: Iterable) -> None:
         """Set mean and deviation of the bands beyond RGB from data, ignoring no-data pixels.
 
-        A constant band keeps the deviation 1, so that it reads as zero.
+        A constant band keeps the deviation 1: it reads as zero.
 
         Args:
             batches: (B, C, H, W) tensors, or dicts or tuples whose ``"image"`` or first item is one.
@@ -214,6 +214,3 @@ class Reflectance(nn.Module):
         std = (squares / count).sqrt()
         self.mean.copy_(mean.view(-1, 1, 1))
         self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)).view(-1, 1, 1))  # a constant band stays 0
-
-    def extra_repr(self) -> str:
-        return f"bands={self.bands.names}, image_size={self.image_size}, {self.rgb_white=}, {self.nodata=}"
