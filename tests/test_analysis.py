@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from helpers import SAVANNA, adapted, images, pretrained_tokens, randomise
+from helpers import SAVANNA, adapted, images, randomise
 from hypothesis import given
 from hypothesis import strategies as st
 
 import peftlib as pl
 from peftlib.deflect.analysis import (
-    DeflectionRecorder,
     angle,
     block_outputs,
     displacement_table,
@@ -21,7 +20,6 @@ from peftlib.deflect.analysis import (
 from peftlib.deflect.attention import UntangledBlock
 from peftlib.sensors.bands import band_set
 from peftlib.studies.probes import KINDS, halves, patch_targets, probe_table
-from peftlib.training.crops import train_on_crops
 
 
 def pixels_of(patch: torch.Tensor) -> list:
@@ -109,23 +107,6 @@ def test_displacement_table(x):
     np.testing.assert_allclose(after["norm_ratio"], 1, atol=1e-5)
     assert (after["angle"] > 1).all() and (after["z_A"] > 0.01).all() and (after["cka"] < 0.999).all()
     assert (after["free_ratio"] - 1).abs().max() > 0.1
-
-
-def test_recorder_looks_at_step_zero_regularly_and_at_the_end_and_compares_with_the_pretrained_tokens():
-    image = images(SAVANNA, batch=1, size=(48, 96))[0]
-    mask = (image[3] > image[3].median()).long()
-    model, plain = adapted(pl.Deflect(), SAVANNA), adapted(pl.Frozen(), SAVANNA)
-    recorder = DeflectionRecorder(images(SAVANNA), plain, every=3)
-    train_on_crops(model, image, mask, classes=2, steps=7, batch_size=2, lr=1e-2, callbacks=[recorder])
-    rows = recorder.rows
-    assert rows["step"].tolist() == [s for s in (0, 3, 6, 7) for _ in range(3)]
-    mean = rows.groupby("step")["angle"].mean()
-    assert mean[0] < 0.1 < mean[7]
-    np.testing.assert_allclose(rows["norm_ratio"], 1, atol=1e-5)
-    last = displacement_table(trace(model, recorder.x), recorder.pretrained_out)
-    np.testing.assert_allclose(rows[rows["step"] == 7]["angle"], last["angle"], rtol=1e-5)
-    expected = pretrained_tokens(plain.vit, recorder.x, rgb=(2, 1, 0))
-    torch.testing.assert_close(plain.vit.norm(recorder.pretrained_out[-1]), expected, rtol=0, atol=1e-5)
 
 
 # --- probes ---

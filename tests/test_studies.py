@@ -1,60 +1,150 @@
-"""`python -m peftlib study` plans the committed rows, all of them and no others, and writes them."""
+"""The studies behind 06 to 09: what they plan, what they test elsewhere, and what is committed of them."""
 
+import json
+import re
+
+import numpy as np
 import pytest
+import torch
+from made_rows import MADE_KEY, made_up
+from test_study import TINY
 
-from peftlib.__main__ import main
-from peftlib.experiments import grid as experiments
-from peftlib.experiments.results import RESULTS, read_table
-from peftlib.files import root
-from peftlib.studies import decoders as decoder_study
+import peftlib as pl
+from peftlib.data import load
+from peftlib.experiments.config import SEARCH, Experiment
+from peftlib.experiments.results import experiment_fields, read_study, scores
+from peftlib.sensors.bands import band_set
+from peftlib.studies import decoders, regions, sensors, series
+from peftlib.training.tasks import logits_and_truth
+
+COMMITTED = {"decoders": 150, "regions": 66, "series": 77, "sensors": 24}  # runs
+HLS = ("B02", "B03", "B04", "B8A", "B11", "B12")
 
 
 @pytest.fixture
-def execute(monkeypatch, tmp_path):
-    """Stands in for runs: gives what is committed of them. Where rows are written, and which runs were asked for."""
-    asked = set()
+def planned(monkeypatch):
+    """The experiments of a study, each with its fields; nothing runs."""
+    monkeypatch.setattr(Experiment, "key", MADE_KEY)
 
-    def give(name: str, status: str = "done"):
-        rows = read_table(name).assign(status=status)
+    def plan(study, **options):
+        runs, _ = study(made_up, **options)
+        assert not runs.duplicated(["key", "role"]).any()
+        return runs.assign(plan=[Experiment.from_dict(experiment_fields(row)) for _, row in runs.iterrows()])
 
-        def execute(runs, executor=None, known=None):
-            keys = {run.key for run in runs}
-            asked.update(keys)
-            return rows[rows["key"].isin(keys)]
-
-        monkeypatch.setattr(experiments, "execute", execute)
-        return asked
-
-    monkeypatch.setattr("peftlib.__main__.root", lambda: tmp_path)
-    return give
+    return plan
 
 
-@pytest.mark.parametrize("name", ["regions", "series"])
-def test_a_study_makes_its_committed_rows(name, execute, tmp_path, capsys):
-    asked, committed = execute(name), root() / RESULTS / f"{name}.csv"
-    assert main(["study", name]) == 0
-    assert asked == set(read_table(name)["key"])
-    made = tmp_path / RESULTS / f"{name}.csv"
-    assert made.read_bytes() == committed.read_bytes()
-    assert f"{len(asked)} runs in {made}" in capsys.readouterr().out
+def test_decoders_start_from_rates_of_the_linear_one(planned):
+    runs = planned(decoders.study)
+    assert set(runs.loc[runs["role"] == SEARCH, "decoder"]) == {"linear"}
+    seen = runs[runs["role"] == "decoder"]
+    assert set(zip(seen["decoder"], seen["steps"], strict=True)) == {
+        (name, steps) for name in decoders.DECODERS for steps in decoders.STEPS
+    }
+    assert set(seen.loc[seen["decoder"] != "linear", "head_lr"]) == {decoders.LARGE_HEAD_LR}
 
 
-def test_decoders_take_what_the_comparison_has(execute, tmp_path, monkeypatch):
-    """(Of simulated scenes; the keys of other runs need their images.)"""
-    monkeypatch.setattr(decoder_study, "PROFILES", ("quick",))
-    asked, rows = execute("decoders"), read_table("decoders")
-    assert main(["study", "decoders"]) == 0
-    assert asked == set(rows.loc[rows["dataset"] == "spectral_scenes", "key"])
+def test_metadata_are_compared_on_the_same_images(planned):
+    runs = planned(decoders.study)
+    one, other = (
+        {(p.dataset, p.seed, p.input, p.method, json.dumps(p.data)): p for p in runs.loc[runs["role"] == role, "plan"]}
+        for role in ("metadata", "without metadata")
+    )
+    assert one.keys() == other.keys() and len(one) == 2 * 3 * len(decoders.CELLS)
+    assert all(p.metadata and not other[place].metadata for place, p in one.items())
+    assert all(p.data["located"] for p in one.values() if p.dataset == "spectral_scenes")
 
 
-def test_failed_runs_are_no_results(execute, tmp_path, capsys):
-    execute("regions", status="failed")
-    assert main(["study", "regions"]) == 1
-    assert "33 of 33 runs failed, nothing was written; run again" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+def test_regions_test_what_nobody_trained_on(planned):
+    runs = planned(regions.study)
+    final = runs[runs["role"] == "final"]
+    assert set(final["method"]) == set(pl.METHODS) and len(final) == 2 * 3 * len(pl.METHODS)
+    for plan in final["plan"]:
+        assert plan.rgb_drift and plan.unseen
+        if plan.dataset == "spectral_scenes":
+            assert not set(plan.data["continents"]) & set(plan.unseen["continents"])
+        else:
+            assert plan.data["longitudes"][1] <= plan.unseen["longitudes"][0] and plan.fold == plan.seed
 
 
-def test_a_study_that_is_not_known_is_refused_with_the_choices(capsys):
-    with pytest.raises(SystemExit):
-        main(["study", "decoder"])
-    assert "choose from" in capsys.readouterr().err
+def test_an_approach_is_the_role_of_its_finals(planned):
+    runs = planned(series.study)
+    assert set(runs["role"]) == {SEARCH, *series.APPROACHES}
+    plans = {role: part["plan"].iloc[0] for role, part in runs.groupby("role")}
+    assert plans["DEFLECT, set of dates"].input.order == "set"
+    assert plans["DEFLECT, sequence of dates"].input.order == "sequence"
+    bands = plans["DEFLECT, set without days"].bands
+    assert "B08@4" in bands and not [name for name in bands if name.startswith(("cos", "sin"))]
+    with pytest.raises(ValueError, match="choose from LoRA, RGB of the best date"):
+        series.setting("LoRA")
+
+
+def test_missing_bands_are_filled_from_what_is_there():
+    wanted, given = band_set(sensors.SOURCE_BANDS), band_set(HLS, "hls")
+    nearest = sensors.stand_ins(wanted, given, "nearest")
+    picked = dict(zip(sensors.SOURCE_BANDS, (HLS[i] for i in nearest.argmax(1)), strict=True))
+    other = {"B01": "B02", "B05": "B04", "B06": "B04", "B07": "B8A", "B08": "B8A"}
+    assert picked == {band: band for band in HLS} | other
+    assert (nearest.sum(1) == 1).all() and ((nearest == 0) | (nearest == 1)).all()
+    line = torch.tensor(np.log(given.wavelengths)).float()  # a spectrum linear in log wavelength is kept, but for ends
+    between = sensors.stand_ins(wanted, given, "interpolated") @ line
+    torch.testing.assert_close(between, torch.tensor(np.log(wanted.wavelengths)).float().clamp_min(float(line.min())))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The study of sensors in small, on one seed and one other sensor."""
+    folder = tmp_path_factory.mktemp("sensors")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PEFTLIB_RUNS", str(folder))
+        options = dict(trained_on=("sentinel2",), unseen=("hls",), seeds=(0,), setting=TINY)
+        yield *sensors.study(made_up, **options), folder
+
+
+def test_each_adapter_is_tested_as_it_can_read(small):
+    runs, metrics, _ = small
+    found = metrics.merge(runs[runs["role"] != SEARCH], on="key").groupby("role")["split"].unique().map(set)
+    assert found["by bands"] == {"val", "test", "hls, nearest", "hls, interpolated"}
+    assert found["by wavelengths"] == {"val", "test", "hls, transfer", "hls, refitted"}
+    assert found["LoRA, RGB"] == {"val", "test", "hls, transfer"}
+    assert {"miou", "pairs"} <= set(metrics["metric"])
+
+
+def test_the_transferred_score_is_that_of_the_transferred_model(small):
+    runs, metrics, folder = small
+    row = runs[runs["role"] == "by wavelengths"].iloc[0]
+    experiment = Experiment.from_dict(experiment_fields(row))
+    train, val, test = experiment.parts()
+    task = sensors.build_task(experiment, data := sensors.EarthData(train, val, test, 2, seed=0))
+    sensors.fit(task, data, folder / "sensors" / row["key"], experiment.steps, 0)  # finished before: read
+    scenes = load("spectral_scenes", split="test", sensor="hls", length=4, size=32)
+    task.model = pl.transfer(task.model, scenes.bands, "hls")
+    logits, truth = logits_and_truth(
+        task, [{part: torch.stack([s[part] for s in scenes]) for part in ("image", "mask")}]
+    )
+    right = float((logits.argmax(1) == truth)[truth >= 0].float().mean())
+    kept = metrics[metrics["key"].eq(row["key"]) & metrics["split"].eq("hls, transfer")].set_index("metric")["value"]
+    assert kept["accuracy"] == pytest.approx(right, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_committed_runs_are_whole_and_are_experiments(name):
+    runs, metrics = read_study(name)
+    assert len(runs) == COMMITTED[name] and set(runs["status"]) == {"done"} and runs["key"].is_unique
+    assert set(metrics["key"]) == set(runs["key"]) and np.isfinite(metrics["value"]).all()
+    experiments = [Experiment.from_dict(experiment_fields(row)) for _, row in runs.iterrows()]
+    assert [one.role for one in experiments] == list(runs["role"])
+    final = runs[runs["role"] != SEARCH]
+    assert len(scores(runs, metrics)) == len(final)
+    same = [*("role", "dataset", "input", "input_options", "method", "options", "decoder", "steps", "lr"), "config"]
+    seeds = final.groupby(same)["seed"].agg(sorted).map(tuple)
+    assert (seeds == (0, 1, 2)).all()
+
+
+def test_notebooks_read_rows_that_are_there():
+    folder = regions.__file__.rsplit("/peftlib/", 1)[0] + "/notebooks/"
+    for name in ("06_decoders_and_metadata", "08_unseen_regions", "09_beyond"):
+        with open(f"{folder}{name}.ipynb") as file:
+            (cell,) = [c for c in json.load(file)["cells"] if "parameters" in c["metadata"].get("tags", ())]
+        found = re.findall(r'^(?:study|sensors|dates): str = "(\w+)"', "".join(cell["source"]), re.MULTILINE)
+        assert found and all(len(read_study(study)[0]) for study in found)

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 import peftlib as pl
 from peftlib.data import ChipCrops, savanna_chip, savanna_classes
-from peftlib.training.crops import crop_accuracy, train_on_crops
+from peftlib.studies.crops import crop_accuracy, train_on_crops
 from peftlib.training.decoders import LinearDecoder
 from peftlib.training.fit import quiet_trainer
 from peftlib.training.tasks import Segmentation
@@ -23,45 +23,47 @@ def problem(size=(48, 112)) -> tuple[torch.Tensor, torch.Tensor]:
     return image, mask
 
 
-def train(steps=12, seed=0, method=None, **options) -> Segmentation:
+def train(steps=12, seed=0, method=None):
     image, mask = problem()
     model = adapted(method or pl.Deflect(), SAVANNA)
-    return train_on_crops(model, image, mask, 2, steps, batch_size=4, lr=1e-2, head_lr=1e-2, seed=seed, **options)
+    return model, *train_on_crops(model, image, mask, 2, steps, batch_size=4, lr=1e-2, head_lr=1e-2, seed=seed)
+
+
+# --- crops of one image ---
+
+
+def test_training_learns_what_only_near_infrared_shows():
+    image, mask = problem()
+    (spectral, head, losses), (rgb, other, _) = train(steps=60), train(steps=60, method=pl.Frozen())
+    assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:5])
+    found = [crop_accuracy(*pair, image, mask, crops=16) for pair in ((spectral, head), (rgb, other))]
+    assert found[0] > 0.8 and found[0] > found[1] + 0.15
+
+
+def test_accuracy_is_the_share_of_right_pixels():
+    image, mask = problem()
+    model, head, _ = train(steps=2)
+    crops = ChipCrops(image, mask, 32, "test", 5, seed=2**16)
+    right = [(head(model(c["image"][None])).argmax(1)[0] == c["mask"]).float().mean() for c in crops]
+    assert crop_accuracy(model, head, image, mask, crops=5) == pytest.approx(float(sum(right) / 5), abs=1e-6)
+
+
+def test_the_same_seed_gives_the_same_losses_and_another_seed_others():
+    first, again, other = (train(steps=4, seed=seed)[2] for seed in (0, 0, 1))
+    assert len(first) == 4 and first == again != other
 
 
 # --- segmentation ---
 
 
-def test_training_learns_what_only_near_infrared_shows():
-    image, mask = problem()
-    spectral, rgb = train(steps=60), train(steps=60, method=pl.Frozen())
-    assert np.mean(spectral.losses[-10:]) < 0.6 * np.mean(spectral.losses[:5])
-    scores = [crop_accuracy(task, image, mask, crops=16) for task in (spectral, rgb)]
-    assert scores[0] > 0.8 and scores[0] > scores[1] + 0.15
-
-
-def test_accuracy_is_the_share_of_right_pixels():
-    image, mask = problem()
-    task = train(steps=2)
-    crops = ChipCrops(image, mask, 32, "test", 5, seed=2**16)
-    right = [(task(c["image"][None]).argmax(1)[0] == c["mask"]).float().mean() for c in crops]
-    assert crop_accuracy(task, image, mask, crops=5) == pytest.approx(float(sum(right) / 5), abs=1e-6)
-
-
 def test_what_was_counted_before_an_evaluation_has_no_say():
     """Spawned processes share the memory that metrics count in: each has to begin with counts of its own."""
-    image, mask = problem()
-    task = train(steps=2)
-    right = crop_accuracy(task, image, mask, crops=5)
+    task, trainer = Segmentation(adapted(pl.Frozen(), SAVANNA), 2), quiet_trainer(accelerator="cpu")
+    loader = DataLoader([{"image": images(SAVANNA)[0], "mask": torch.ones(32, 32).long()}])
+    right = trainer.test(task, loader, verbose=False)
     with torch.inference_mode():
         task.metrics["test"].update(torch.zeros(1, 9, dtype=torch.long), torch.ones(1, 9, dtype=torch.long))
-    assert crop_accuracy(task, image, mask, crops=5) == right
-
-
-def test_the_same_seed_gives_the_same_losses_and_another_seed_others():
-    first, again, other = train(steps=4), train(steps=4), train(steps=4, seed=1)
-    assert len(first.losses) == 4
-    assert first.losses == again.losses and first.losses != other.losses
+    assert trainer.test(task, loader, verbose=False) == right
 
 
 def test_ignored_pixels_do_not_count():

@@ -36,14 +36,20 @@ def whole(data, tmp_path_factory):
     return runs, do(runs, tmp_path_factory.mktemp("whole"))
 
 
-def many() -> list:
+def many(steps: int = 60) -> list:
     """Runs that can be caught in the middle, with dropout: what is drawn must be drawn again."""
-    return grid(toy(method=pl.VPT(tokens=4, dropout=0.3), steps=120), seed=range(3))
+    return grid(toy(method=pl.VPT(tokens=4, dropout=0.3), steps=steps), seed=range(3))
 
 
 @pytest.fixture(scope="module")
 def long(data, tmp_path_factory):
     return many(), do(many(), tmp_path_factory.mktemp("long"))
+
+
+@pytest.fixture(scope="module")
+def longer(data, tmp_path_factory):
+    """For workers, which write a checkpoint every hundred steps."""
+    return many(300), do(many(300), tmp_path_factory.mktemp("longer"))
 
 
 def begun(folder: Path) -> bool:
@@ -73,14 +79,14 @@ def test_unknown_executors_and_options_are_named(options, said, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_is_an_error_that_says_how_to_continue(long, tmp_path):
-    runs, tables = long
+def test_a_worker_that_dies_is_an_error_that_says_how_to_continue(longer, tmp_path):
+    runs, tables = longer
 
     def kill():
         wait_for(lambda: begun(tmp_path))
         children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
         for child in children:
-            if "loky" in Path(f"/proc/{child}/cmdline").read_text():
+            if "popen_loky" in Path(f"/proc/{child}/cmdline").read_text():
                 os.kill(int(child), signal.SIGKILL)
 
     killer = threading.Thread(target=kill, daemon=True)
@@ -150,7 +156,7 @@ from test_workers import many
 from toy_runs import do
 
 run.SAVE_EVERY = 1
-do(many(), Path(sys.argv[2]), executor=sys.argv[3], workers=2)
+do(many(int(sys.argv[4])), Path(sys.argv[2]), executor=sys.argv[3], workers=2)
 """
 
 
@@ -171,10 +177,10 @@ def alone(group: int) -> bool:
         pytest.param("processes", signal.SIGKILL, marks=pytest.mark.slow),
     ],
 )
-def test_a_grid_that_is_stopped_leaves_no_process_and_resumes_to_the_same_bits(executor, number, long, tmp_path):
+def test_a_grid_that_is_stopped_leaves_no_process_and_resumes_to_the_same_bits(executor, number, request, tmp_path):
     """By Ctrl-C, or by a kill of the parent alone, in the middle of runs, with more runs waiting."""
-    runs, tables = long
-    command = [sys.executable, "-c", GRID, str(TESTS), str(tmp_path), executor]
+    runs, tables = request.getfixturevalue("long" if executor == "in-process" else "longer")
+    command = [sys.executable, "-c", GRID, str(TESTS), str(tmp_path), executor, str(runs[0].steps)]
     pipes = dict(stderr=subprocess.PIPE, text=True, start_new_session=True)
     process = subprocess.Popen(command, cwd=TESTS.parent, **pipes)
     try:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import lightning
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -185,40 +184,3 @@ def block_outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
         z = model.run_block(block, z, z_A)
         outputs.append(z)
     return outputs
-
-
-class DeflectionRecorder(lightning.Callback):
-    """Record ``displacement_table`` on fixed images every few training steps, in ``rows``.
-
-    Args:
-        x: (B, C, H, W) reflectance to look at.
-        pretrained: the model before any training, to measure drift from: ``adapt(vit, Frozen(), ...)``.
-        every: steps between two looks; step 0, before any update, and the last step are always recorded.
-    """
-
-    def __init__(self, x: Tensor, pretrained: nn.Module, every: int = 10):
-        self.x, self.every = x, every
-        self.tables: list[pd.DataFrame] = []
-        self.pretrained_out = block_outputs(pretrained.eval(), x)
-
-    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        self._record(module, step=0)
-
-    def on_train_batch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_) -> None:
-        if trainer.global_step % self.every == 0:
-            self._record(module, trainer.global_step)
-
-    def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        if trainer.global_step % self.every:
-            self._record(module, trainer.global_step)
-
-    def _record(self, module: lightning.LightningModule, step: int) -> None:
-        training = module.training
-        module.eval()
-        self.tables.append(displacement_table(trace(module.model, self.x), self.pretrained_out).assign(step=step))
-        module.train(training)
-
-    @property
-    def rows(self) -> pd.DataFrame:
-        """All looks: the columns of ``displacement_table`` and ``step``."""
-        return pd.concat(self.tables, ignore_index=True)

@@ -3,6 +3,8 @@
 import itertools
 import math
 import os
+import signal
+import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -82,8 +84,10 @@ def execute(
     planned = list({(one.key, one.role): one for one in experiments}.items())
     before = _known(known, [place for place, _ in planned])
     there = set() if before is None else set(before[0]["key"])
-    unique = {key: one for (key, _), one in reversed(planned) if key not in there}  # the first role of each
-    unique = dict(reversed(unique.items()))
+    unique: dict[str, Experiment] = {}
+    for (key, _), one in planned:
+        if key not in there:
+            unique.setdefault(key, one)
     rows = {key: row for key in unique if (row := read_row(folder / f"{key}.json")) is not None}
     missing = {k: v for k, v in unique.items() if k not in rows or (retry_failed and rows[k]["status"] == FAILED)}
     if progress and missing:
@@ -149,10 +153,10 @@ def _submitter(executor: Any, workers: int, options: dict) -> Iterator[Any]:
     if executor == "in-process":
         yield None
     elif executor == "processes":
-        from joblib.externals.loky import ProcessPoolExecutor  # its workers end with their parent, however that ends
+        from joblib.externals.loky import ProcessPoolExecutor
 
         threads = max(_cores() // _count(workers), 1)
-        pool = ProcessPoolExecutor(_count(workers), initializer=_begin_worker, initargs=(threads,))
+        pool = ProcessPoolExecutor(_count(workers), initializer=_begin_worker, initargs=(threads, os.getpid()))
         try:
             yield pool.submit
         finally:
@@ -174,13 +178,19 @@ def _submitter(executor: Any, workers: int, options: dict) -> Iterator[Any]:
         yield executor.submit
 
 
-def _begin_worker(threads: int) -> None:
-    import signal
-
+def _begin_worker(threads: int, parent: int) -> None:
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends its workers
     torch.set_num_threads(threads)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """A worker whose parent was killed would else finish its run beside the next grid's, and wait for ever."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _cores() -> int:

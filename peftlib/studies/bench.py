@@ -5,7 +5,6 @@ print(markdown(rows))
 """
 
 import json
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from peftlib.backbones.loading import encoder_parameters, load_backbone
+from peftlib.experiments.run import device_name
 from peftlib.files import root
 from peftlib.methods import INPUTS, METHODS, Frozen, Input, Method
 from peftlib.methods.lora import LoRA
@@ -104,7 +104,7 @@ def bench(
         raise ValueError(f"bench({precision=}, {repeats=}); precision is one of {PRECISIONS}, repeats at least 1")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     facts = {"backbone": backbone, "image_size": image_size, "batch_size": batch_size, "precision": precision}
-    facts |= {"compiled": compiled, "checkpointed": checkpointed, "device": _device_name(place)}
+    facts |= {"compiled": compiled, "checkpointed": checkpointed, "device": device_name(place)}
     facts |= {"torch": torch.__version__, "repeats": repeats}
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -140,12 +140,6 @@ def _cell(name: str) -> tuple[Input, Method]:
         )
     config = METHODS[method]()
     return INPUTS[input]() if input else config.default_input(), config
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
 def _row(names: tuple[str, str, str], racer: Contestant, times: pd.DataFrame, rate: float, encoder: int) -> dict:

@@ -38,6 +38,25 @@ SETTINGS: dict[str, tuple[Experiment, tuple[dict, ...]]] = {
         tuple({"seed": seed, "data": _SCENES | {"seed": seed}} for seed in range(3)),
     ),
 }
+_PAPER = {"image_size": 224, "batch_size": 32, "steps": 5000, "decoder": "upernet", "precision": "bf16-mixed"}
+_PAPER_SETS = ("so2sat", "brick_kiln", "forestnet", "burn_scars", "mados")
+# What notebook 04 runs by default: a small grid here, the committed study, or the paper's data sets on a GPU.
+PROFILES = {
+    "quick": {
+        "spectral_scenes": (
+            replace(SETTINGS["spectral_scenes"][0], data={"length": 192, "size": 56, "seed": 100}, val_images=64),
+            ({"data": {"length": 192, "size": 56}},),
+        )
+    },
+    "real": SETTINGS,
+    "paper": {
+        name: (
+            replace(SETTINGS["eurosat"][0], dataset=name, folds=0, val_share=0.0, **_PAPER),
+            ({"seed": 0}, {"seed": 1}, {"seed": 2}),
+        )
+        for name in _PAPER_SETS
+    },
+}
 # A search shares neither folds nor seeds with the final runs.
 UNSEEN = {"seed": 100, "repeat": 100, "fold": 0, "role": SEARCH}
 

@@ -103,40 +103,21 @@ def panel_letters(figure: Figure, axes=None) -> None:
 def use_style() -> None:
     """The style of every figure; call it once at the top of a notebook."""
     sns.set_theme(context="notebook", style="ticks", palette="colorblind")
-    plt.rcParams.update(
-        {
-            "figure.dpi": 80,
-            "savefig.dpi": 200,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.titlesize": 11,
-            "axes.labelsize": 10,
-            "legend.frameon": False,
-            "legend.fontsize": 9,
-            "legend.title_fontsize": 9,
-            "xtick.labelsize": 9,
-            "ytick.labelsize": 9,
-            "image.interpolation": "nearest",
-            "pdf.fonttype": 42,
-            "figure.constrained_layout.use": True,
-        }
-    )
+    sizes = {"axes.titlesize": 11, "axes.labelsize": 10, "legend.fontsize": 9, "legend.title_fontsize": 9}
+    sizes |= {"xtick.labelsize": 9, "ytick.labelsize": 9, "figure.dpi": 80, "savefig.dpi": 200, "pdf.fonttype": 42}
+    frame = {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
+    layout = {"figure.constrained_layout.use": True, "image.interpolation": "nearest"}
+    plt.rcParams.update(sizes | frame | layout)
 
 
 def save_figure(figure: Figure, name: str, profile: str) -> list[Path]:
-    """Write ``figures/<profile>/<name>.png`` and ``.pdf``; the same picture gives the same bytes.
-
-    Written by rename: an interrupted call leaves the former file whole.
-    """
-    folder = figures_dir(profile)
+    """Write ``figures/<profile>/<name>.png`` and ``.pdf``, by rename; the same picture gives the same bytes."""
     metadata = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
-    paths = []
-    for suffix, facts in metadata.items():
-        path = folder / f"{name}.{suffix}"
+    paths = {suffix: figures_dir(profile) / f"{name}.{suffix}" for suffix in metadata}
+    for suffix, path in paths.items():
         with atomic_path(path) as temporary:
-            figure.savefig(temporary, format=suffix, metadata=facts, bbox_inches="tight")
-        paths.append(path)
-    return paths
+            figure.savefig(temporary, format=suffix, metadata=metadata[suffix], bbox_inches="tight")
+    return list(paths.values())
 
 
 def show_paths(paths: list[Path]) -> None:

@@ -9,36 +9,21 @@ from torch import Tensor
 from peftlib.sensors.bands import BandSet
 from peftlib.sensors.spectral_indices import index_function
 
-RADIOMETRY = "radiometry beyond RGB"
-COLOUR = "radiometry of RGB"
-GEOMETRY = "geometry"
-KINDS = {
-    "NIR": RADIOMETRY,
-    "NDVI": RADIOMETRY,
-    "CVI": RADIOMETRY,
-    "NIR beyond RGB": RADIOMETRY,
-    "red": COLOUR,
-    "slope down": GEOMETRY,
-    "slope across": GEOMETRY,
-    "edge strength": GEOMETRY,
-}
+RADIOMETRY, COLOUR, GEOMETRY = "radiometry beyond RGB", "radiometry of RGB", "geometry"
+KINDS = dict.fromkeys(("NIR", "NDVI", "CVI", "NIR beyond RGB"), RADIOMETRY) | {"red": COLOUR}
+KINDS |= dict.fromkeys(("slope down", "slope across", "edge strength"), GEOMETRY)
 
 
 def patch_targets(image: Tensor, bands: BandSet, nir: str, patch: int, train: np.ndarray | None = None) -> pd.DataFrame:
-    """Quantities of each patch, row by row.
+    """Quantities of each patch (``KINDS``), a column each, n rows.
 
-    Radiometric ones are means over the patch and so blind to where its pixels lie: NIR reflectance, NDVI, CVI, the red
-    band, and what a linear fit on the patch means of red, green and blue leaves of NIR. Geometric ones depend on where
-    they lie: the slope of brightness down and across the patch, and its mean gradient length (which is in part
-    radiometric: a patch with edges is one with varied pixels).
+    Radiometric ones are means over the patch; "NIR beyond RGB" is what a linear fit on its mean red, green and blue
+    leaves of NIR. Geometric ones are the slope of brightness down and across the patch, and its mean gradient length.
 
     Args:
         image: (C, H, W) reflectance, H and W multiples of ``patch``.
         nir: name of the near-infrared band.
         train: (n,) mask of the patches that the linear fit may see; None is all.
-
-    Returns:
-        a column a target, n rows.
     """
     if nir not in bands.names:
         raise ValueError(f"nir={nir!r} is not among the bands {bands.names}")

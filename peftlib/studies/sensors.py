@@ -42,12 +42,9 @@ READERS = {
     "LoRA, RGB": (pl.RGB(), LoRA()),
     "LoRA, all bands": (pl.Inflated(), LoRA()),
 }
-TRAINED = {
-    SOURCE: ("by bands", "by wavelengths", "LoRA, RGB"),
-    "hls": ("by bands",),
-    "landsat8": ("by bands",),
-    HYPERSPECTRAL: ("by bands", "by wavelengths", "LoRA, all bands"),
-}
+TRAINED = dict.fromkeys((SOURCE, *UNSEEN), ("by bands",))
+TRAINED |= {SOURCE: ("by bands", "by wavelengths", "LoRA, RGB")}
+TRAINED |= {HYPERSPECTRAL: ("by bands", "by wavelengths", "LoRA, all bands")}
 
 
 def study(
@@ -59,10 +56,8 @@ def study(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Rates are chosen on Sentinel-2; what is trained there is tested on the unseen sensors too.
 
-    Args:
-        execute: does the searches. Trainings are done here, since their weights are tested in several ways; one that is
-            finished in ``runs/sensors`` is not repeated.
-        trained_on: some of ``TRAINED``; unseen: some of ``UNSEEN``.
+    ``execute`` does the searches; trainings are done here, in ``runs/sensors``, since their weights are tested in
+    several ways. ``trained_on``: some of ``TRAINED``; ``unseen``: some of ``UNSEEN``.
     """
     there = replace(setting, bands=SOURCE_BANDS)
     *searched, best = search(execute, {name: tries(there, *READERS[name]) for name in READERS})
@@ -133,4 +128,5 @@ def scored(task: Segmentation, batches: Iterable[dict], scenes) -> dict[str, flo
     logits, truth = logits_and_truth(task, batches)
     metrics = task.metrics["test"].clone()
     metrics.update(task.predictions(logits), truth)
-    return {name: float(value) for name, value in metrics.compute().items()} | scenes.evaluations(logits, truth)
+    found = {name: float(value) for name, value in metrics.compute().items()}
+    return found | {name: value for own in scenes.evaluations().values() for name, value in own(logits, truth).items()}
