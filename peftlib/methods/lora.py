@@ -62,9 +62,9 @@ class LoRALinear(LowRankUpdate):
 
         In bfloat16, W + s B A would round small updates away; on the meta device the formula itself is counted.
         """
-        rounds = x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(x.device.type)
-        drops = self.training and self.dropout.p > 0
-        return not (rounds or drops or x.is_meta or self.linear.weight.requires_grad)
+        plain = x.is_meta or x.dtype not in (torch.float32, torch.float64) or self.linear.weight.requires_grad
+        plain = plain or torch.is_autocast_enabled(x.device.type) or (self.training and self.dropout.p > 0)
+        return not plain
 
     def merged(self) -> nn.Linear:
         """One plain layer that gives the same."""
