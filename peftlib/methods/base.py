@@ -153,20 +153,12 @@ class Method(Config):
 
 
 def method_from(name: str, options: dict) -> Method:
-    """A method from its name and ``options()``, as an adapter file or a result row has them.
-
-    Raises:
-        ValueError: an unknown name or option.
-    """
+    """A method from its name and ``options()``; ValueError for an unknown name or option."""
     return _named("method", METHODS | _BRIDGES, name).from_options(options)
 
 
 def input_from(name: str, options: dict) -> Input:
-    """An input from its name and ``options()``.
-
-    Raises:
-        ValueError: an unknown name or option.
-    """
+    """An input from its name and ``options()``; ValueError for an unknown name or option."""
     return _named("input", INPUTS, name).from_options(options)
 
 

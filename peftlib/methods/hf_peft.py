@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # importing peft takes seconds, and it is an optional extra
     from peft import PeftConfig
 
 LINEARS = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
-IA3 = {"target_modules": r"blocks\.\d+\.(attn\.qkv|mlp\.fc2)", "feedforward_modules": r"blocks\.\d+\.mlp\.fc2"}
+IA3 = r"blocks\.\d+\.(attn\.qkv|mlp\.fc2)", r"blocks\.\d+\.mlp\.fc2"  # all, and those that are feed-forward
 # Tuners of language models' own parts, and mixtures that peft trains in two stages.
 UNFIT = ("ADAPTION_PROMPT", "POLY", "SHADOW", "TRAINABLE_TOKENS", "XLORA")
 
@@ -71,9 +71,8 @@ class HFPeft(Method, bridge=True):
 
     def inject(self, vit: VisionTransformer) -> None:
         _, tuners = _peft()
-        base = list(vit.state_dict())
         input_tunes = {name: p.requires_grad for name, p in vit.named_parameters() if name.startswith("patch_embed.")}
-        before = fingerprint(vit.state_dict())
+        base, before = list(vit.state_dict()), fingerprint(vit.state_dict())
         config = deepcopy(self.config)  # peft writes into it
         _default_targets(config, vit)
         try:
@@ -156,7 +155,7 @@ def _default_targets(config: "PeftConfig", vit: VisionTransformer) -> None:
     if not config.target_modules and not getattr(config, "target_parameters", None):
         kind = config.peft_type.value
         if kind == "IA3":
-            config.target_modules, config.feedforward_modules = IA3["target_modules"], IA3["feedforward_modules"]
+            config.target_modules, config.feedforward_modules = IA3
         elif kind == "LN_TUNING":
             norms = {name.rpartition(".")[0] for name in encoder_parameters(vit) if "norm" in name}
             config.target_modules = "|".join(sorted(map(re.escape, norms)))

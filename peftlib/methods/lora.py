@@ -52,25 +52,19 @@ class LoRALinear(LowRankUpdate):
         self.to(linear.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.fits_one_product(x):
-            return MergedProduct.apply(
-                x, self.linear.weight, self.linear.bias, self.A.weight, self.B.weight, self.scale
-            )
-        return self.linear(x) + super().forward(x)
+        if not self.fits_one_product(x):
+            return self.linear(x) + super().forward(x)
+        W, b = self.linear.weight, self.linear.bias
+        return MergedProduct.apply(x, W, b, self.A.weight, self.B.weight, self.scale)
 
     def fits_one_product(self, x: Tensor) -> bool:
         """Whether ``MergedProduct`` gives the same: frozen W, no dropout, at least float32.
 
         In bfloat16, W + s B A would round small updates away; on the meta device the formula itself is counted.
         """
-        exact = x.dtype in (torch.float32, torch.float64) and not x.is_meta
-        drops = self.training and self.dropout.p > 0
-        return (
-            exact
-            and not torch.is_autocast_enabled(x.device.type)
-            and not drops
-            and not self.linear.weight.requires_grad
-        )
+        plain = x.is_meta or x.dtype not in (torch.float32, torch.float64) or self.linear.weight.requires_grad
+        plain = plain or torch.is_autocast_enabled(x.device.type) or (self.training and self.dropout.p > 0)
+        return not plain
 
     def merged(self) -> nn.Linear:
         """One plain layer that gives the same."""
@@ -124,9 +118,7 @@ class LoRA(Method):
     def __post_init__(self):
         super().__post_init__()
         if "qkv" in self.targets and set(QKV) & set(self.targets):
-            raise ValueError(
-                f"LoRA(targets={self.targets!r}) adapts the fused qkv twice; choose 'qkv' or some of {QKV}"
-            )
+            raise ValueError(f"LoRA(targets={self.targets!r}) adapts qkv twice; choose 'qkv' or some of {QKV}")
 
     def inject(self, vit: VisionTransformer) -> None:
         options = (self.rank, self.alpha, self.dropout)

@@ -50,9 +50,8 @@ def _contents(model: AdaptedViT) -> tuple[dict[str, Tensor], dict[str, str]]:
         "nodata": model.reflectance.nodata,
         "indices": None if model.auxiliary is None else model.auxiliary.indices.names,
         "backbone": _backbone_facts(model.spec),
+        "metadata": () if model.metadata is None else model.metadata.names,
     }
-    if model.metadata is not None:
-        config["metadata"] = model.metadata.names
     state = {name: tensor.contiguous() for name, tensor in model.adapter_state().items()}
     state = {name: tensor if tensor.is_meta else tensor.cpu() for name, tensor in state.items()}
     metadata = {
@@ -98,32 +97,23 @@ def load_adapter(
             f"adapter {path.name} was trained with {config['backbone']}, this backbone has {facts} "
             "(res: ground sampling distance in metres, see load_backbone)"
         )
-    method = method_from(config["method"], config["options"])
     trained_at = tuple(config["image_size"])
     if "vit.pos_embed" in state and image_size is not None and pair(image_size) != trained_at:
         raise ValueError(
             f"adapter {path.name} tuned the position embedding at {trained_at}; it has no other image size"
         )
-    model = adapt(
-        vit,
-        method,
-        BandSet.from_json(config["bands"]),
-        image_size=trained_at if image_size is None else image_size,
-        input=input_from(config["input"], config["input_options"]),
-        rgb_white=config["rgb_white"],
-        nodata=config["nodata"],
-        inplace=inplace,
-        metadata=config.get("metadata", ()),
-    )
+    method = method_from(config["method"], config["options"])
+    input = input_from(config["input"], config["input_options"])
+    size = trained_at if image_size is None else image_size
+    others = {"rgb_white": config["rgb_white"], "nodata": config["nodata"], "metadata": config["metadata"]}
+    bands = BandSet.from_json(config["bands"])
+    model = adapt(vit, method, bands, image_size=size, input=input, inplace=inplace, **others)
     names = None if model.auxiliary is None else list(model.auxiliary.indices.names)
     if names != config["indices"]:
         raise ValueError(f"adapter {path.name} reads indices {config['indices']}, here they would be {names}")
     here, there = ({(name, t.shape) for name, t in tensors.items()} for tensors in (model.adapter_state(), state))
-    wrong = sorted({name for name, _ in here ^ there})
-    if wrong:
-        raise ValueError(
-            f"adapter {path.name} does not fit {method} on {model.input}: {wrong[:5]} ({len(wrong)} in all)"
-        )
+    if wrong := sorted({name for name, _ in here ^ there}):
+        raise ValueError(f"adapter {path.name} does not fit {method} on {input}: {wrong[:5]} ({len(wrong)} in all)")
     model.load_state_dict(state, strict=False)  # names and shapes were checked above; the rest is the backbone
     return model
 

@@ -43,16 +43,10 @@ def cost_table(
         method, input = given if isinstance(given, tuple) else (given, None)
         with torch.random.fork_rng(devices=[]):  # counting must not move the user's random numbers
             model = adapt(shape, method, bands, sensor, image_size, input)
-        counts = count_parameters(model)
-        del counts["encoder"]
-        forward, step = flops(model)
-        rows[str(method) if input is None else f"{method} on {input}"] = {
-            **counts,
-            "adapter_bytes": adapter_bytes(model),
-            "forward_gflops": forward / 1e9,
-            "step_gflops": step / 1e9,
-        }
-    return pandas.DataFrame.from_dict(rows, orient="index").rename_axis("method")
+        forward, step = (operations / 1e9 for operations in flops(model))
+        costs = {"adapter_bytes": adapter_bytes(model), "forward_gflops": forward, "step_gflops": step}
+        rows[str(method) if input is None else f"{method} on {input}"] = count_parameters(model) | costs
+    return pandas.DataFrame.from_dict(rows, orient="index").drop(columns="encoder").rename_axis("method")
 
 
 def flops(model: AdaptedViT) -> tuple[int, int]:

@@ -9,22 +9,17 @@ from peftlib.sensors.spectral_indices import SpectralIndices
 
 
 def transfer(model: AdaptedViT, bands: Sequence[str] | Mapping[str, float], sensor: str = "sentinel2") -> AdaptedViT:
-    """The same tuned tensors, reading other bands. Without training, and without images of the new sensor.
+    """A copy with the same tuned tensors that reads other bands, without training or images of the new sensor.
 
-    What was fitted by ``fit_normalization`` belongs to wavelengths and comes along. Where the new sensor's images
-    differ in more than their bands (another product, atmosphere or season), ``fit_normalization`` of the result with
-    unlabelled images of it is the alternative; where they do not, it may lose (other land has other statistics).
+    What was fitted by ``fit_normalization`` comes along. Where the new images differ in more than their bands (product,
+    atmosphere, season), fit the result on unlabelled ones; elsewhere that may lose, as other land has other statistics.
 
     Args:
         model: adapted on ``EMB(spectral="wavelengths")`` or on ``RGB()``.
         bands, sensor: of the new images, as for ``adapt``.
 
-    Returns:
-        a copy; the model stays as it is.
-
     Raises:
-        ValueError: a model whose tensors belong to its bands, bands that it cannot read, or that lack what one of its
-            spectral indices needs.
+        ValueError: a model whose tensors belong to its bands, or bands that it or its spectral indices cannot read.
     """
     if not isinstance(model, AdaptedViT):
         raise ValueError(f"transfer needs a model made by adapt, got {type(model).__name__}")

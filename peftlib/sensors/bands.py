@@ -99,11 +99,7 @@ class BandSet:
 
     @staticmethod
     def from_json(facts: Mapping) -> "BandSet":
-        """The bands that ``to_json`` described.
-
-        Raises:
-            ValueError: a kind of bands that is not known here, or bands that are not known.
-        """
+        """The bands that ``to_json`` described; ValueError for unknown ones, or an unknown kind of bands."""
         kind = facts.get("kind", "")
         if kind and kind not in BandSet.kinds:
             raise ValueError(f"unknown kind of bands {kind!r}; choose from {', '.join(BandSet.kinds)}")
