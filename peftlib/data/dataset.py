@@ -179,6 +179,8 @@ def collate(samples: Iterable[dict]) -> dict:
     samples = list(samples)
     batch = default_collate([{k: v for k, v in s.items() if k in ("image", "label", "mask")} for s in samples])
     batch |= {name: samples[0][name] for name in ("bands", "sensor") if name in samples[0]}
+    if isinstance(batch.get("bands"), BandSet):  # Lightning moves batches to devices, and refuses frozen dataclasses
+        batch["bands"] = batch["bands"].names
     return batch | ({"meta": [s["meta"] for s in samples]} if "meta" in samples[0] else {})
 
 
