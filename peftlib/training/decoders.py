@@ -70,13 +70,14 @@ class PyramidDecoder(nn.Module):
         super().__init__()
         self.name, self.blocks, self.image_size = name, evenly_spaced(depth), tuple(image_size)
         self.pyramid = Pyramid(dim, grid_size)
+        smp, channels, width = "segmentation_models_pytorch", (0, *self.pyramid.channels), 32 if name == "unet" else 256
         if name == "unet":
-            width, channels = 32, (0, *self.pyramid.channels)
-            self.decoder = _smp("decoders.unet.decoder").UnetDecoder(channels, (256, 128, 64, width), n_blocks=4)
+            kind = optional(f"{smp}.decoders.unet.decoder").UnetDecoder
+            self.decoder = kind(channels, (256, 128, 64, width), n_blocks=4)
         else:
-            width, channels = 256, (0, 0, *self.pyramid.channels)
-            self.decoder = _smp("decoders.upernet.decoder").UPerNetDecoder(channels, decoder_channels=width)
-        _smp("base.initialization").initialize_decoder(self.decoder)
+            kind = optional(f"{smp}.decoders.upernet.decoder").UPerNetDecoder
+            self.decoder = kind((0, *channels), decoder_channels=width)
+        optional(f"{smp}.base.initialization").initialize_decoder(self.decoder)
         for path, module in list(self.decoder.named_modules()):
             if isinstance(module, nn.BatchNorm2d):
                 self.decoder.set_submodule(path, group_norm(module.num_features))
@@ -109,9 +110,9 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(channels // 8 if channels % 8 == 0 else 1, channels)
 
 
-def _smp(module: str):
-    """A module of segmentation-models-pytorch, which is an optional extra and takes seconds to import."""
+def optional(module: str):
+    """A module of the optional extra ``geo``; some take seconds to import."""
     try:
-        return import_module(f"segmentation_models_pytorch.{module}")
+        return import_module(module)
     except ImportError as error:
-        raise ImportError(f"UNet and UPerNet need the optional extra: pip install 'peftlib[geo]' ({error})") from error
+        raise ImportError(f"{module} needs the optional extra: pip install 'peftlib[geo]' ({error})") from error
