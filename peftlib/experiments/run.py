@@ -120,7 +120,7 @@ def _train_and_evaluate(experiment: Experiment, work: Path, predictions: Path, r
     if unseen is not None:
         metrics["unseen"] |= evaluate(task, whole.unseen_split().test_dataloader(), experiment.precision)
     if experiment.rgb_drift and test is not None:
-        metrics["rgb"] = rgb_drift(task.model, _backbone(experiment), train, test)
+        metrics["rgb"] = rgb_drift(task.model, _backbone(experiment), test)
     counts = count_parameters(task.model)
     return {
         "metrics": metrics,
