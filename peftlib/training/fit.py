@@ -8,6 +8,7 @@ import random
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning
 import numpy as np
@@ -159,7 +160,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 def _checkpoint(path: Path, **options) -> ModelCheckpoint:
     """One file that is replaced."""
-    plain = {"auto_insert_metric_name": False, "enable_version_counter": False}
+    plain: dict[str, Any] = {"auto_insert_metric_name": False, "enable_version_counter": False}
     return ModelCheckpoint(path.parent, path.stem, **plain, **options)
 
 
