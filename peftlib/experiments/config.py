@@ -171,7 +171,7 @@ class Experiment:
         return every_nth(train, self.train_images), every_nth(val, self.val_images), test
 
     def unseen_part(self) -> Dataset | None:
-        """What is scored beside the test part; None in a search, or where nothing is asked for."""
+        """What is scored beside the test part; None in a search. ValueError for images that train in another fold."""
         if not self.unseen or not self.scores_test:
             return None
         split, options = self._unseen()

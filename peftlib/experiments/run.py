@@ -180,8 +180,7 @@ class Stopwatch(lightning.Callback):
         self.device, self.seconds, self.peak, self._start = "", [], None, 0.0
 
     def setup(self, trainer: lightning.Trainer, task: lightning.LightningModule, stage: str) -> None:
-        device = trainer.strategy.root_device
-        self.device = device_name(device)
+        self.device = device_name(device := trainer.strategy.root_device)
         if stage == "fit" and device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
 
@@ -195,10 +194,10 @@ class Stopwatch(lightning.Callback):
             self.seconds.append(time.perf_counter() - self._start)
 
     def on_train_end(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
         if task.device.type == "cuda":
-            self.peak = round(torch.cuda.max_memory_allocated(task.device) / 2**20, 1)
-        else:
-            self.peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)
+            peak = torch.cuda.max_memory_allocated(task.device)
+        self.peak = round(peak / 2**20, 1)
 
     def measured(self) -> dict[str, float | str | None]:
         """``device``; ``step_ms``, the median of up to 30 steps without the first two; ``peak_mb`` of GPU or process.
