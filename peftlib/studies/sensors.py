@@ -126,7 +126,7 @@ def stand_ins(wanted: BandSet, given: BandSet, how: str) -> Tensor:
 def scored(task: Segmentation, batches: Iterable[dict], scenes) -> dict[str, float]:
     """The task's metrics on batches, and those that the scenes have of their own."""
     logits, truth = logits_and_truth(task, batches)
-    metrics = task.metrics["test"].clone()
+    metrics = task.metrics.clone()
     metrics.update(task.predictions(logits), truth)
     found = {name: float(value) for name, value in metrics.compute().items()}
     return found | {name: value for own in scenes.evaluations().values() for name, value in own(logits, truth).items()}
