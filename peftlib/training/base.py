@@ -88,6 +88,8 @@ class Task(lightning.LightningModule):
     # --- what they share ---
 
     def on_after_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
+        if "features" in batch:
+            return batch
         if self.augment and self.trainer.training:
             image, mask = random_d4(batch["image"], batch.get("mask"))
             batch = batch | {"image": image} | ({} if mask is None else {"mask": mask})
@@ -107,6 +109,9 @@ class Task(lightning.LightningModule):
         return self.forward_head(self.forward_features(x, metadata))
 
     def logits(self, batch: dict) -> Tensor:
+        """Of images, or of cached features (``peftlib.training.cached_features``)."""
+        if "features" in batch:
+            return self.forward_head(batch["features"])
         return self(batch["image"], batch.get("metadata"))
 
     def training_step(self, batch: dict, _index: int) -> Tensor:

@@ -19,6 +19,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from peftlib.data.datamodule import EarthData
 from peftlib.files import atomic_path
 from peftlib.training.base import Task
+from peftlib.training.cached_features import CachedFeatures, can_cache
 
 LAST, BEST, RESULTS = "last.ckpt", "best.ckpt", "results.json"
 
@@ -77,6 +78,8 @@ def fit(
     if resumed is not None:
         refuse_other_run(json.loads(resumed["callbacks"][Reseed.__name__]["facts"]), facts, folder)
 
+    if devices == 1 and can_cache(task, data):
+        data = CachedFeatures(data)  # reads each image once
     epoch_steps = math.ceil(len(data.train) / data.batch_size / accumulate)
     keep: list[lightning.Callback] = [Reseed(facts)]
     keep.append(_checkpoint(last, every_n_epochs=math.ceil(save_every / epoch_steps), save_on_train_epoch_end=True))
