@@ -32,7 +32,6 @@ class BackboneSpec:
         channels: the model's channel order.
         res: ground sampling distance in metres that the position embedding assumes, or None where it assumes none.
         antialias: whether its position grid is resampled with antialiasing.
-        note: what a user should know.
     """
 
     name: str
@@ -43,12 +42,11 @@ class BackboneSpec:
     channels: str = "RGB"
     res: float | None = None
     antialias: bool = True
-    note: str = ""
 
     @property
     def rgb_order(self) -> tuple[int, int, int]:
         """Positions in (red, green, blue) of the model's channels."""
-        first, second, third = ("RGB".index(channel) for channel in self.channels)
+        first, second, third = map("RGB".index, self.channels)
         return first, second, third
 
 
@@ -86,14 +84,11 @@ def _scalemae_hub() -> dict[str, Tensor]:
 
 
 _DRIVE = "https://drive.google.com/file/d/"  # of the authors; no program can fetch from there
-_DINOV2 = BackboneSpec(
-    "dinov2_small", licence="MIT (the wheel); Apache-2.0 (DINOv2)", antialias=False,
-    note="backbone of a published saliency model; bitwise equality with Meta's release is not verified",
-)  # fmt: skip
-_SCALE_MAE = BackboneSpec("scalemae_large", licence="CC-BY-NC-4.0", res=1.0, note="fMoW RGB; positions scaled by res")
-_DINO_MC = BackboneSpec("dino_mc_small", licence="MIT", antialias=False, note="SeCo RGB at 224 px")
-_CROSS_SCALE = BackboneSpec(  # normalised by fMoW's statistics, as its authors train and test
-    "cross_scale_mae_base", licence="CC-BY-NC-4.0", antialias=False, note="fMoW RGB at 128 px",
+_DINOV2 = BackboneSpec("dinov2_small", licence="MIT (the wheel); Apache-2.0 (DINOv2)", antialias=False)
+_SCALE_MAE = BackboneSpec("scalemae_large", licence="CC-BY-NC-4.0", res=1.0)  # fMoW RGB; positions scaled by res
+_DINO_MC = BackboneSpec("dino_mc_small", licence="MIT", antialias=False)  # SeCo RGB at 224 px
+_CROSS_SCALE = BackboneSpec(  # fMoW RGB at 128 px, normalised by fMoW's statistics as its authors train and test
+    "cross_scale_mae_base", licence="CC-BY-NC-4.0", antialias=False,
     mean=(0.43392888, 0.43578541, 0.40744025), std=(0.19828456, 0.19250111, 0.19454683),
 )  # fmt: skip
 
@@ -183,8 +178,7 @@ def _weights(source: _Source, weights: str | Path) -> tuple[dict[str, Tensor] | 
         return fetch(), origin
     except ValueError:
         raise  # weights that are there and wrong: the message says which
-    except Exception as error:
-        # Hub clients raise many kinds of errors for "no network"; the user needs to know what to do instead.
+    except Exception as error:  # of many kinds, by hub client
         raise OSError(
             f"could not get the weights of {name} from {origin}: {error}. Choose weights='random', or weights=PATH "
             "of a state dict in timm's names"
@@ -196,12 +190,8 @@ def spec_of(vit: VisionTransformer) -> BackboneSpec:
     if isinstance(getattr(vit, "spec", None), BackboneSpec):
         return vit.spec
     config = getattr(vit, "pretrained_cfg", None) or {}
-    return BackboneSpec(
-        config.get("architecture") or type(vit).__name__,
-        weights="given",
-        mean=tuple(config.get("mean", IMAGENET_DEFAULT_MEAN)),
-        std=tuple(config.get("std", IMAGENET_DEFAULT_STD)),
-    )
+    mean, std = config.get("mean", IMAGENET_DEFAULT_MEAN), config.get("std", IMAGENET_DEFAULT_STD)
+    return BackboneSpec(config.get("architecture") or type(vit).__name__, "given", mean=tuple(mean), std=tuple(std))
 
 
 # What a ViT may have behind its tokens: heads and poolings. They are no part of the encoder that we adapt.

@@ -17,8 +17,7 @@ BLOCK_METHODS = {config.name: config for config in (NormTuning, BitFit, LoRA, SL
 def adapt_blocks(vit: nn.Module, method: Method) -> nn.Module:
     """Freeze a ViT and put a method into its blocks, in place: input, positions and forward stay the model's own.
 
-    In place, because models like TerraTorch's Prithvi carry a ``forward`` that holds on to the original: a copy would
-    still call it.
+    (A copy of TerraTorch's Prithvi would still call the original's ``forward``.)
 
     Args:
         vit: has ``blocks`` of timm's ``Block`` with its plain attention and MLP, ``patch_embed.proj``, ``embed_dim``.
@@ -50,9 +49,7 @@ def _refuse_unplain(vit: nn.Module) -> None:
         attention = ", ".join(sorted({_path(m) for m in vit.modules() if "Attention" in type(m).__name__})) or "none"
         raise ValueError(f"{name} has no `blocks` of timm's Block; its attention is {attention}")
     for i, block in enumerate(blocks):
-        parts = [
-            part for part in (block, getattr(block, "attn", None), getattr(block, "mlp", None)) if part is not None
-        ]
+        parts = [block, getattr(block, "attn", None), getattr(block, "mlp", None)]
         if not isinstance(block, Block) or [type(part) for part in parts[1:]] != [Attention, Mlp]:
             found = ", ".join(map(_path, parts))
             raise ValueError(f"block {i} of {name} is {found}; needed are timm's Block, Attention and Mlp")

@@ -7,9 +7,10 @@
 Pretrained weights are frozen from the start and stay so: leave ``freeze_backbone`` False.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import partial
+from itertools import product
 
 from torch import nn
 
@@ -62,9 +63,6 @@ def build(
         out_indices, means, stds, scale: see ``LayerFeatures``. The model reads reflectance in [0, 1]: either the
             datamodule gives it (``constant_scale: 1e-4``, no means and stds), or its means and stds are given here too.
         options: of the method, such as ``rank``.
-
-    Raises:
-        ValueError: what was given, what is needed, and the choices.
     """
     config = METHODS[method].from_options(options)
     vit = load_backbone(backbone, weights if pretrained else "random", res=res)
@@ -78,12 +76,7 @@ def build(
 def build_prithvi(method: str, backbone: str, **options) -> nn.Module:
     """A Prithvi that TerraTorch builds, with a method in its blocks (``adapt_blocks``).
 
-    Args:
-        method, backbone: from the registered name.
-        options: fields of the method go to it, all others to TerraTorch (``bands``, ``pretrained``, ``num_frames``).
-
-    Raises:
-        ValueError: an option of the method that it refuses.
+    Options that are fields of the method go to it, others (``bands``, ``pretrained``, ``num_frames``) to TerraTorch.
     """
     config = BLOCK_METHODS[method]
     own = {field.name for field in fields(config)} & set(options)
@@ -100,15 +93,9 @@ def own_names(bands: Sequence[str] | Mapping[str, float], sensor: str) -> tuple[
     return tuple(known.get(name, name) if isinstance(name, str) else name for name in names)
 
 
-def _register(constructor: Callable, method: str, backbone: str) -> None:
-    named = partial(constructor, method, backbone)
-    named.__name__ = f"peftlib_{method}_{backbone}"  # type: ignore[attr-defined]  # the registry's key
-    TERRATORCH_BACKBONE_REGISTRY.register(named)
-
-
-for _method in METHODS:
-    for _backbone in BACKBONES:
-        _register(build, _method, _backbone)
-for _backbone in [name for name in TERRATORCH_BACKBONE_REGISTRY if name.startswith("prithvi_eo_")]:
-    for _method in BLOCK_METHODS:
-        _register(build_prithvi, _method, _backbone)
+_PRITHVI = [name for name in TERRATORCH_BACKBONE_REGISTRY if name.startswith("prithvi_eo_")]
+_ALL = [(build, *names) for names in product(METHODS, BACKBONES)]
+for _build, _method, _backbone in _ALL + [(build_prithvi, *names) for names in product(BLOCK_METHODS, _PRITHVI)]:
+    _named = partial(_build, _method, _backbone)
+    _named.__name__ = f"peftlib_{_method}_{_backbone}"  # type: ignore[attr-defined]  # the registry's key
+    TERRATORCH_BACKBONE_REGISTRY.register(_named)
