@@ -1,8 +1,4 @@
-"""Checkpoints as their authors published them, put into timm's names.
-
-A tensor's name decides: one of the encoder is renamed, one of a part that we do not need (head, decoder) is left out by
-its prefix, and everything else stays, for strict loading to complain about.
-"""
+"""Checkpoints as their authors published them, in timm's names, without heads and decoders; unknown names stay."""
 
 import re
 from collections.abc import Mapping
@@ -50,11 +46,7 @@ _SPLIT = re.compile(r"(.*\.attn\.)(?:in_proj_container\.)?(q|k|v)(?:_proj|uery|e
 
 
 def fuse_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``attn.q``, ``attn.k``, ``attn.v`` (or ``q_proj``, ``query``, ...) -> timm's ``attn.qkv``, rows in that order.
-
-    Raises:
-        ValueError: one or two of the three.
-    """
+    """``attn.q``, ``attn.k``, ``attn.v`` (or ``q_proj``, ``query``, ...) -> timm's ``attn.qkv``, rows in that order."""
     fused: dict[str, Tensor] = {}
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in state.items():

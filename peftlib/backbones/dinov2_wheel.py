@@ -35,13 +35,12 @@ def dinov2_small_state() -> dict[str, Tensor]:
             state = convert_dinov2_onnx(find_dinov2_wheel(Path(folder)))
         with atomic_path(cached) as temporary:
             save_file(state, temporary, metadata={"source": DINOV2_WHEEL, "sha256": DINOV2_WHEEL_SHA256})
-    anew = "delete it and run python -m peftlib weights"
     try:
         state = load_state(cached)
+        if fingerprint(state) != DINOV2_FINGERPRINT:
+            raise ValueError(f"{cached} is not the converted DINOv2 ViT-S/14: its hash differs")
     except ValueError as error:
-        raise ValueError(f"{error}; {anew}") from error
-    if fingerprint(state) != DINOV2_FINGERPRINT:
-        raise ValueError(f"{cached} is not the converted DINOv2 ViT-S/14 (its hash differs); {anew}")
+        raise ValueError(f"{error}; delete it and run python -m peftlib weights") from error
     return state
 
 

@@ -22,26 +22,16 @@ from peftlib.files import fingerprint, load_state, load_strictly
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """Facts of a pretrained backbone.
+    """Facts of a pretrained backbone."""
 
-    Attributes:
-        name: the name it was loaded by.
-        weights: where its weights came from (``random``, a source, or a path).
-        licence: of the weights.
-        mean, std: normalisation of RGB in [0, 1], in the model's channel order.
-        channels: the model's channel order.
-        res: ground sampling distance in metres that the position embedding assumes, or None where it assumes none.
-        antialias: whether its position grid is resampled with antialiasing.
-    """
-
-    name: str
-    weights: str = "random"
-    licence: str = "unknown"
-    mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
+    name: str  # that it was loaded by
+    weights: str = "random"  # where they came from: random, a source, or a path
+    licence: str = "unknown"  # of the weights
+    mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN  # of RGB in [0, 1], in the model's channel order
     std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
-    channels: str = "RGB"
-    res: float | None = None
-    antialias: bool = True
+    channels: str = "RGB"  # the model's channel order
+    res: float | None = None  # ground sampling distance in metres that the position embedding assumes, if it does
+    antialias: bool = True  # whether its position grid is resampled with antialiasing
 
     @property
     def rgb_order(self) -> tuple[int, int, int]:
@@ -116,7 +106,7 @@ def load_backbone(
     image_size: int | tuple[int, int] | None = None,
     res: float | None = None,
 ) -> VisionTransformer:
-    """Load an RGB-pretrained ViT.
+    """An RGB-pretrained timm ``VisionTransformer`` without head, in eval mode, with ``vit.spec``: ``BackboneSpec``.
 
     Args:
         name: one of ``BACKBONES``, or the name of any timm ``VisionTransformer``.
@@ -125,9 +115,6 @@ def load_backbone(
             their authors' checkpoint.
         image_size: side, or (H, W), in pixels to resample the position embedding to; None keeps the pretraining size.
         res: ground sampling distance in metres, only for backbones that encode it (Scale-MAE).
-
-    Returns:
-        a timm ``VisionTransformer`` without head, in eval mode, with ``vit.spec``: ``BackboneSpec``.
 
     Raises:
         ValueError: unknown name, weights that do not fit, size that the patch does not divide, ``res`` without use.
@@ -150,9 +137,10 @@ def load_backbone(
 
 def _timm_source(name: str) -> _Source:
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name}*")[:3]
-        hint = f" (near: {', '.join(near)})" if near else ""
-        raise ValueError(f"unknown backbone {name!r}; choose from {', '.join(BACKBONES)} or any timm ViT{hint}")
+        near = ", ".join(timm.list_models(f"*{name}*")[:3])
+        raise ValueError(
+            f"unknown backbone {name!r}; choose from {', '.join(BACKBONES)} or any timm ViT (near: {near})"
+        )
     config = timm.get_pretrained_cfg(name)
     assert config is not None  # timm lists the model
     (r, g, b), (dr, dg, db) = config.mean, config.std
@@ -169,9 +157,7 @@ def _weights(source: _Source, weights: str | Path) -> tuple[dict[str, Tensor] | 
             raise FileNotFoundError(f"weights={str(weights)!r}: no such file; 'default', 'random', 'hub' or a path")
         return source.read(weights), str(weights)
     if fetch is None:
-        raise FileNotFoundError(
-            f"{name} is published as a file only: download {origin} and give weights=PATH, or weights='random'"
-        )
+        raise FileNotFoundError(f"{name} is only a file: download {origin} and give weights=PATH, or weights='random'")
     if weights == "hub" and source.hub is not None:
         fetch, origin = source.hub, f"{name} (hub)"
     try:
@@ -179,10 +165,8 @@ def _weights(source: _Source, weights: str | Path) -> tuple[dict[str, Tensor] | 
     except ValueError:
         raise  # weights that are there and wrong: the message says which
     except Exception as error:  # of many kinds, by hub client
-        raise OSError(
-            f"could not get the weights of {name} from {origin}: {error}. Choose weights='random', or weights=PATH "
-            "of a state dict in timm's names"
-        ) from error
+        way = "Choose weights='random', or weights=PATH of a state dict in timm's names"
+        raise OSError(f"could not get the weights of {name} from {origin}: {error}. {way}") from error
 
 
 def spec_of(vit: VisionTransformer) -> BackboneSpec:
@@ -210,9 +194,7 @@ def encoder_parameters(vit: VisionTransformer) -> dict[str, torch.nn.Parameter]:
 
 
 def resize_(vit: VisionTransformer, image_size: int | tuple[int, int]) -> None:
-    """Resample the position embedding of a ViT, in place, to an image of another size.
-
-    Always from the pretrained grid, so that two steps give what one would have given.
+    """Resample the position embedding of a ViT, in place, from the pretrained grid to an image of another size.
 
     Raises:
         ValueError: a size that the patch does not divide, or that is not square where the model needs it to be.

@@ -25,10 +25,6 @@ class ImageFolder(EarthDataset):
         unknown: value of mask pixels whose class is not known.
         split: only rows of the CSV with this in their column ``split``; or with masks, a folder below both.
         gsd: ground sampling distance in metres.
-
-    Raises:
-        ValueError: neither or both of labels and masks, a column or class that is not there.
-        FileNotFoundError: no such folder, file or mask.
     """
 
     folder = ""

@@ -85,10 +85,8 @@ class Tiles(View):
 def folds(dataset: Dataset, number: int, seed: int = 0) -> list[list[int]]:
     """Image numbers in parts of nearly the same size, drawn by a seed; of each label as many in each part.
 
-    Images of one place, say, stay together: those that share the entry ``dataset.fold_by`` of ``meta``, if it has one.
-
-    Raises:
-        ValueError: fewer than two folds, or fewer images (or places) than folds.
+    Images that share the entry ``dataset.fold_by`` of ``meta``, if it has one, stay together. ValueError: fewer than 2
+    folds, or fewer images (or groups) than folds.
     """
     count, entry = len(dataset), getattr(dataset, "fold_by", None)
     if not 2 <= number <= count:

@@ -17,15 +17,12 @@ class LayerFeatures(nn.Module):
         model: from ``adapt``.
         out_indices: numbers of the blocks to read, from 0; None is all of them.
         means, stds: one a channel; the datamodule's, which has given (x - means) / stds. They are undone here, and
-            (being the data's) are what standardises the bands beyond RGB. None: the datamodule does not normalise.
+            standardise the bands beyond RGB. None: the datamodule does not normalise.
         scale: from the unit that the data have then to reflectance in [0, 1], such as 1e-4.
 
     Attributes:
         out_channels: width of each feature.
-        patch_size: half the image size. TerraTorch pads images to a multiple of twice this: to what the model takes.
-
-    Raises:
-        ValueError: a block that the ViT does not have; means without stds, or not one a band.
+        patch_size: half the image size: TerraTorch pads images to a multiple of twice this.
     """
 
     def __init__(
@@ -52,15 +49,12 @@ class LayerFeatures(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """x: (B, C, H, W) as the datamodule gives it -> for each of ``out_indices`` tokens (B, 1 + n, d).
 
-        Raises:
-            ValueError: no reflectance comes out of ``means``, ``stds`` and ``scale``; training with a frozen adapter.
+        ValueError: no reflectance comes out of ``means``, ``stds`` and ``scale``; training with a frozen adapter.
         """
         frozen = self.tunes and not any(p.requires_grad for p in self.parameters())
         if frozen and self.training and torch.is_grad_enabled():
-            raise ValueError(
-                f"{self.model.method.name} has nothing left to train: freeze_backbone=True froze the adapter too. "
-                "Leave it False; pretrained weights are frozen already (for a frozen model choose the method frozen)"
-            )
+            why = "freeze_backbone=True froze the adapter too; leave it False, pretrained weights are frozen already"
+            raise ValueError(f"{self.model.method.name} has nothing left to train: {why}")
         vit, found = self.model.vit, []
         for z in self.model.intermediate_tokens(x * self.factor + self.offset, self.out_indices):
             patches = z[:, vit.num_prefix_tokens :]
