@@ -19,10 +19,6 @@ class LayerFeatures(nn.Module):
         means, stds: one a channel; the datamodule's, which has given (x - means) / stds. They are undone here, and
             standardise the bands beyond RGB. None: the datamodule does not normalise.
         scale: from the unit that the data have then to reflectance in [0, 1], such as 1e-4.
-
-    Attributes:
-        out_channels: width of each feature.
-        patch_size: half the image size: TerraTorch pads images to a multiple of twice this.
     """
 
     def __init__(
@@ -36,7 +32,7 @@ class LayerFeatures(nn.Module):
             raise ValueError(f"out_indices={out_indices!r}; this ViT has blocks 0 to {depth - 1}")
         self.model = model
         self.out_channels = [model.vit.embed_dim] * len(self.out_indices)
-        even = not any(side % 2 for side in model.image_size)
+        even = not any(side % 2 for side in model.image_size)  # TerraTorch pads to a multiple of twice the patch size
         self.patch_size = tuple(side // 2 for side in model.image_size) if even else None  # None: no padding
         self.tunes = any(p.requires_grad for p in model.parameters())
         offset, factor = _undoing(len(model.bands), means, stds, scale)

@@ -62,8 +62,7 @@ def build(
     vit = load_backbone(backbone, weights if pretrained else "random", res=res)
     size = tuple(image_size) if isinstance(image_size, Sequence) else image_size
     chosen = None if input is None else input_from(input, dict(input_options or {}))
-    names = own_names(bands, sensor)
-    model = adapt(vit, config, names, sensor, size, chosen, rgb_white, nodata, inplace=True)  # type: ignore[arg-type]
+    model = adapt(vit, config, own_names(bands, sensor), sensor, size, chosen, rgb_white, nodata, inplace=True)  # type: ignore[arg-type]
     return LayerFeatures(model, out_indices, means, stds, scale).train()  # Lightning leaves the mode as it finds it
 
 
