@@ -68,12 +68,8 @@ def test_the_partition_is_the_split(tmp_path):
     archive = so2sat(tmp_path)
     lists = {"train": ["a", "b"], "valid": ["c"], "test": ["d", "e", "f"]}
     archive.listed.write_text(json.dumps(lists))
-    (tmp_path / "0.10x_train_partition.json").write_text(json.dumps(lists | {"train": ["b"]}))
     names = {split: [path.stem for path in archive.load(split=split).items] for split in ("train", "val", "test")}
     assert names == {"train": ["a", "b"], "val": ["c"], "test": ["d", "e", "f"]}
-    assert [path.stem for path in archive.load(partition="0.10x_train").items] == ["b"]
-    with pytest.raises(FileNotFoundError, match=r"half_partition\.json"):
-        archive.load(partition="half")
 
 
 def test_a_damaged_partition_is_named(tmp_path):

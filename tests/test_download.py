@@ -13,7 +13,6 @@ from threading import Thread
 
 import huggingface_hub
 import numpy as np
-import pandas as pd
 import pytest
 from archives import ARCHIVES
 
@@ -127,12 +126,12 @@ def archive(request, tmp_path):
 
 
 def test_an_archive_becomes_a_folder(archive, tmp_path):
-    assert (unpack(archive, tmp_path / "whole") / "all" / "deep" / "a.txt").read_text() == "a"
-    assert (unpack(archive, tmp_path / "part", inner="all") / "deep" / "a.txt").read_text() == "a"
-    with pytest.raises(ValueError, match=r"no folder 'none' in it, but \['all'\]"):
+    unpack(archive, tmp_path / "whole")
+    unpack(archive, tmp_path / "part", inner="all")
+    assert (tmp_path / "whole" / "all" / "deep" / "a.txt").read_text() == "a"
+    assert (tmp_path / "part" / "deep" / "a.txt").read_text() == "a"
+    with pytest.raises(FileNotFoundError, match="none"):
         unpack(archive, tmp_path / "none", inner="none")
-    archive.write_bytes(b"")
-    assert unpack(archive, tmp_path / "whole") == tmp_path / "whole"  # it was there
     assert {path.name for path in tmp_path.iterdir()} == {archive.name, "whole", "part"}
 
 
@@ -149,13 +148,11 @@ def test_what_leads_out_of_its_folder_is_refused(tmp_path, name, member):
     assert list(inside.iterdir()) == [archive] and list(tmp_path.iterdir()) == [inside]
 
 
-def test_a_damaged_archive_is_refused_and_leaves_nothing(archive, tmp_path):
-    whole = archive.read_bytes()
-    for bad in (whole[: len(whole) // 2], b"nonsense", whole[:1000] + bytes(2000) + whole[3000:]):
-        archive.write_bytes(bad)
-        with pytest.raises(ValueError, match=r"a\..* cannot be unpacked; truncated or damaged\?"):
-            unpack(archive, tmp_path / "out")
-    assert list(tmp_path.iterdir()) == [archive]
+def test_what_is_no_archive_is_refused_and_leaves_nothing(tmp_path):
+    (path := tmp_path / "a.tar.gz").write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match=r"a\.tar\.gz cannot be unpacked"):
+        unpack(path, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [path]
 
 
 # --- data sets as published ------------------------------------------------------------------------------------------
@@ -209,25 +206,7 @@ def test_burn_scars(publisher, hub, tmp_path, monkeypatch):
     packed = publish(hub[0], module.ARCHIVE, pack(archive.root, "gztar", "training"))
     monkeypatch.setattr(module, "CHECKSUM", packed)
     root = tmp_path / "hls_burn_scars"
-    with pytest.raises(FileNotFoundError, match=r"split list splits/train\.txt"):  # they come from elsewhere
+    with pytest.raises(FileNotFoundError, match=r"no splits/train\.txt"):  # they come from elsewhere
         check(archive, root)
     shutil.copytree(archive.root / "splits", root / "splits")
     check(archive, root)
-
-
-def test_ben(publisher, hub, tmp_path, monkeypatch):
-    monkeypatch.setattr(pd, "read_parquet", lambda path, columns: pd.read_json(path)[columns])
-    (archive, module), (folder, asked) = publisher("ben"), hub
-    whole = pack(archive.root, "gztar", module.IMAGES)
-    halves = zip(module.PARTS, (whole[: len(whole) // 2], whole[len(whole) // 2 :]), strict=True)
-    parts = {name: publish(folder, f"V2/{name}", half) for name, half in halves}
-    monkeypatch.setattr(module, "PARTS", parts)
-    metadata = (archive.root / module.METADATA).read_bytes()
-    monkeypatch.setattr(module, "METADATA_CHECKSUM", publish(folder, f"V2/{module.METADATA}", metadata))
-    root = tmp_path / "bigearthnet_v2"
-    shutil.copytree(archive.root / "reBEN_7k", root / "reBEN_7k")
-    check(archive, root)
-    for name in parts:
-        (root / name).unlink()
-    check(archive, root)
-    assert not (root / f"{module.IMAGES}.tar.gz").exists() and len(asked) == 3

@@ -116,7 +116,7 @@ def nans(chips):
         (lambda c: labelled(c, scale=1.0)[0], "a.tif: .*10000 for Sentinel-2"),
         (lambda c: (c / "labels.csv").write_text("name,label\na,0") and labelled(c), r"columns \['name', 'label'\]"),
         (lambda c: (c / "labels.csv").write_text("file,label\nz.tif,0") and labelled(c), "z.tif"),
-        (lambda c: (c / "labels.csv").write_text("file,label\n../masks/a.tif,0") and labelled(c), "leads out"),
+        (lambda c: (c / "labels.csv").write_text("file,label\n../masks/a.tif,0") and labelled(c), "which is not in"),
         (lambda c: (c / "masks" / "b.tif").unlink() or masked(c), "no mask .*'b.tif'"),
         (lambda c: mask(c, np.zeros((1, 16, 32))), r"a.tif: mask of \(16, 32\)"),
         (lambda c: mask(c, np.zeros((2, 32, 32))), "a.tif: a mask has one band"),

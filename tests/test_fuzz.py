@@ -62,11 +62,6 @@ def adapter(folder: Path):
     return path, lambda: pl.load_adapter(vit, path)(x), lambda tokens: torch.equal(tokens, expected)
 
 
-def weights(folder: Path):
-    torch.save(state := {"a": torch.randn(3, 5), "b": torch.arange(7.0)}, path := folder / "w.pt")
-    return path, lambda: load_state(path), lambda found: all(torch.equal(found[name], state[name]) for name in state)
-
-
 def safetensors(folder: Path):  # without checksum: its numbers are taken as they are
     save_file({"a": torch.randn(3, 5)}, path := folder / "w.safetensors")
     return path, lambda: load_state(path), lambda found: all(isinstance(v, torch.Tensor) for v in found.values())
@@ -111,14 +106,7 @@ def notebook(folder: Path):
     return path, lambda: declared_parameters(path), lambda found: all(isinstance(name, str) for name in found)
 
 
-def archive(folder: Path):  # a tar is unpacked once the hash of its download was found right
-    content = bytes(range(256)) * 8
-    path = packed(folder / "a.zip", tarfile.TarInfo("folder/file"), content)
-    read = lambda: unpack(path, Path(f"{path}.{random.random()}"))  # noqa: E731
-    return path, read, lambda out: [f.read_bytes() for f in out.rglob("*") if f.is_file()] in ([content], [])
-
-
-KINDS = (adapter, weights, safetensors, checkpoint, row, table, geotiff, labels, notebook, archive)
+KINDS = (adapter, safetensors, checkpoint, row, table, geotiff, labels, notebook)
 EACH = [range(40), pytest.param(range(40, 250), marks=pytest.mark.slow)]
 
 

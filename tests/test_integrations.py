@@ -73,8 +73,8 @@ def test_statistics_of_time_series_and_of_resampled_bands_are_those_of_what_is_s
     [
         ({"out_indices": [3]}, "blocks 0 to 2"),
         ({"out_indices": []}, "blocks 0 to 2"),
-        ({"means": [0.1] * 13}, "both"),
-        ({"means": [0.1] * 3, "stds": [1.0] * 3}, "3 means and 3 stds for 13 bands"),
+        ({"means": [0.1] * 13}, "give both"),
+        ({"means": [0.1] * 3, "stds": [1.0] * 3}, "for 13 bands; give both, one a band"),
         ({"means": [0.1] * 13, "stds": [0.0] * 13}, "must be positive"),
         ({"scale": 0.0}, "must be positive"),
     ],

@@ -22,33 +22,21 @@ from peftlib.files import fingerprint, load_state, load_strictly
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """Facts of a pretrained backbone.
+    """Facts of a pretrained backbone."""
 
-    Attributes:
-        name: the name it was loaded by.
-        weights: where its weights came from (``random``, a source, or a path).
-        licence: of the weights.
-        mean, std: normalisation of RGB in [0, 1], in the model's channel order.
-        channels: the model's channel order.
-        res: ground sampling distance in metres that the position embedding assumes, or None where it assumes none.
-        antialias: whether its position grid is resampled with antialiasing.
-        note: what a user should know.
-    """
-
-    name: str
-    weights: str = "random"
-    licence: str = "unknown"
-    mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
+    name: str  # that it was loaded by
+    weights: str = "random"  # where they came from: random, a source, or a path
+    licence: str = "unknown"  # of the weights
+    mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN  # of RGB in [0, 1], in the model's channel order
     std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
-    channels: str = "RGB"
-    res: float | None = None
-    antialias: bool = True
-    note: str = ""
+    channels: str = "RGB"  # the model's channel order
+    res: float | None = None  # ground sampling distance in metres that the position embedding assumes, if it does
+    antialias: bool = True  # whether its position grid is resampled with antialiasing
 
     @property
     def rgb_order(self) -> tuple[int, int, int]:
         """Positions in (red, green, blue) of the model's channels."""
-        first, second, third = ("RGB".index(channel) for channel in self.channels)
+        first, second, third = map("RGB".index, self.channels)
         return first, second, third
 
 
@@ -86,14 +74,11 @@ def _scalemae_hub() -> dict[str, Tensor]:
 
 
 _DRIVE = "https://drive.google.com/file/d/"  # of the authors; no program can fetch from there
-_DINOV2 = BackboneSpec(
-    "dinov2_small", licence="MIT (the wheel); Apache-2.0 (DINOv2)", antialias=False,
-    note="backbone of a published saliency model; bitwise equality with Meta's release is not verified",
-)  # fmt: skip
-_SCALE_MAE = BackboneSpec("scalemae_large", licence="CC-BY-NC-4.0", res=1.0, note="fMoW RGB; positions scaled by res")
-_DINO_MC = BackboneSpec("dino_mc_small", licence="MIT", antialias=False, note="SeCo RGB at 224 px")
-_CROSS_SCALE = BackboneSpec(  # normalised by fMoW's statistics, as its authors train and test
-    "cross_scale_mae_base", licence="CC-BY-NC-4.0", antialias=False, note="fMoW RGB at 128 px",
+_DINOV2 = BackboneSpec("dinov2_small", licence="MIT (the wheel); Apache-2.0 (DINOv2)", antialias=False)
+_SCALE_MAE = BackboneSpec("scalemae_large", licence="CC-BY-NC-4.0", res=1.0)  # fMoW RGB; positions scaled by res
+_DINO_MC = BackboneSpec("dino_mc_small", licence="MIT", antialias=False)  # SeCo RGB at 224 px
+_CROSS_SCALE = BackboneSpec(  # fMoW RGB at 128 px, normalised by fMoW's statistics as its authors train and test
+    "cross_scale_mae_base", licence="CC-BY-NC-4.0", antialias=False,
     mean=(0.43392888, 0.43578541, 0.40744025), std=(0.19828456, 0.19250111, 0.19454683),
 )  # fmt: skip
 
@@ -121,7 +106,7 @@ def load_backbone(
     image_size: int | tuple[int, int] | None = None,
     res: float | None = None,
 ) -> VisionTransformer:
-    """Load an RGB-pretrained ViT.
+    """An RGB-pretrained timm ``VisionTransformer`` without head, in eval mode, with ``vit.spec``: ``BackboneSpec``.
 
     Args:
         name: one of ``BACKBONES``, or the name of any timm ``VisionTransformer``.
@@ -130,9 +115,6 @@ def load_backbone(
             their authors' checkpoint.
         image_size: side, or (H, W), in pixels to resample the position embedding to; None keeps the pretraining size.
         res: ground sampling distance in metres, only for backbones that encode it (Scale-MAE).
-
-    Returns:
-        a timm ``VisionTransformer`` without head, in eval mode, with ``vit.spec``: ``BackboneSpec``.
 
     Raises:
         ValueError: unknown name, weights that do not fit, size that the patch does not divide, ``res`` without use.
@@ -155,9 +137,10 @@ def load_backbone(
 
 def _timm_source(name: str) -> _Source:
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name}*")[:3]
-        hint = f" (near: {', '.join(near)})" if near else ""
-        raise ValueError(f"unknown backbone {name!r}; choose from {', '.join(BACKBONES)} or any timm ViT{hint}")
+        near = ", ".join(timm.list_models(f"*{name}*")[:3])
+        raise ValueError(
+            f"unknown backbone {name!r}; choose from {', '.join(BACKBONES)} or any timm ViT (near: {near})"
+        )
     config = timm.get_pretrained_cfg(name)
     assert config is not None  # timm lists the model
     (r, g, b), (dr, dg, db) = config.mean, config.std
@@ -174,21 +157,16 @@ def _weights(source: _Source, weights: str | Path) -> tuple[dict[str, Tensor] | 
             raise FileNotFoundError(f"weights={str(weights)!r}: no such file; 'default', 'random', 'hub' or a path")
         return source.read(weights), str(weights)
     if fetch is None:
-        raise FileNotFoundError(
-            f"{name} is published as a file only: download {origin} and give weights=PATH, or weights='random'"
-        )
+        raise FileNotFoundError(f"{name} is only a file: download {origin} and give weights=PATH, or weights='random'")
     if weights == "hub" and source.hub is not None:
         fetch, origin = source.hub, f"{name} (hub)"
     try:
         return fetch(), origin
     except ValueError:
         raise  # weights that are there and wrong: the message says which
-    except Exception as error:
-        # Hub clients raise many kinds of errors for "no network"; the user needs to know what to do instead.
-        raise OSError(
-            f"could not get the weights of {name} from {origin}: {error}. Choose weights='random', or weights=PATH "
-            "of a state dict in timm's names"
-        ) from error
+    except Exception as error:  # of many kinds, by hub client
+        way = "Choose weights='random', or weights=PATH of a state dict in timm's names"
+        raise OSError(f"could not get the weights of {name} from {origin}: {error}. {way}") from error
 
 
 def spec_of(vit: VisionTransformer) -> BackboneSpec:
@@ -196,12 +174,8 @@ def spec_of(vit: VisionTransformer) -> BackboneSpec:
     if isinstance(getattr(vit, "spec", None), BackboneSpec):
         return vit.spec
     config = getattr(vit, "pretrained_cfg", None) or {}
-    return BackboneSpec(
-        config.get("architecture") or type(vit).__name__,
-        weights="given",
-        mean=tuple(config.get("mean", IMAGENET_DEFAULT_MEAN)),
-        std=tuple(config.get("std", IMAGENET_DEFAULT_STD)),
-    )
+    mean, std = config.get("mean", IMAGENET_DEFAULT_MEAN), config.get("std", IMAGENET_DEFAULT_STD)
+    return BackboneSpec(config.get("architecture") or type(vit).__name__, "given", mean=tuple(mean), std=tuple(std))
 
 
 # What a ViT may have behind its tokens: heads and poolings. They are no part of the encoder that we adapt.
@@ -220,9 +194,7 @@ def encoder_parameters(vit: VisionTransformer) -> dict[str, torch.nn.Parameter]:
 
 
 def resize_(vit: VisionTransformer, image_size: int | tuple[int, int]) -> None:
-    """Resample the position embedding of a ViT, in place, to an image of another size.
-
-    Always from the pretrained grid, so that two steps give what one would have given.
+    """Resample the position embedding of a ViT, in place, from the pretrained grid to an image of another size.
 
     Raises:
         ValueError: a size that the patch does not divide, or that is not square where the model needs it to be.

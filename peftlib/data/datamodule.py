@@ -17,16 +17,14 @@ class EarthData(lightning.LightningDataModule):
         data = EarthData(EuroSAT("train"), EuroSAT("val"), EuroSAT("test"), batch_size=64)
         model.fit_normalization(data.train_dataloader())
 
-    Training images are shuffled anew in each epoch, in an order that depends on seed and epoch alone. In data-parallel
-    training each process gets its share: of training images as many as the others (one may come twice), of the others
-    each just once, so that metrics are those of one process.
+    Training images come in an order that depends on seed and epoch alone. In data-parallel training each process gets
+    its share; of validation and test images each just once, so that metrics are those of one process.
 
     Args:
-        train, val, test, unseen: data sets of sample dicts (see ``EarthDataset``). test may be None; so may unseen, one
-            more to test on, of regions that the others lack.
+        train, val, test, unseen: data sets of sample dicts (see ``EarthDataset``). unseen is one more to test on, of
+            regions that the others lack.
         batch_size: images a batch, in each process.
-        workers: processes that read ahead, and live as long as the loader; 0 reads in the main one. A data set that
-            draws at random should draw from the number of the image: workers of a resumed run draw otherwise.
+        workers: processes that read ahead; 0 reads in the main one.
         seed: of the order of training images.
 
     Raises:
@@ -69,26 +67,24 @@ class EarthData(lightning.LightningDataModule):
         return self._loader(self.train, DistributedSampler(self.train, world, rank, shuffle=True, seed=self.seed))
 
     def val_dataloader(self) -> DataLoader:
-        return self._in_order(self.val)
+        return self._in_order("val")
 
     def test_dataloader(self) -> DataLoader:
-        if self.test is None:
-            raise ValueError("these data have no test part")
-        return self._in_order(self.test)
+        return self._in_order("test")
 
     def unseen_split(self) -> "EarthData":
         """The same data with the unseen part to test on."""
-        if self.unseen is None:
-            raise ValueError("these data have no unseen part")
         there = copy(self)
-        there.test, there.unseen = self.unseen, None
+        there.test, there.unseen = self._parts().get("unseen"), None
         return there
 
     def _rank(self) -> tuple[int, int]:
         """This process's number, and how many there are."""
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
-    def _in_order(self, data: Dataset) -> DataLoader:
+    def _in_order(self, part: str) -> DataLoader:
+        if (data := self._parts().get(part)) is None:
+            raise ValueError(f"these data have no {part} part")
         rank, world = self._rank()
         return self._loader(data, range(rank, len(data), world))
 

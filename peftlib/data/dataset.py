@@ -1,7 +1,9 @@
 """One sample form for every data set, the checks that no reader skips, and the reading of GeoTIFFs."""
 
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,7 +22,7 @@ DATASETS: dict[str, type["EarthDataset"]] = {}  # every subclass that has a ``na
 
 
 class EarthDataset(Dataset):
-    """Images of the Earth with labels. A data set gives its facts, finds its files and reads one; the rest is here.
+    """Images of the Earth with labels. A data set gives its facts and finds its files; the rest is here.
 
     A sample is a dict: ``image`` (C, H, W) float32 reflectance, channels in the order of ``bands`` (thermal ones in
     kelvin); ``label``, a class number, or for ``multilabel`` (classes,) float of 0 and 1, or ``mask`` (H, W) class
@@ -30,8 +32,7 @@ class EarthDataset(Dataset):
 
     Args:
         split: one of ``splits``.
-        root: folder of the files; None is ``folder`` under ``PEFTLIB_DATA`` (``data/``), or the first of
-            ``other_folders`` that is there.
+        root: folder of the files; None is ``folder`` under ``PEFTLIB_DATA``, or another name it has.
         bands: names to read, in this order; None is all. Red, green and blue must be among them.
         download: fetch what is missing, where the publisher's files can be fetched.
         nodata: ``"error"`` refuses an image with pixels without data, ``"nan"`` gives them as NaN, for models adapted
@@ -45,22 +46,22 @@ class EarthDataset(Dataset):
     name: str  # a class that has one is entered in DATASETS
     folder: ClassVar[str]  # under PEFTLIB_DATA
     other_folders: ClassVar[tuple[str, ...]] = ()  # names that it may have instead
-    task: str
+    task: str = "segmentation"
     classes: tuple[str, ...]
-    sensor: str
+    sensor: str = "sentinel2"
     all_bands: tuple[str, ...]  # in the order of the files
     wavelengths: Mapping[str, float]  # band -> nm, for sensor "custom"
-    gsd: float  # metres
+    gsd: float = 10.0  # metres
     splits: tuple[str, ...] = ("train", "val", "test")
     ignore_index: ClassVar[int] = -1
+    scale: float = 1.0  # what stored values are divided by to be reflectance
+    fill: tuple[float, ...] = ()  # stored values of pixels without data
     nodata: str = "error"
     source: ClassVar[str]  # where people get it
     licence: ClassVar[str]
     primary_metric: ClassVar[str | None] = None  # what it is judged by; None: the task's own
     fold_by: ClassVar[str | None] = None  # entry of ``meta``: images that share it are in one fold
-    split: str
-    bands: tuple[str, ...] | Mapping[str, float]  # as ``pl.adapt`` takes them
-    items: Sequence
+    bands: tuple[str, ...] | Mapping[str, float] | BandSet  # as ``pl.adapt`` takes them
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
@@ -77,16 +78,14 @@ class EarthDataset(Dataset):
     ):
         if split not in self.splits:
             raise ValueError(f"{self.name} has no split {split!r}; choose from {self.splits}")
-        self.split = split
         folders = [data_dir() / folder for folder in (self.folder, *self.other_folders)]
-        there = next((folder for folder in folders if folder.is_dir()), folders[0])
-        self.root = there if root is None else Path(root)
+        self.root = Path(root or next((folder for folder in folders if folder.is_dir()), folders[0]))
         names = tuple(self.all_bands if bands is None else bands)
         if unknown := [band for band in names if band not in self.all_bands]:
             raise ValueError(f"{self.name} has no bands {unknown}; it has {self.all_bands}")
         self.bands = {band: self.wavelengths[band] for band in names} if self.sensor == "custom" else names
         self.band_set = self.resolve_bands()
-        self.nodata = self.nodata if nodata is None else nodata
+        self.split, self.nodata = split, nodata or self.nodata
         if self.nodata not in NODATA:
             raise ValueError(f"nodata={nodata!r}; choose from {NODATA}")
         if download:
@@ -103,14 +102,41 @@ class EarthDataset(Dataset):
         """What there is in the split, an item a sample, without opening images."""
         raise NotImplementedError
 
-    def read(self, item) -> dict:
-        """``image`` (all bands, H, W) reflectance, NaN for no data, ``label`` or ``mask``, ``meta`` with ``source``."""
-        raise NotImplementedError
-
     def files(self, item) -> list[Path]:
-        """The files that ``read`` opens for an item: what the key of a run hashes."""
+        """The files that ``read`` opens for an item, image first: what the key of a run hashes."""
         parts = item if isinstance(item, tuple | list) else [item]
         return [part for part in parts if isinstance(part, Path)]
+
+    def read(self, item) -> dict:
+        """``image`` (all bands, H, W) reflectance, NaN for no data, ``label`` or ``mask``, ``meta`` with ``source``.
+
+        Here: of GeoTIFFs, one in all or one a band, and of a mask if there is one more file. Labels need their own.
+        """
+        files, count = self.files(item), len(self.all_bands)
+        count = count if len(files) >= count else 1
+        values, meta = read_tif(files[0]) if count == 1 else read_bands(files[:count])
+        sample = {"image": self.reflectance(values), "meta": meta | {"source": str(files[0])} | self.about(item)}
+        for path in files[count:]:
+            mask = self.class_numbers(read_mask(path))
+            if mask.shape != values.shape[1:]:
+                raise ValueError(f"{path}: mask of {tuple(mask.shape)} pixels, image of {tuple(values.shape[1:])}")
+            sample["mask"] = mask
+        return sample
+
+    def reflectance(self, values: Tensor) -> Tensor:
+        """Stored values (bands, H, W) -> reflectance, NaN for no data."""
+        image = values.float()
+        for fill in self.fill:
+            image = torch.where(image == fill, torch.nan, image)
+        return image / self.scale
+
+    def class_numbers(self, mask: Tensor) -> Tensor:
+        """What a mask file holds (H, W) -> numbers of classes."""
+        return mask
+
+    def about(self, item) -> dict:
+        """What ``meta`` says beside place and source: ``date``, ..."""
+        return {}
 
     def download(self) -> None:
         """Fetch what is missing into ``root``."""
@@ -143,16 +169,15 @@ class EarthDataset(Dataset):
             raise ValueError(f"{meta['source']}: {error}") from None
         return sample | {"image": image, "bands": self.bands, "sensor": self.sensor, "meta": meta}
 
-    def check_truth(self, sample: Mapping, size: tuple[int, int]) -> None:
+    def check_truth(self, sample: Mapping, size: tuple[int, ...]) -> None:
         """Raise ValueError for a label that is no class, or a mask of another size than the image."""
         count = len(self.classes)
         if self.task == "segmentation":
             mask = sample["mask"]
             if tuple(mask.shape) != size:
                 raise ValueError(f"mask of {tuple(mask.shape)} pixels, image of {size}")
-            known = (mask >= 0) & (mask < count) | (mask == self.ignore_index)
-            if not known.all():
-                raise ValueError(f"mask holds {mask[~known].unique().tolist()}, classes are 0 to {count - 1}")
+            if odd := set(mask.unique().tolist()) - {self.ignore_index, *range(count)}:
+                raise ValueError(f"mask holds {sorted(odd)}, classes are 0 to {count - 1}")
         elif self.task == "multilabel":
             label = sample["label"]
             if tuple(label.shape) != (count,) or not ((label == 0) | (label == 1)).all():
@@ -167,11 +192,15 @@ class EarthDataset(Dataset):
             f"to the folder that holds {self.folder}/"
         )
 
-    def read_list(self, name: str) -> list[str]:
-        """The lines of a split list under ``root``, without empty ones; FileNotFoundError where there is none."""
+    def there(self, name: str) -> Path:
+        """A file under ``root``; FileNotFoundError where it is not there."""
         if not (path := self.root / name).is_file():
-            raise FileNotFoundError(self.missing(f"split list {name}"))
-        return [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+            raise FileNotFoundError(self.missing(name))
+        return path
+
+    def read_list(self, name: str) -> list[str]:
+        """The lines of a text file under ``root``, without empty ones."""
+        return [line.strip() for line in self.there(name).read_text(errors="replace").splitlines() if line.strip()]
 
 
 def collate(samples: Iterable[dict]) -> dict:
@@ -182,6 +211,14 @@ def collate(samples: Iterable[dict]) -> dict:
     if isinstance(batch.get("bands"), BandSet):  # Lightning moves batches to devices, and refuses frozen dataclasses
         batch["bands"] = batch["bands"].names
     return batch | ({"meta": [s["meta"] for s in samples]} if "meta" in samples[0] else {})
+
+
+def date_in(path: Path, pattern: str, form: str) -> str:
+    """YYYY-MM-DD from a file's name: of the regular expression's group, in a form of ``strptime``; or ValueError."""
+    try:
+        return datetime.strptime(re.findall(pattern, path.name)[0], form).date().isoformat()
+    except (IndexError, ValueError):
+        raise ValueError(f"{path}: no date in the name, as {form} in {pattern}") from None
 
 
 def read_tif(path: Path) -> tuple[Tensor, dict]:

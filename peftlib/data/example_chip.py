@@ -1,8 +1,4 @@
-"""The real Sentinel-2 chip that spyndex carries: forest, fields and a river in a savanna, four bands at 10 m.
-
-It needs no download, so the first notebooks work anywhere. It has no labels; ``savanna_classes`` makes some by index
-thresholds, and says so.
-"""
+"""The real Sentinel-2 chip that spyndex carries: forest, fields and a river in a savanna, four bands at 10 m."""
 
 import torch
 import torch.nn.functional as F
@@ -18,17 +14,10 @@ NDVI_CLOSED = 0.5
 
 
 def savanna_chip(upsample: int = 1) -> dict:
-    """The chip as one sample: image (4, 300 * upsample, 300 * upsample), bands B02, B03, B04, B08.
-
-    Args:
-        upsample: bilinear enlargement; small satellite images are enlarged so that a patch covers few pixels.
-    """
+    """The chip as one sample, enlarged bilinearly: image (4, 300 * upsample, 300 * upsample), no labels."""
     import spyndex
 
-    array = spyndex.datasets.open("sentinel")
-    if tuple(array.band.values) != BANDS:
-        raise ValueError(f"spyndex's chip has bands {tuple(array.band.values)}, expected {BANDS}")
-    image = torch.from_numpy(array.values).float() / 1e4
+    image = torch.from_numpy(spyndex.datasets.open("sentinel").sel(band=list(BANDS)).values).float() / 1e4
     if upsample != 1:
         image = F.interpolate(image[None], scale_factor=upsample, mode="bilinear", align_corners=False)[0]
     meta = {"gsd": 10.0 / upsample, "source": "spyndex.datasets.open('sentinel'), Sentinel-2, reflectance x 1e4"}
@@ -39,8 +28,7 @@ def savanna_classes(image: Tensor) -> Tensor:
     """Four per-pixel classes beyond RGB, by index thresholds: (4, H, W) reflectance -> (H, W) in 0..3.
 
     Open or closed canopy: NDVI against 0.5. Inside each, low or high CVI (chlorophyll vegetation index, N R / G²)
-    against its median there, over the whole image. Not ground truth: a rule on the spectrum. RGB sees its first half
-    well, its second badly.
+    against its median there. A rule on the spectrum, no ground truth: RGB sees its first half well, its second badly.
     """
     bands = band_set(BANDS)
     ndvi, cvi = (index_function(name, bands)(image[None])[0] for name in ("NDVI", "CVI"))
@@ -52,13 +40,8 @@ def savanna_classes(image: Tensor) -> Tensor:
 class ChipCrops(Dataset):
     """Random square crops, turned and flipped, from the left (train) or right (test) part of a labelled chip.
 
-    Columns ``gap`` wide between the two keep neighbouring pixels apart. Item i depends on seed and i alone.
-
-    Args:
-        image: (C, H, W) reflectance; mask: (H, W) class numbers.
-        size: side of a crop in pixels.
-        part: ``"train"`` or ``"test"``.
-        length: number of crops.
+    image: (C, H, W) reflectance; mask: (H, W) class numbers; size: side of a crop. Columns ``gap`` wide between the two
+    parts keep neighbouring pixels apart. Item i depends on seed and i alone.
     """
 
     def __init__(self, image: Tensor, mask: Tensor, size: int, part: str, length: int, seed: int = 0, gap: int = 14):

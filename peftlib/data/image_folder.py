@@ -2,18 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
-from peftlib.data.dataset import EarthDataset, read_mask, read_tif
+from peftlib.data.dataset import EarthDataset
 from peftlib.sensors.bands import band_set
 
 
 class ImageFolder(EarthDataset):
     """Images of your own as a data set: every ``.tif`` of a folder that has a label or a mask.
-
-        data = from_folder("chips", ("B02", "B03", "B04", "B08"), classes=("forest", "field"), labels="labels.csv")
 
     Args:
         folder: with the images, in it or in folders below; all of one size and of the same bands.
@@ -27,14 +25,9 @@ class ImageFolder(EarthDataset):
         unknown: value of mask pixels whose class is not known.
         split: only rows of the CSV with this in their column ``split``; or with masks, a folder below both.
         gsd: ground sampling distance in metres.
-
-    Raises:
-        ValueError: neither or both of labels and masks, a column or class that is not there.
-        FileNotFoundError: no such folder, file or mask.
     """
 
     folder = ""
-    source = "your own images"
 
     def __init__(
         self,
@@ -54,35 +47,22 @@ class ImageFolder(EarthDataset):
             raise ValueError(f"it needs labels= (a CSV) or masks= (a folder), got labels={labels}, masks={masks}")
         if not Path(folder).is_dir():
             raise FileNotFoundError(f"no folder {folder}")
-        self.name, self.classes, self.sensor, self.gsd, self.splits = (
-            "folder",
-            tuple(classes),
-            sensor,
-            gsd,
-            (split or "",),
-        )
+        self.name, self.classes, self.sensor, self.gsd, self.scale = "folder", tuple(classes), sensor, gsd, scale
         self.task = "segmentation" if labels is None else "classification"
         self.all_bands = band_set(bands, sensor).names
         self.wavelengths = bands if isinstance(bands, Mapping) else {}
-        self.labels, self.masks, self.scale, self.fill, self.unknown = labels, masks, scale, fill, unknown
+        self.labels, self.masks, self.unknown, self.splits = labels, masks, unknown, (split or "",)
+        self.fill = () if fill is None else (fill,)
         super().__init__(split or "", folder, nodata="error" if fill is None else "nan")
 
-    def find(self) -> list[tuple[Path, Any]]:
-        if self.labels is not None:
-            return self._labelled(Path(self.labels))
-        return self._masked(Path(self.masks or ""))
+    def find(self) -> list[tuple[Path, Path]] | list[tuple[Path, int]]:
+        return self._masked(Path(self.masks or "")) if self.labels is None else self._labelled(Path(self.labels))
 
-    def read(self, item: tuple[Path, Any]) -> dict:
-        path, truth = item
-        values, meta = read_tif(path)
-        image = values.float()
-        if self.fill is not None:
-            image[image == self.fill] = torch.nan
-        sample = {"image": image / self.scale, "meta": meta | {"source": str(path)}}
-        if self.task == "classification":
-            return sample | {"label": truth}
-        mask = read_mask(truth)
-        return sample | {"mask": torch.where(mask == self.unknown, self.ignore_index, mask)}
+    def class_numbers(self, mask: Tensor) -> Tensor:
+        return torch.where(mask == self.unknown, self.ignore_index, mask)
+
+    def read(self, item: tuple[Path, int | Path]) -> dict:
+        return super().read(item) | ({"label": item[1]} if self.task == "classification" else {})
 
     def missing(self, what: str | Path) -> str:
         return f"no .tif with a label or a mask in {self.root}" + (f" for split {self.split!r}" if self.split else "")
@@ -107,14 +87,12 @@ class ImageFolder(EarthDataset):
         if self.split:
             table = table[table["split"] == self.split]
         numbers = {name: i for i, name in enumerate(self.classes)} | {str(i): i for i in range(len(self.classes))}
-        items = []
+        items, root = [], self.root.resolve()
         for file, label in zip(table["file"], table["label"], strict=True):
             path = self.root / str(file)
             if label not in numbers:
                 raise ValueError(f"{labels}: label {label!r} of {file}; classes are {self.classes}")
-            if not path.resolve().is_relative_to(self.root.resolve()):
-                raise ValueError(f"{labels}: {file} leads out of {self.root}")
-            if not path.is_file():
+            if not path.is_file() or not path.resolve().is_relative_to(root):
                 raise FileNotFoundError(f"{labels} names {file}, which is not in {self.root}")
             items.append((path, numbers[label]))
         return items

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from peftlib.data.dataset import DATASETS, EarthDataset
-from peftlib.sensors.spectral_indices import index_function
+from peftlib.data.subsets import every_nth
 
 if TYPE_CHECKING:
     import pandas
@@ -23,31 +23,19 @@ def overview() -> "pandas.DataFrame":
                 found.append(f"{split} {len(cls(split))}")
             except (FileNotFoundError, ValueError):
                 continue
-        rows[name] = {
-            "task": cls.task,
-            "classes": len(cls.classes),
-            "sensor": cls.sensor,
-            "bands": len(cls.all_bands),
-            "GSD, m": cls.gsd,
-            "here": ", ".join(found) or "missing",
-            "folder": cls.folder,
-            "source": cls.source,
-        }
+        facts = {"task": cls.task, "classes": len(cls.classes), "sensor": cls.sensor, "bands": len(cls.all_bands)}
+        here = {"here": ", ".join(found) or "missing", "folder": cls.folder, "source": cls.source}
+        rows[name] = facts | {"GSD, m": cls.gsd} | here
     return pandas.DataFrame.from_dict(rows, orient="index").rename_axis("data set")
 
 
 def statistics(data: EarthDataset, images: int = 300) -> "pandas.Series":
-    """Of pixels of evenly spaced images: each band's mean and standard deviation, and deciles of NDVI and NDWI."""
+    """Each band's mean and standard deviation, ``"B02 mean"``, ``"B02 std"``, over pixels of evenly spread images."""
     import pandas
 
-    chosen = torch.linspace(0, len(data) - 1, min(images, len(data))).long().unique().tolist()
-    image = torch.cat([data[i]["image"][:, 2::4, 2::4].flatten(1) for i in chosen], dim=1)
-    image = image[:, image.isfinite().all(0)]
+    chosen = every_nth(data, images)
+    pixels = torch.cat([chosen[i]["image"][:, 2::4, 2::4].flatten(1) for i in range(len(chosen))], dim=1)
+    pixels = pixels[:, pixels.isfinite().all(0)]
+    found = {"mean": pixels.mean(1).tolist(), "std": pixels.std(1).tolist()}
     names = data.band_set.names
-    values = {f"{band} mean": float(row.mean()) for band, row in zip(names, image, strict=True)}
-    values |= {f"{band} std": float(row.std()) for band, row in zip(names, image, strict=True)}
-    for name in ("NDVI", "NDWI"):
-        index = index_function(name, data.band_set)(image[None, :, :, None]).flatten()
-        deciles = torch.quantile(index[:: max(1, len(index) // 1_000_000)], torch.tensor([0.1, 0.5, 0.9]))
-        values |= {f"{name} {share}": float(v) for share, v in zip(("10%", "50%", "90%"), deciles, strict=True)}
-    return pandas.Series(values)
+    return pandas.Series({f"{band} {moment}": row[i] for moment, row in found.items() for i, band in enumerate(names)})

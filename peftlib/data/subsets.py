@@ -23,16 +23,13 @@ class View(Dataset):
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
 
 class Subset(torch_data.Subset, View):
-    """Images of given numbers, in that order; what else is asked of it, its data set answers."""
+    """Images of given numbers, in that order."""
 
 
 class Concat(torch_data.ConcatDataset, View):
-    """The images of data sets of one kind, one after the other; what else is asked of it, the first one answers."""
+    """The images of data sets of one kind, one after the other; facts are those of the first."""
 
     @property
     def dataset(self) -> Dataset:
@@ -46,15 +43,18 @@ class InMemory(View):
         self.dataset = dataset
         self.samples = [dataset[i] for i in range(len(dataset))]
 
+    def __len__(self) -> int:
+        return len(self.samples)
+
     def __getitem__(self, index: int) -> dict:
         return self.samples[index]
 
 
 class Tiles(View):
-    """Square tiles of ``side`` pixels of images with masks; those without one known pixel are left out.
+    """Square tiles of ``side`` pixels of images with masks, without those that have no known pixel, or cross a border.
 
-    What is left over at the lower and right border is not seen. ``per_image`` keeps only so many tiles of an image,
-    those with most known pixels (ties: the first); 0 keeps all. ValueError: no masks, or images smaller than a tile.
+    ``per_image`` keeps only so many tiles of an image, those with most known pixels (ties: the first); 0 keeps all.
+    ValueError: no masks, or images smaller than a tile.
     """
 
     def __init__(self, dataset: Dataset, side: int, per_image: int = 0):
@@ -67,11 +67,10 @@ class Tiles(View):
             height, width = sample["mask"].shape
             if side < 1 or height < side or width < side:
                 raise ValueError(f"tiles of {side} px of an image of {height} x {width}")
-            known = sample["mask"] != dataset.ignore_index
-            corners = [(y, x) for y in range(0, height - side + 1, side) for x in range(0, width - side + 1, side)]
-            counts = {(y, x): int(known[y : y + side, x : x + side].sum()) for y, x in corners}
-            best = sorted((c for c in corners if counts[c]), key=counts.__getitem__, reverse=True)
-            self.corners += [(number, y, x) for y, x in sorted(best[: per_image or None])]
+            known = (sample["mask"] != dataset.ignore_index).unfold(0, side, side).unfold(1, side, side).sum((2, 3))
+            best = known.flatten().argsort(descending=True, stable=True)[: per_image or None]
+            places = [divmod(i, known.shape[1]) for i in sorted(best.tolist())]
+            self.corners += [(number, y * side, x * side) for y, x in places if known[y, x]]
 
     def __len__(self) -> int:
         return len(self.corners)
@@ -86,31 +85,26 @@ class Tiles(View):
 def folds(dataset: Dataset, number: int, seed: int = 0) -> list[list[int]]:
     """Image numbers in parts of nearly the same size, drawn by a seed; of each label as many in each part.
 
-    Images of one place, say, stay together: those that share the entry ``dataset.fold_by`` of ``meta``, if it has one.
-
-    Raises:
-        ValueError: fewer than two folds, or fewer images (or places) than folds.
+    Images that share the entry ``dataset.fold_by`` of ``meta``, if it has one, stay together. ValueError: fewer than 2
+    folds, or fewer images (or groups) than folds.
     """
-    if not 2 <= number <= len(dataset):
-        raise ValueError(f"{number} folds of {len(dataset)} images; choose 2 or more, and no more than images")
+    count, entry = len(dataset), getattr(dataset, "fold_by", None)
+    if not 2 <= number <= count:
+        raise ValueError(f"{number} folds of {count} images; choose 2 or more, and no more than images")
     draw = np.random.default_rng(seed)
-    if entry := getattr(dataset, "fold_by", None):
-        return _grouped([dataset[i]["meta"][entry] for i in range(len(dataset))], entry, number, draw)
-    order = draw.permutation(len(dataset))
-    if getattr(dataset, "task", None) == "classification":
-        labels = np.array([int(dataset[i]["label"]) for i in range(len(dataset))])
-        order = order[np.argsort(labels[order], kind="stable")]
-    return [sorted(order[i::number].tolist()) for i in range(number)]
-
-
-def _grouped(groups: list, entry: str, number: int, draw: np.random.Generator) -> list[list[int]]:
-    """The largest group first, each into the part that is smallest by then."""
+    if entry is None:
+        order = draw.permutation(count)
+        if getattr(dataset, "task", None) == "classification":
+            labels = np.array([int(dataset[i]["label"]) for i in range(count)])
+            order = order[np.argsort(labels[order], kind="stable")]
+        return [sorted(order[i::number].tolist()) for i in range(number)]
+    groups = [dataset[i]["meta"][entry] for i in range(count)]
     names, place, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     if len(names) < number:
         raise ValueError(f"{number} folds of images with {len(names)} values of {entry!r}; choose no more folds")
     parts: list[list[int]] = [[] for _ in range(number)]
     order = draw.permutation(len(names))
-    for group in order[np.argsort(-sizes[order], kind="stable")]:
+    for group in order[np.argsort(-sizes[order], kind="stable")]:  # the largest first, into the smallest part by then
         min(parts, key=len).extend(np.flatnonzero(place == group).tolist())
     return [sorted(part) for part in parts]
 

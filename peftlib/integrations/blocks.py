@@ -9,24 +9,19 @@ from peftlib.methods.houlsby import Houlsby
 from peftlib.methods.lora import LoRA
 from peftlib.methods.slr import SLR
 
-# The others read x_A (DEFLECT), know the layout of tokens (VPT, Earth-Adapter), or are what the framework does itself
-# (frozen, full fine-tuning).
+# The others read x_A, know the layout of tokens (VPT, Earth-Adapter), or are what the framework does itself.
 BLOCK_METHODS = {config.name: config for config in (NormTuning, BitFit, LoRA, SLR, Houlsby)}
 
 
 def adapt_blocks(vit: nn.Module, method: Method) -> nn.Module:
     """Freeze a ViT and put a method into its blocks, in place: input, positions and forward stay the model's own.
 
-    In place, because models like TerraTorch's Prithvi carry a ``forward`` that holds on to the original: a copy would
-    still call it.
-
     Args:
         vit: has ``blocks`` of timm's ``Block`` with its plain attention and MLP, ``patch_embed.proj``, ``embed_dim``.
         method: a config of ``BLOCK_METHODS``, such as ``LoRA(rank=8)``.
 
     Returns:
-        ``vit`` itself. Its tuned parameters are those that require a gradient. ``method.merge(vit)`` folds LoRA and
-        SLR into its layers.
+        ``vit`` itself; what requires a gradient is tuned. ``method.merge(vit)`` folds LoRA and SLR into its layers.
 
     Raises:
         ValueError: a method that needs more than blocks, or a model with other blocks; nothing is changed then.
@@ -47,15 +42,12 @@ def _refuse_unplain(vit: nn.Module) -> None:
         raise ValueError(f"this {name} was already adapted; build it again")
     blocks = getattr(vit, "blocks", None)
     if not isinstance(blocks, nn.ModuleList | nn.Sequential) or not len(blocks):
-        attention = ", ".join(sorted({_path(m) for m in vit.modules() if "Attention" in type(m).__name__})) or "none"
-        raise ValueError(f"{name} has no `blocks` of timm's Block; its attention is {attention}")
+        attention = {_path(module) for module in vit.modules() if "Attention" in type(module).__name__}
+        raise ValueError(f"{name} has no `blocks` of timm's Block; its attention is {', '.join(attention) or 'none'}")
     for i, block in enumerate(blocks):
-        parts = [
-            part for part in (block, getattr(block, "attn", None), getattr(block, "mlp", None)) if part is not None
-        ]
+        parts = [block, getattr(block, "attn", None), getattr(block, "mlp", None)]
         if not isinstance(block, Block) or [type(part) for part in parts[1:]] != [Attention, Mlp]:
-            found = ", ".join(map(_path, parts))
-            raise ValueError(f"block {i} of {name} is {found}; needed are timm's Block, Attention and Mlp")
+            raise ValueError(f"block {i} of {name} is {[*map(_path, parts)]}; need timm's Block, Attention and Mlp")
     if getattr(vit, "vpt", False) or hasattr(vit, "extra_layers"):
         raise ValueError(f"{name} has new layers of its own (vpt, vit_adapter) that would be frozen at their start")
     if not hasattr(getattr(vit, "patch_embed", None), "proj") or not hasattr(vit, "embed_dim"):

@@ -11,22 +11,14 @@ from peftlib.model.adapted_vit import AdaptedViT
 class LayerFeatures(nn.Module):
     """Tokens after several blocks, in the form that TerraTorch's backbones have: class token, then patches row by row.
 
-    Register tokens are left out. A ViT without a class token gives the mean of its patches in that place, so that
-    necks that drop the first token do not drop a patch.
+    Register tokens are left out. A ViT without a class token gives the mean of its patches in that place.
 
     Args:
         model: from ``adapt``.
         out_indices: numbers of the blocks to read, from 0; None is all of them.
         means, stds: one a channel; the datamodule's, which has given (x - means) / stds. They are undone here, and
-            (being the data's) are what standardises the bands beyond RGB. None: the datamodule does not normalise.
+            standardise the bands beyond RGB. None: the datamodule does not normalise.
         scale: from the unit that the data have then to reflectance in [0, 1], such as 1e-4.
-
-    Attributes:
-        out_channels: width of each feature.
-        patch_size: half the image size. TerraTorch pads images to a multiple of twice this: to what the model takes.
-
-    Raises:
-        ValueError: a block that the ViT does not have; means without stds, or not one a band.
     """
 
     def __init__(
@@ -40,7 +32,7 @@ class LayerFeatures(nn.Module):
             raise ValueError(f"out_indices={out_indices!r}; this ViT has blocks 0 to {depth - 1}")
         self.model = model
         self.out_channels = [model.vit.embed_dim] * len(self.out_indices)
-        even = not any(side % 2 for side in model.image_size)
+        even = not any(side % 2 for side in model.image_size)  # TerraTorch pads to a multiple of twice the patch size
         self.patch_size = tuple(side // 2 for side in model.image_size) if even else None  # None: no padding
         self.tunes = any(p.requires_grad for p in model.parameters())
         offset, factor = _undoing(len(model.bands), means, stds, scale)
@@ -53,28 +45,22 @@ class LayerFeatures(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """x: (B, C, H, W) as the datamodule gives it -> for each of ``out_indices`` tokens (B, 1 + n, d).
 
-        Raises:
-            ValueError: what comes out of ``means``, ``stds`` and ``scale`` is no reflectance; training when a framework
-                froze the adapter too.
+        ValueError: no reflectance comes out of ``means``, ``stds`` and ``scale``; training with a frozen adapter.
         """
         frozen = self.tunes and not any(p.requires_grad for p in self.parameters())
         if frozen and self.training and torch.is_grad_enabled():
-            raise ValueError(
-                f"{self.model.method.name} has nothing left to train: freeze_backbone=True froze the adapter too. "
-                "Leave it False; pretrained weights are frozen already (for a frozen model choose the method frozen)"
-            )
-        tokens = self.model.intermediate_tokens(x * self.factor + self.offset, self.out_indices)
-        return [self._standard(z) for z in tokens]
+            why = "freeze_backbone=True froze the adapter too; leave it False, pretrained weights are frozen already"
+            raise ValueError(f"{self.model.method.name} has nothing left to train: {why}")
+        vit, found = self.model.vit, []
+        for z in self.model.intermediate_tokens(x * self.factor + self.offset, self.out_indices):
+            patches = z[:, vit.num_prefix_tokens :]
+            first = z[:, :1] if vit.cls_token is not None else patches.mean(1, keepdim=True)
+            found.append(torch.cat([first, patches], dim=1))
+        return found
 
     def prepare_features_for_image_model(self, features: list[Tensor]) -> list[Tensor]:
         """Tokens (B, 1 + n, d) -> maps (B, d, h, w), for models that were given no neck."""
         return [z[:, 1:].transpose(1, 2).unflatten(2, self.model.grid_size) for z in features]
-
-    def _standard(self, z: Tensor) -> Tensor:
-        vit = self.model.vit
-        patches = z[:, vit.num_prefix_tokens :]
-        first = z[:, :1] if vit.cls_token is not None else patches.mean(1, keepdim=True)
-        return torch.cat([first, patches], dim=1)
 
 
 def _standardised(model: AdaptedViT, values: Tensor) -> Tensor:
@@ -88,12 +74,11 @@ def _standardised(model: AdaptedViT, values: Tensor) -> Tensor:
 
 def _undoing(bands: int, means, stds, scale: float) -> tuple[Tensor, Tensor]:
     """Offset and factor, (bands, 1, 1), with x * factor + offset in reflectance."""
-    if (means is None) != (stds is None):
-        raise ValueError("give means and stds both, as the datamodule has them, or neither")
-    means, stds = ([0.0] * bands, [1.0] * bands) if means is None else (list(means), list(stds))
-    if len(means) != bands or len(stds) != bands:
-        raise ValueError(f"{len(means)} means and {len(stds)} stds for {bands} bands; give one a band")
+    if means is None and stds is None:
+        means, stds = [0.0] * bands, [1.0] * bands
+    if means is None or stds is None or not len(means) == len(stds) == bands:
+        raise ValueError(f"means={means} and stds={stds} for {bands} bands; give both, one a band, or neither")
     if not scale > 0 or not all(std > 0 for std in stds):
         raise ValueError(f"scale={scale!r} and stds={stds!r} must be positive")
-    mean, std = (scale * torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (means, stds))
+    mean, std = (scale * torch.as_tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (means, stds))
     return mean, std

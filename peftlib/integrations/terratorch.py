@@ -4,12 +4,13 @@
     peftlib_<method>_<prithvi>      ``BLOCK_METHODS`` on TerraTorch's Prithvi: ``peftlib_lora_prithvi_eo_v2_300``; it
                                     reads what TerraTorch's Prithvi reads, ``pretrained`` is False by default there
 
-Pretrained weights are frozen from the start and stay so: leave ``freeze_backbone`` False.
+Pretrained weights are frozen from the start: leave ``freeze_backbone`` False.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import partial
+from itertools import product
 
 from torch import nn
 
@@ -22,24 +23,19 @@ from peftlib.model.adapted_vit import adapt
 try:
     from terratorch.registry import TERRATORCH_BACKBONE_REGISTRY
 except ImportError as error:
-    raise ImportError(
-        f"peftlib.integrations.terratorch needs TerraTorch ({error}): pip install terratorch, or for its tests "
-        "make test-terratorch, in an environment of its own (it pins versions that differ from requirements.lock)"
-    ) from error
+    way = "pip install terratorch, or for its tests make test-terratorch, in an environment of its own"
+    raise ImportError(f"peftlib.integrations.terratorch needs TerraTorch ({error}): {way}") from error
 
-# TerraTorch's names of bands (HLSBands) -> ours.
-_SENTINEL2 = (
-    "COASTAL_AEROSOL=B01 BLUE=B02 GREEN=B03 RED=B04 RED_EDGE_1=B05 RED_EDGE_2=B06 RED_EDGE_3=B07 NIR_BROAD=B08 "
-    "NIR_NARROW=B8A WATER_VAPOR=B09 CIRRUS=B10 SWIR_1=B11 SWIR_2=B12"
-)
-_LANDSAT8 = (
-    "COASTAL_AEROSOL=B1 BLUE=B2 GREEN=B3 RED=B4 NIR_NARROW=B5 SWIR_1=B6 SWIR_2=B7 CIRRUS=B9 THERMAL_INFRARED_1=B10 "
-    "THERMAL_INFRARED_2=B11"
-)
-BAND_NAMES = {
-    sensor: dict(pair.split("=") for pair in pairs.split())
-    for sensor, pairs in {"sentinel2": _SENTINEL2, "hls": _SENTINEL2, "landsat8": _LANDSAT8}.items()
-}
+_SENTINEL2 = {
+    "COASTAL_AEROSOL": "B01", "BLUE": "B02", "GREEN": "B03", "RED": "B04", "RED_EDGE_1": "B05", "RED_EDGE_2": "B06",
+    "RED_EDGE_3": "B07", "NIR_BROAD": "B08", "NIR_NARROW": "B8A", "WATER_VAPOR": "B09", "CIRRUS": "B10",
+    "SWIR_1": "B11", "SWIR_2": "B12",
+}  # fmt: skip
+_LANDSAT8 = {
+    "COASTAL_AEROSOL": "B1", "BLUE": "B2", "GREEN": "B3", "RED": "B4", "NIR_NARROW": "B5", "SWIR_1": "B6",
+    "SWIR_2": "B7", "CIRRUS": "B9", "THERMAL_INFRARED_1": "B10", "THERMAL_INFRARED_2": "B11",
+}  # fmt: skip
+BAND_NAMES = {"sentinel2": _SENTINEL2, "hls": _SENTINEL2, "landsat8": _LANDSAT8}  # TerraTorch's (HLSBands) -> ours
 
 
 def build(
@@ -56,34 +52,24 @@ def build(
         bands: names in the order of the channels, ours (``"B02"``) or TerraTorch's (``"BLUE"``, see ``BAND_NAMES``);
             ``sensor="custom"``: name -> centre wavelength in nm.
         input, input_options: how the bands come in: a name in ``INPUTS`` and its options; None is the method's own.
-        pretrained: False is ``weights="random"``. (True is the default here: methods freeze what they start from.)
-        weights, res: see ``load_backbone``.
-        sensor, image_size, rgb_white, nodata: see ``adapt``.
-        out_indices, means, stds, scale: see ``LayerFeatures``. The model reads reflectance in [0, 1]: either the
-            datamodule gives it (``constant_scale: 1e-4``, no means and stds), or its means and stds are given here too.
+        pretrained: False is ``weights="random"``.
+        weights, res: see ``load_backbone``; sensor, image_size, rgb_white, nodata: see ``adapt``.
+        out_indices, means, stds, scale: see ``LayerFeatures``. Either the datamodule gives reflectance in [0, 1]
+            (``constant_scale: 1e-4``, no means and stds), or its means and stds are given here too.
         options: of the method, such as ``rank``.
-
-    Raises:
-        ValueError: what was given, what is needed, and the choices.
     """
     config = METHODS[method].from_options(options)
     vit = load_backbone(backbone, weights if pretrained else "random", res=res)
     size = tuple(image_size) if isinstance(image_size, Sequence) else image_size
     chosen = None if input is None else input_from(input, dict(input_options or {}))
-    names = own_names(bands, sensor)
-    model = adapt(vit, config, names, sensor, size, chosen, rgb_white, nodata, inplace=True)  # type: ignore[arg-type]
+    model = adapt(vit, config, own_names(bands, sensor), sensor, size, chosen, rgb_white, nodata, inplace=True)  # type: ignore[arg-type]
     return LayerFeatures(model, out_indices, means, stds, scale).train()  # Lightning leaves the mode as it finds it
 
 
 def build_prithvi(method: str, backbone: str, **options) -> nn.Module:
     """A Prithvi that TerraTorch builds, with a method in its blocks (``adapt_blocks``).
 
-    Args:
-        method, backbone: from the registered name.
-        options: fields of the method go to it, all others to TerraTorch (``bands``, ``pretrained``, ``num_frames``).
-
-    Raises:
-        ValueError: an option of the method that it refuses.
+    Options that are fields of the method go to it, others (``bands``, ``pretrained``, ``num_frames``) to TerraTorch.
     """
     config = BLOCK_METHODS[method]
     own = {field.name for field in fields(config)} & set(options)
@@ -100,15 +86,9 @@ def own_names(bands: Sequence[str] | Mapping[str, float], sensor: str) -> tuple[
     return tuple(known.get(name, name) if isinstance(name, str) else name for name in names)
 
 
-def _register(constructor: Callable, method: str, backbone: str) -> None:
-    named = partial(constructor, method, backbone)
-    named.__name__ = f"peftlib_{method}_{backbone}"  # type: ignore[attr-defined]  # the registry's key
-    TERRATORCH_BACKBONE_REGISTRY.register(named)
-
-
-for _method in METHODS:
-    for _backbone in BACKBONES:
-        _register(build, _method, _backbone)
-for _backbone in [name for name in TERRATORCH_BACKBONE_REGISTRY if name.startswith("prithvi_eo_")]:
-    for _method in BLOCK_METHODS:
-        _register(build_prithvi, _method, _backbone)
+_PRITHVI = [name for name in TERRATORCH_BACKBONE_REGISTRY if name.startswith("prithvi_eo_")]
+_ALL = [(build, *names) for names in product(METHODS, BACKBONES)]
+for _build, _method, _backbone in _ALL + [(build_prithvi, *names) for names in product(BLOCK_METHODS, _PRITHVI)]:
+    _named = partial(_build, _method, _backbone)
+    _named.__name__ = f"peftlib_{_method}_{_backbone}"  # type: ignore[attr-defined]  # the registry's key
+    TERRATORCH_BACKBONE_REGISTRY.register(_named)

@@ -9,17 +9,13 @@
 * Values: float reflectance, -9999 or 9999 where there is no data. Masks: 0 not burnt, 1 burnt, -1 unknown.
 """
 
-from datetime import datetime
 from pathlib import Path
 
-import torch
-
-from peftlib.data.dataset import EarthDataset, read_mask, read_tif
+from peftlib.data.dataset import EarthDataset, date_in
 from peftlib.data.download import fetch, unpack
 
 ARCHIVE, CHECKSUM = "hls_burn_scars.tar.gz", "sha256:4e6f99a75cb2c500547b20662a15cbd531dc421376f815e91846ea542798e8e6"
 URL = f"hf://ibm-nasa-geospatial/hls_burn_scars@1864285e25010d346a842e4f068b1a1d4248ed6d/{ARCHIVE}"
-NO_DATA = 9999.0
 
 
 class BurnScars(EarthDataset):
@@ -27,12 +23,12 @@ class BurnScars(EarthDataset):
 
     name = "burn_scars"
     folder = "hls_burn_scars"
-    task = "segmentation"
     classes = ("not burnt", "burnt")
     primary_metric = "iou_burnt"
     sensor = "hls"
     all_bands = ("B02", "B03", "B04", "B8A", "B11", "B12")
     gsd = 30.0
+    fill = (-9999.0, 9999.0)
     nodata = "nan"
     source = (
         "https://huggingface.co/datasets/ibm-nasa-geospatial/hls_burn_scars (images) and "
@@ -41,7 +37,7 @@ class BurnScars(EarthDataset):
     licence = "CC-BY-4.0"
 
     def download(self) -> None:
-        """The images, 2.6 GB. The three lists are small: copy them by hand."""
+        """The images, 2.6 GB. Copy the three lists by hand."""
         if not (self.root / "chips").is_dir():
             unpack(fetch(URL, self.root / ARCHIVE, CHECKSUM), self.root / "chips")
 
@@ -58,15 +54,5 @@ class BurnScars(EarthDataset):
     def files(self, item: Path) -> list[Path]:
         return [item, item.with_name(item.name.replace("_merged.tif", ".mask.tif"))]
 
-    def read(self, item: Path) -> dict:
-        values, meta = read_tif(item)
-        image = torch.where(values.abs() == NO_DATA, torch.nan, values.float())
-        return {"image": image, "mask": read_mask(self.files(item)[1]), "meta": meta | _source_and_date(item)}
-
-
-def _source_and_date(path: Path) -> dict:
-    """Of a name like ``subsetted_512x512_HLS.S30.T10SEH.2018190.v1.4_merged.tif``."""
-    try:
-        return {"source": str(path), "date": datetime.strptime(path.name.split(".")[3], "%Y%j").date().isoformat()}
-    except (IndexError, ValueError):
-        raise ValueError(f"{path}: no year and day in the name, as in HLS.S30.T10SEH.2018190.v1.4") from None
+    def about(self, item: Path) -> dict:
+        return {"date": date_in(item, r"\.(\d{7})\.", "%Y%j")}

@@ -13,30 +13,28 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from peftlib.data.dataset import EarthDataset, read_mask, read_tif
+from peftlib.data.dataset import EarthDataset, date_in
 
 FOLDS = {"train": (0, 1, 2), "val": (3,), "test": (4,)}
 COLUMNS = ["name", "height", "width", "fold"]
+Item = tuple[Path, Path, int, int, int]  # image, mask, fold, top, left
 
 
 class CalFire(EarthDataset):
-    """Burned areas of California; the module says what its files hold.
-
-    Args:
-        tile: side in pixels of the square tiles that images are cut into, filled up with no data at the border.
-        options: as of ``EarthDataset``.
-    """
+    """Burned areas of California, in squares of ``tile`` pixels, filled up with no data at the border; other options
+    are those of ``EarthDataset``."""
 
     name = "calfire"
     folder = "calfire_s2_burn_42"
-    task = "segmentation"
     classes = ("not burnt", "burnt")
     primary_metric = "iou_burnt"
     fold_by = "fold"
-    sensor = "sentinel2"
     all_bands = ("B02", "B03", "B04", "B08", "B12")
     gsd = 20.0
+    scale = 1e4
+    fill = (0.0,)
     nodata = "nan"
     source = "https://github.com/Runan-Duan/Wildfire_Detection"
     licence = "not stated by its publisher; Copernicus Sentinel terms for the images"
@@ -47,11 +45,10 @@ class CalFire(EarthDataset):
         self.tile = tile
         super().__init__(split, **options)
 
-    def find(self) -> list[tuple[Path, Path, int, int, int]]:
+    def find(self) -> list[Item]:
         import pandas
 
-        if not (path := self.root / "index.csv").is_file():
-            raise FileNotFoundError(self.missing(path.name))
+        path = self.there("index.csv")
         try:
             table = pandas.read_csv(path)[COLUMNS].astype(dict.fromkeys(COLUMNS[1:], int))
         except (ValueError, KeyError) as error:
@@ -64,22 +61,20 @@ class CalFire(EarthDataset):
             for left in range(0, width, self.tile)
         ]
 
-    def read(self, item: tuple[Path, Path, int, int, int]) -> dict:
-        path, mask_path, fold, top, left = item
-        values, meta = read_tif(path)
-        mask, size = read_mask(mask_path), tuple(values.shape[1:])
-        if tuple(mask.shape) != size:
-            raise ValueError(f"{path}: mask of {tuple(mask.shape)} pixels, image of {size}")
-        if top >= size[0] or left >= size[1]:
-            raise ValueError(f"{path}: image of {size}, less than index.csv says")
-        image = torch.where(values == 0, torch.nan, values.float() / 1e4)
-        mask = torch.where(mask == 255, self.ignore_index, mask)
+    def class_numbers(self, mask: Tensor) -> Tensor:
+        return torch.where(mask == 255, self.ignore_index, mask)
+
+    def about(self, item: Item) -> dict:
+        return {"fold": item[2], "date": date_in(item[0], r"_(\d{8})\.tif", "%Y%m%d")}
+
+    def read(self, item: Item) -> dict:
+        *_, top, left = item
+        sample = super().read(item)
+        height, width = sample["image"].shape[1:]
+        if top >= height or left >= width:
+            raise ValueError(f"{item[0]}: image of {height, width}, less than index.csv says")
         window = (..., slice(top, top + self.tile), slice(left, left + self.tile))
-        fill = (0, max(0, left + self.tile - size[1]), 0, max(0, top + self.tile - size[0]))
-        day = path.stem[-8:]
-        meta |= {"source": str(path), "fold": fold, "date": f"{day[:4]}-{day[4:6]}-{day[6:]}"}
-        return {
-            "image": F.pad(image[window], fill, value=torch.nan),
-            "mask": F.pad(mask[window], fill, value=self.ignore_index),
-            "meta": meta,
-        }
+        border = (0, max(0, left + self.tile - width), 0, max(0, top + self.tile - height))
+        sample["image"] = F.pad(sample["image"][window], border, value=torch.nan)
+        sample["mask"] = F.pad(sample["mask"][window], border, value=self.ignore_index)
+        return sample

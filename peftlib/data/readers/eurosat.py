@@ -29,14 +29,8 @@ LISTS = {
 
 
 class EuroSAT(EarthDataset):
-    """EuroSAT; the module says what its files hold.
-
-    Args:
-        spatial: the split by longitude instead of the random one.
-        longitudes: chips between two only, in degrees east (the first within, the second not), by the place in each
-            file: one part in the west to train and test on, another in the east to test on. None is all.
-        options: as of ``EarthDataset``.
-    """
+    """EuroSAT. ``spatial``: the split by longitude instead of the random one; ``longitudes``: chips from the first to
+    below the second only, in degrees east by the place in each file; other options are those of ``EarthDataset``."""
 
     name = "eurosat"
     folder = "eurosat"
@@ -46,9 +40,8 @@ class EuroSAT(EarthDataset):
         "AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial",
         "Pasture", "PermanentCrop", "Residential", "River", "SeaLake",
     )  # fmt: skip
-    sensor = "sentinel2"
     all_bands = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B09", "B10", "B11", "B12", "B8A")
-    gsd = 10.0
+    scale = 1e4
     source = "https://github.com/phelber/EuroSAT (split lists: https://huggingface.co/datasets/torchgeo/eurosat)"
     licence = "MIT; Copernicus Sentinel terms for the images"
 
@@ -59,7 +52,7 @@ class EuroSAT(EarthDataset):
         super().__init__(split, **options)
 
     def download(self) -> None:
-        """The archive, 2 GB, and the lists of the splits."""
+        """About 2 GB."""
         for name, checksum in LISTS.items():
             fetch(URL + name, self.root / name, checksum)
         if not (self.root / "ds").is_dir():
@@ -80,9 +73,7 @@ class EuroSAT(EarthDataset):
         return found
 
     def read(self, item: Path) -> dict:
-        values, meta = read_tif(item)
-        label = self.classes.index(item.parent.name)
-        return {"image": values.float() / 1e4, "label": label, "meta": meta | {"source": str(item)}}
+        return super().read(item) | {"label": self.classes.index(item.parent.name)}
 
 
 @cache

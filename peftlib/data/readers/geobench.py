@@ -1,22 +1,17 @@
-"""GEO-Bench: three classification data sets in one layout, one HDF5 file a sample, lists in ``*_partition.json``.
+"""GEO-Bench: three classification data sets in one layout, one HDF5 file a sample, list ``default_partition.json``.
 
 * Source: huggingface.co/datasets/recursix/geo-bench-1.0, of the sets that each class below names.
 * Files: a file has a data set a band, (H, W), named like ``04 - Red``, with ``_2013-05-01`` behind it where a date is
-  known, and one attribute ``pickle``: the text of a pickle of a dict with ``label``, ``bands_order`` and, for each
-  band, objects of GEO-Bench's own classes. Pickles can run code: this reader makes plain values of what
-  it needs, inert stand-ins of GEO-Bench's, affine's and rasterio's objects, and refuses everything else. GEO-Bench
-  itself is not needed (its release pins versions of pandas that nothing here can live with). ``band_stats.json`` and
-  ``label_stats.json`` lie beside and are not read.
-* Values: stored numbers times ``scale``. No pixels without data, no places.
+  known, and one attribute ``pickle``: the text of a pickle of a dict with ``label`` and, for each band, objects of
+  GEO-Bench's own classes. Pickles can run code: this reader makes plain values of numbers, inert stand-ins of the
+  foreign objects, and refuses everything else. GEO-Bench itself is not needed.
+* Values: stored numbers over ``scale``. No pixels without data, no places.
 """
 
 import ast
-import datetime
 import io
 import json
 import pickle
-import re
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,34 +22,25 @@ from numpy._core import multiarray
 from peftlib.data.dataset import EarthDataset
 
 PARTS = {"train": "train", "val": "valid", "test": "test"}
-DATED = re.compile(r"(.+)_(\d{4}-\d{2}-\d{2})")
-ALLOWED = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("datetime", "date"): datetime.date,
-    ("datetime", "datetime"): datetime.datetime,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy", "ndarray"): np.ndarray,
-    **{
-        (f"numpy.{core}.multiarray", name): getattr(multiarray, name)
-        for core in ("core", "_core")  # before and since numpy 2
-        for name in ("scalar", "_reconstruct")
-    },
-}
-INERT = ("geobench", "ccb", "affine", "rasterio")  # ccb: GEO-Bench's former name
+SCALAR = [(f"numpy.{core}.multiarray", "scalar") for core in ("core", "_core")]  # before and since numpy 2
+ALLOWED = dict.fromkeys(SCALAR, multiarray.scalar) | {("numpy", "dtype"): np.dtype}
+INERT = ("geobench", "ccb", "affine", "rasterio", "numpy", "datetime", "collections")  # ccb: GEO-Bench's former name
 
 
 class Inert:
-    """What an object of a foreign class becomes: nothing of the class runs."""
+    """What an object of a foreign class becomes: nothing of the class runs, and its state is dropped."""
 
     def __new__(cls, *_, **__):
         return super().__new__(cls)
 
-    def __setstate__(self, state):
-        """Drop it."""
+    def __setstate__(self, *_):
+        pass
+
+    __setitem__ = __setstate__
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Dicts, lists, numbers, text, dates and numpy arrays; no code."""
+    """Dicts, lists, numbers and text; no code."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in ALLOWED:
@@ -64,8 +50,8 @@ class PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which sample attributes do not need; not run")
 
 
-def read_sample(path: Path) -> tuple[dict[str, np.ndarray], dict]:
-    """One file: name of the band as stored -> (H, W) values, and the attributes.
+def read_sample(path: Path) -> tuple[dict[str, np.ndarray], Any]:
+    """One file: name of the band as stored -> (H, W) values, and the label.
 
     Raises:
         FileNotFoundError: no such file.
@@ -79,62 +65,45 @@ def read_sample(path: Path) -> tuple[dict[str, np.ndarray], dict]:
         with h5py.File(path) as file:
             bands = {name: file[name][()] for name in file}
             pickled = ast.literal_eval(file.attrs["pickle"])
-        attributes = PlainUnpickler(io.BytesIO(pickled)).load()
-        attributes["label"]
+        return bands, PlainUnpickler(io.BytesIO(pickled)).load()["label"]
     except Exception as error:  # a damaged pickle may raise anything
         raise ValueError(f"{path} is not a readable file of GEO-Bench; truncated or damaged? ({error!r})") from error
-    return bands, attributes
 
 
 class GeoBench(EarthDataset):
-    """A classification data set of GEO-Bench: subclasses say what its files hold.
-
-    Args:
-        partition: ``"default"``, or a part of the training set, ``"0.10x_train"`` say.
-        options: as of ``EarthDataset``.
-    """
+    """A classification data set of GEO-Bench: subclasses say what its files hold."""
 
     task = "classification"
     channels: ClassVar[dict[str, str | None]]  # name in the files -> ours, None for what is left out
-    scale: ClassVar[float]  # stored number -> reflectance
     source = "https://huggingface.co/datasets/recursix/geo-bench-1.0 (folder classification_v1.0)"
 
-    def __init__(self, split: str = "train", *, partition: str = "default", **options):
-        self.partition = partition
-        super().__init__(split, **options)
-
     def find(self) -> list[Path]:
-        path = self.root / f"{self.partition}_partition.json"
-        if not path.is_file():
-            raise FileNotFoundError(self.missing(path.name))
+        path = self.there("default_partition.json")
         try:
-            names = json.loads(path.read_text())[PARTS[self.split]]
+            return [self.root / f"{name}.hdf5" for name in json.loads(path.read_text())[PARTS[self.split]]]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} does not list the samples of {PARTS[self.split]!r} ({error!r})") from error
-        return [self.root / f"{name}.hdf5" for name in names]
 
     def read(self, item: Path) -> dict:
-        stored, attributes = read_sample(item)
-        dated = {name: DATED.fullmatch(name) for name in stored}
-        names = {(match[1] if match else name): name for name, match in dated.items()}
-        if len(names) != len(stored) or set(names) != set(self.channels):
-            odd = sorted(set(names) ^ set(self.channels)) or "one band at several dates"
+        stored, label = read_sample(item)
+        bands, meta = {}, {"source": str(item)}
+        for name, values in stored.items():
+            band, _, day = name.partition("_")
+            bands[band] = torch.from_numpy(values.astype(np.float32))
+            meta |= {"date": day} if day else {}
+        if len(bands) != len(stored) or set(bands) != set(self.channels):
+            odd = sorted(set(bands) ^ set(self.channels)) or "one band at several dates"
             raise ValueError(f"{item}: bands {sorted(stored)}, need {list(self.channels)} once each; differing: {odd}")
-        ours = {band: stored[names[name]] for name, band in self.channels.items() if band is not None}
-        sizes = {array.shape for array in ours.values()}
-        if len(sizes) != 1:
-            raise ValueError(f"{item}: bands of different sizes {sorted(sizes)}")
-        image = torch.stack([torch.from_numpy(ours[band].astype(np.float32)) for band in self.all_bands]) * self.scale
-        label = attributes["label"]
+        ours = {band: bands[name] for name, band in self.channels.items()}
+        if len({values.shape for values in ours.values()}) != 1:
+            raise ValueError(f"{item}: bands of different sizes")
         if not isinstance(label, int | np.integer):
             raise ValueError(f"{item}: label {label!r}, need a class number")
-        meta = {"source": str(item)}
-        if dates := {match[2] for match in dated.values() if match}:
-            meta["date"] = dates.pop()
-        return {"image": image, "label": int(label), "meta": meta}
+        image = torch.stack([ours[band] for band in self.all_bands])
+        return {"image": self.reflectance(image), "label": int(label), "meta": meta}
 
 
-# Names of Sentinel-2's 13 bands in the files.
+# Names of bands in the files.
 SENTINEL2 = (
     "01 - Coastal aerosol", "02 - Blue", "03 - Green", "04 - Red", "05 - Vegetation Red Edge",
     "06 - Vegetation Red Edge", "07 - Vegetation Red Edge", "08 - NIR", "08A - Vegetation Red Edge",
@@ -144,6 +113,7 @@ SENTINEL1 = (
     "01 - VH.Real", "02 - VH.Imaginary", "03 - VV.Real", "04 - VV.Imaginary", "05 - VH.LEE Filtered",
     "06 - VV.LEE Filtered", "07 - VH.LEE Filtered.Real", "08 - VV.LEE Filtered.Imaginary",
 )  # fmt: skip
+LANDSAT8 = ("02 - Blue", "03 - Green", "04 - Red", "05 - NIR", "06 - SWIR1", "07 - SWIR2")
 
 
 class So2Sat(GeoBench):
@@ -155,17 +125,13 @@ class So2Sat(GeoBench):
 
     name = "so2sat"
     folder = "classification_v1.0/m-so2sat"
-    other_folders = ("m-so2sat",)
     classes = (
         "Compact high rise", "Compact mid rise", "Compact low rise", "Open high rise", "Open mid rise",
         "Open low rise", "Lightweight low rise", "Large low rise", "Sparsely built", "Heavy industry", "Dense trees",
         "Scattered trees", "Bush, scrub", "Low plants", "Bare rock or paved", "Bare soil or sand", "Water",
     )  # fmt: skip
-    sensor = "sentinel2"
     all_bands = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
     channels = dict.fromkeys(SENTINEL1) | dict(zip((*SENTINEL2[1:9], *SENTINEL2[11:]), all_bands, strict=True))
-    scale = 1.0
-    gsd = 10.0
     licence = "CC-BY-4.0"
 
 
@@ -180,29 +146,23 @@ class BrickKiln(GeoBench):
 
     name = "brick_kiln"
     folder = "classification_v1.0/m-brick-kiln"
-    other_folders = ("m-brick-kiln",)
     classes = ("not brick kiln", "brick kiln")
-    sensor = "sentinel2"
     all_bands = ("B01", "B02", "B03", "B04", "B05", "B07", "B8A", "B08", "B11", "B12")
     channels = dict(zip(SENTINEL2, (*all_bands, None, None, None), strict=True))  # as exported, not as named
-    scale = 1e-4
-    gsd = 10.0
+    scale = 1e4
     licence = "CC-BY-SA-4.0"
 
 
 class ForestNet(GeoBench):
-    """m-forestnet: what drove the loss of forest in Indonesia, 12 classes, Landsat-8 chips at 15 m.
+    """m-forestnet: what drove the loss of forest in Indonesia, 12 classes, Landsat-8 chips of 332 px at 15 m.
 
-    ForestNet (Irvin et al. 2020). 6,464 / 989 / 993 samples, one date each; chips of 332 px, of which GEO-Bench keeps
-    the middle. 8-bit **pictures**, divided by 255 here. They are stretched for the eye, and GEO-Bench faded them
-    outside the region of loss, so this is brightness in [0, 1] and not reflectance: indices and statistics of
-    reflectance do not carry over; fit the normalisation on the data. Composites
-    bear the first of January as their date.
+    ForestNet (Irvin et al. 2020). 6,464 / 989 / 993 samples, one date each; composites have the first of January. 8-bit
+    **pictures**, stretched for the eye and faded outside the region of loss: divided by 255 this is brightness, not
+    reflectance. Indices and default statistics do not carry over; fit the normalisation on the data.
     """
 
     name = "forestnet"
     folder = "classification_v1.0/m-forestnet"
-    other_folders = ("m-forestnet",)
     classes = (
         "Oil palm plantation", "Timber plantation", "Other large-scale plantations", "Grassland shrubland",
         "Small-scale agriculture", "Small-scale mixed plantation", "Small-scale oil palm plantation", "Mining",
@@ -210,9 +170,7 @@ class ForestNet(GeoBench):
     )  # fmt: skip
     sensor = "landsat8"
     all_bands = ("B2", "B3", "B4", "B5", "B6", "B7")
-    channels = dict(
-        zip(("02 - Blue", "03 - Green", "04 - Red", "05 - NIR", "06 - SWIR1", "07 - SWIR2"), all_bands, strict=True)
-    )
-    scale = 1 / 255
+    channels = dict(zip(LANDSAT8, all_bands, strict=True))
+    scale = 255.0
     gsd = 15.0
     licence = "CC-BY-4.0"

@@ -10,7 +10,9 @@
 
 from pathlib import Path
 
-from peftlib.data.dataset import EarthDataset, read_bands, read_mask
+from torch import Tensor
+
+from peftlib.data.dataset import EarthDataset
 from peftlib.data.download import fetch, unpack
 from peftlib.sensors.bands import SENSORS
 
@@ -23,39 +25,32 @@ class Mados(EarthDataset):
 
     name = "mados"
     folder = "MADOS"
-    task = "segmentation"
     classes = (
         "Marine Debris", "Dense Sargassum", "Sparse Floating Algae", "Natural Organic Material", "Ship", "Oil Spill",
         "Marine Water", "Sediment-Laden Water", "Foam", "Turbid Water", "Shallow Water", "Waves & Wakes",
         "Oil Platform", "Jellyfish", "Sea snot",
     )  # fmt: skip
-    sensor = "sentinel2"
     all_bands = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
-    gsd = 10.0
     nodata = "nan"
     source = "https://zenodo.org/records/10664073"
     licence = "CC-BY-4.0"
 
     def download(self) -> None:
-        """The archive, 4.0 GB, beside the folder that it becomes."""
+        """About 4 GB."""
         if not self.root.is_dir():
             unpack(fetch(URL, self.root.parent / "MADOS.zip", CHECKSUM), self.root, inner="MADOS")
 
     def find(self) -> list[tuple[str, ...]]:
         return [tuple(name.rsplit("_", 1)) for name in self.read_list(f"splits/{self.split}_X.txt")]
 
-    def read(self, item: tuple[str, str]) -> dict:
-        *bands, mask = self.files(item)
-        image, meta = read_bands(bands)
-        meta |= {"source": str(bands[self.all_bands.index("B02")]), "scene": item[0]}
-        return {"image": image, "mask": read_mask(mask) - 1, "meta": meta}
+    def class_numbers(self, mask: Tensor) -> Tensor:
+        return mask - 1
+
+    def about(self, item: tuple[str, str]) -> dict:
+        return {"scene": item[0]}
 
     def files(self, item: tuple[str, str]) -> list[Path]:
-        """The file of each band, by the wavelength in its name, and that of the mask.
-
-        Raises:
-            FileNotFoundError: a band without a file. ValueError: a file that is no band, or two of one.
-        """
+        """The file of each band, by the wavelength in its name, and that of the mask."""
         scene, crop = item
         centres, found = {band: SENSORS["sentinel2"][band] for band in self.all_bands}, {}
         for path in sorted((self.root / scene).glob(f"*/{scene}_L2R_rhorc_*_{crop}.tif")):

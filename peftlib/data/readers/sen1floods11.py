@@ -12,8 +12,9 @@
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from peftlib.data.dataset import EarthDataset, read_mask, read_tif
+from peftlib.data.dataset import EarthDataset
 from peftlib.sensors.bands import SENSORS
 
 LISTS = {"train": "train", "val": "valid", "test": "test", "bolivia": "bolivia"}
@@ -24,12 +25,9 @@ class Sen1Floods11(EarthDataset):
 
     name = "sen1floods11"
     folder = "sen1floods11"
-    other_folders = ("sen1floods11_v1.1",)
-    task = "segmentation"
     classes = ("not water", "water")
-    sensor = "sentinel2"
     all_bands = tuple(SENSORS["sentinel2"])
-    gsd = 10.0
+    scale = 1e4
     splits = tuple(LISTS)
     nodata = "nan"
     source = "https://github.com/cloudtostreet/Sen1Floods11 (gsutil -m rsync -r gs://sen1floods11 <folder>)"
@@ -45,9 +43,8 @@ class Sen1Floods11(EarthDataset):
             found.append((folder / "S2Hand" / f"{chip}_S2Hand.tif", folder / "LabelHand" / f"{chip}_LabelHand.tif"))
         return found
 
-    def read(self, item: tuple[Path, Path]) -> dict:
-        path, mask_path = item
-        values, meta = read_tif(path)
-        image = torch.where((values == 0).all(0), torch.nan, values.float() / 1e4)
-        meta |= {"source": str(path), "event": path.name.split("_")[0]}
-        return {"image": image, "mask": read_mask(mask_path), "meta": meta}
+    def reflectance(self, values: Tensor) -> Tensor:
+        return torch.where((values == 0).all(0), torch.nan, super().reflectance(values))
+
+    def about(self, item: tuple[Path, Path]) -> dict:
+        return {"event": item[0].name.split("_")[0]}

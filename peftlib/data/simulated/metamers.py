@@ -1,13 +1,11 @@
 """Metamers: pairs of covers that a camera cannot tell apart, made of measured spectra.
 
-Two spectra are metamers when they give the same red, green and blue. Here each is a mixture (positive weights, a little
-more or less light on it) of measured spectra of its own class, and the weights are solved for so that Sentinel-2's B04,
-B03 and B02 agree to 1e-4. Whatever RGB can say about such a pair, it says of both: by RGB alone the best score is a
-coin's.
+Each is a mixture (positive weights, a little more or less light on it) of measured spectra of its own class, and the
+weights are solved for so that Sentinel-2's B04, B03 and B02 agree to 1e-4. By RGB alone the best score is a coin's.
 """
 
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -24,8 +22,7 @@ TOLERANCE = 1e-4  # in reflectance; the sensor's noise is twenty times that
 LIGHT = (0.7, 1.3)  # how bright a mixture may be made, as slopes do
 
 
-@dataclass(frozen=True)
-class Pools:
+class Pools(NamedTuple):
     """The spectra (n, 180) that the two members of each pair are mixed from."""
 
     members: dict[str, tuple[np.ndarray, np.ndarray]]
@@ -43,7 +40,9 @@ def pools(continents: tuple[str, ...] = ()) -> Pools:
     draw = np.random.default_rng(0)
     soil = spectra.measured("soil", source="icraf-isric-soil-database", continents=continents)
     leaves, (lai, mass, chlorophyll, _) = spectra.canopies()[0], spectra.canopies()[1].T
-    here = _leaf_mass_of(mass, continents)
+    places = list(spectra.CONTINENTS)
+    fifth = np.searchsorted(np.quantile(mass, np.linspace(0, 1, len(places) + 1)[1:-1]), mass, side="right")
+    here = np.isin(fifth, [places.index(name) for name in continents or places])
     litter = spectra.measured("litter", "npv")
     sparse_or_yellow = leaves[here & ((lai <= 2) | (chlorophyll <= 18))]
     ground = np.concatenate([soil[draw.permutation(len(soil))[:800]], leaves[here][:400]])
@@ -60,14 +59,6 @@ def pools(continents: tuple[str, ...] = ()) -> Pools:
         water=spectra.open_water(draw.uniform(0.5, 30, (200, 1)), draw.uniform(0.05, 1.0, (200, 1))),
         built=spectra.measured("metal", "concrete_tile", "paint", "tile", "wood_shingle", "gravel"),
     )
-
-
-def _leaf_mass_of(mass: np.ndarray, continents: tuple[str, ...]) -> np.ndarray:
-    if not continents:
-        return np.ones(len(mass), dtype=bool)
-    names = list(spectra.CONTINENTS)
-    fifth = np.searchsorted(np.quantile(mass, np.linspace(0, 1, len(names) + 1)[1:-1]), mass, side="right")
-    return np.isin(fifth, [names.index(name) for name in continents])
 
 
 @cache

@@ -1,15 +1,8 @@
 """``phenology``: time series of simulated fields whose class is a calendar, and is on no single date.
 
 Every field has a green and a withered member of one colour: PROSAIL canopies with much leaf and chlorophyll, and
-metamers of them (``metamers``) with little, mixed with litter. A class says when in the year the first one stands
-there. By red, green and blue all classes are one; by all bands each date halves them:
-
-    evergreen        ● ● ● ●        known are, of the six classes of fields,
-    winter crop      ● ● ○ ○            red, green, blue                     1 of 6
-    summer crop      ○ ● ● ○            all bands, one date                  2 of 6
-    late crop        ○ ○ ● ●            all dates, in no order               3 of 6 (all, none or two are green)
-    winter cover     ● ○ ○ ●            all dates, with their days           6 of 6
-    withered         ○ ○ ○ ○
+metamers of them with little, mixed with litter. A class says when in the year the first one stands there. By red, green
+and blue all classes are one; by all bands each date halves them, and only all dates with their days tell all.
 """
 
 from collections.abc import Sequence
@@ -53,9 +46,6 @@ class Phenology(Simulated):
             in the latter two.
         bands: channels, in order; None is all. A series is read whole, with its days or, as
             ``series_bands(..., day=False)``, without.
-
-    Attributes:
-        dates: of an image; day: whether their days are channels too; date_bands: the channels of one date.
     """
 
     name = "phenology"
@@ -77,11 +67,8 @@ class Phenology(Simulated):
         self.all_bands = type(self).all_bands if series else self.date_bands
         self.day = series and (bands is None or set(bands) == set(self.all_bands))
         super().__init__(split, length * (len(DAYS) if view == "each" else 1), size, seed, "sentinel2", bands)
-        self.dates = len(DAYS) if series else 1
-
-        shuffle = np.random.default_rng(1).permutation
-        self._canopies = self.seen(metamers()["canopy"])  # (n, 2, bands): green, withered
-        self._others = {_WATER: self.seen(shuffle(pools().water)), _BUILT: self.seen(shuffle(pools().built))}
+        canopies = self.seen(metamers()["canopy"])  # (n, 2, bands): green, withered
+        self._covers = dict(enumerate((*[canopies] * len(CALENDARS), *self.water_and_built(pools()))))
 
     def resolve_bands(self) -> BandSet:
         if self.view != "series":
@@ -136,13 +123,11 @@ class Phenology(Simulated):
         each day, from 0 to 1 (parcels, dates)."""
         ends = np.empty((len(classes), 2, 2, len(self.wavelengths)), dtype=np.float32)
         green = np.zeros((len(classes), len(days)), dtype=np.float32)
-        for i, name in enumerate(classes):
-            if name in self._others:
-                pool = self._others[name]
-                ends[i] = pool[draw.integers(len(pool), size=2)][:, None]
-            else:
-                ends[i] = self._canopies[draw.integers(len(self._canopies), size=2)]
-                green[i] = greenness(CLASSES[name], days - draw.normal(0, _SHIFT))
+        for i, number in enumerate(classes):
+            pool = self._covers[number]
+            ends[i] = pool[draw.integers(len(pool), size=2)]
+            if number < len(CALENDARS):
+                green[i] = greenness(CLASSES[number], days - draw.normal(0, _SHIFT))
         return ends, green
 
 
@@ -156,14 +141,10 @@ def greenness(calendar: str, days: np.ndarray) -> np.ndarray:
 
 
 def calendar_scores(logits: Tensor, truth: Tensor, dates: int = 1) -> dict[str, float]:
-    """How well fields are told apart by when they are green, in whole scenes.
+    """``fields``: share of the fields' pixels whose calendar scores above the other five; ``scene_miou``.
 
-    Args:
-        logits: (n, classes, H, W); truth: (n, H, W), -1 unknown. Where each image is one of ``dates`` of a scene, which
-            lie one after the other, probabilities are averaged over them.
-
-    Returns:
-        ``fields``: share of the fields' pixels whose calendar scores above the other five; ``scene_miou``.
+    logits: (n, classes, H, W); truth: (n, H, W), -1 unknown. Where each image is one of ``dates`` of a scene, which lie
+    one after the other, probabilities are averaged over them.
     """
     scores, truth = logits.softmax(1).unflatten(0, (-1, dates)).mean(1), truth[::dates]
     fields = (truth >= 0) & (truth < len(CALENDARS))

@@ -6,6 +6,7 @@ import numpy as np
 
 from peftlib.data.dataset import EarthDataset
 from peftlib.data.simulated import landscape, spectra
+from peftlib.data.simulated.metamers import Pools
 from peftlib.sensors.bands import SENSORS
 
 SAMPLES = 2  # a pixel is the mean of 2 x 2 samples: borders are mixed
@@ -17,10 +18,7 @@ class Simulated(EarthDataset):
     """Scenes of parcels with measured spectra. ``side`` is ``size`` in samples; ``wavelengths``: band -> nm."""
 
     folder = ""
-    task = "segmentation"
-    sensor = "sentinel2"
     all_bands = tuple(SENSORS["sentinel2"])
-    gsd = 10.0
     source = "earthlib's and pyrsr's packages"
     licence = "MIT (earthlib), Apache-2.0 (pyrsr)"
 
@@ -49,6 +47,11 @@ class Simulated(EarthDataset):
         low, high = SHARES[self.split]
         part = rows[int(low * len(rows)) : int(high * len(rows))]
         return (part @ self._response.T).astype(np.float32)
+
+    def water_and_built(self, pools: Pools) -> list[np.ndarray]:
+        """This split's share of either, (n, 1, bands)."""
+        shuffle = np.random.default_rng(1).permutation
+        return [self.seen(shuffle(rows))[:, None] for rows in (pools.water, pools.built)]
 
     def blend(self, draw: np.random.Generator) -> np.ndarray:
         """Where samples lie between the two spectra of their parcel, (side, side, 1) from 0 to 1."""

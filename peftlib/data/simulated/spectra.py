@@ -1,8 +1,7 @@
 """Measured spectra, what water does to them, and how sensors see them.
 
-Spectra come from ``earthlib`` (MIT): soils of the ICRAF-ISRIC library with coordinates, urban surfaces, char and litter
-measured by ASD, canopies simulated with PROSAIL; 180 samples, 400 to 2450 nm at 10 nm without the two bands of water
-vapour. Response functions of sensors come from ``pyrsr`` (Apache-2.0).
+Spectra come from ``earthlib``: soils of the ICRAF-ISRIC library with coordinates, urban surfaces, char and litter by
+ASD, canopies by PROSAIL; 180 samples, 400 to 2450 nm without the bands of water vapour. Responses come from ``pyrsr``.
 """
 
 import re

@@ -1,8 +1,8 @@
 """``spectral_scenes``: simulated images with known truth, made by physics from measured spectra, without a download.
 
-Covers of metamer pairs (``metamers``) lie in parcels (``landscape``) with a river, a road, a burn scar, seen through
-haze and over slopes by a sensor (``spectra``) with noise. In every pair the class is a coin toss that leaves red, green
-and blue as they are, so the best score without other bands is known: half of the pixels of the pairs.
+Covers of metamer pairs lie in parcels with a river, a road, a burn scar, seen through haze and over slopes by a sensor
+with noise. In every pair the class is a coin toss that leaves red, green and blue as they are, so the best score
+without other bands is known: half of the pixels of the pairs.
 """
 
 from collections.abc import Sequence
@@ -36,9 +36,6 @@ class SpectralScenes(Simulated):
             day of 2024; the day has no effect.
         bands: names, in order; None is all of the sensor.
         seed: of everything.
-
-    Raises:
-        ValueError: an unknown choice, which is named with the choices.
     """
 
     name = "spectral_scenes"
@@ -64,15 +61,12 @@ class SpectralScenes(Simulated):
         self.sensor = "custom" if sensor == spectra.HYPERSPECTRAL else sensor
         super().__init__(split, length, size, seed, sensor, bands)
 
-        def covers(places: tuple[str, ...]) -> dict[int, np.ndarray]:
-            """Cover -> its spectra, of a pair those of both members."""
-            shuffle, others = np.random.default_rng(1).permutation, pools(places)
-            plain = ((_WATER, shuffle(others.water)), (_BUILT, shuffle(others.built)))
-            return {number: self.seen(rows) for number, rows in (*enumerate(metamers(places).values()), *plain)}
-
         places = tuple(sorted(continents))
         groups = {place: (place,) for place in places or spectra.CONTINENTS} if located else {"": places}
-        self._covers = {place: covers(group) for place, group in groups.items()}
+        self._covers = {}  # place -> cover -> spectra (n, members, bands)
+        for place, group in groups.items():
+            pairs, others = map(self.seen, metamers(group).values()), self.water_and_built(pools(group))
+            self._covers[place] = dict(enumerate(pairs)) | dict(zip((_WATER, _BUILT), others, strict=True))
 
     def evaluations(self) -> dict:
         return {"pairs": pair_accuracy} if self.task == "segmentation" else {}
@@ -81,21 +75,17 @@ class SpectralScenes(Simulated):
         """Classes -> those that red, green and blue tell apart: the members of a pair are one."""
         return torch.where(mask < 2 * len(PAIRS), mask.div(2, rounding_mode="floor"), mask - len(PAIRS))
 
-    def read(self, item: int) -> dict:
-        return self.scene(item)
-
     def twin(self, index: int) -> dict:
         """The scene with every coin turned: the same picture in red, green and blue, the other class of each pair."""
-        return self.checked(self.scene(self.items[index], turned=True))
+        return self.checked(self.read(self.items[index], turned=True))
 
-    def scene(self, index: int, turned: bool = False) -> dict:
-        """One scene with all bands, before the checks that every data set's samples pass."""
-        draw, coins = self.stream(index), self.stream(index, 1)
-        place, meta = self._whereabouts(index)
+    def read(self, item: int, turned: bool = False) -> dict:
+        draw, coins = self.stream(item), self.stream(item, 1)
+        place, meta = self._whereabouts(item)
         number, covers, label = self._plan(draw)
         ends, classes = self._spectra(draw, coins, self._covers[place], covers, turned)
         image = np.ascontiguousarray(self.picture(draw, number, ends, self.blend(draw)))
-        meta |= {"source": f"spectral_scenes {self.split} {index}, seed {self.seed}"}
+        meta |= {"source": f"spectral_scenes {self.split} {item}, seed {self.seed}"}
         sample = {"image": torch.from_numpy(image), "meta": meta}
         if label is None:
             return sample | {"mask": torch.from_numpy(self.majority(classes[number]))}
@@ -140,15 +130,10 @@ class SpectralScenes(Simulated):
         self, draw, coins, pools: dict[int, np.ndarray], covers: np.ndarray, turned: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         """Of each parcel two spectra to lie between, (parcels, 2, bands), and its class (parcels,)."""
-        ends = np.empty((len(covers), 2, len(self.wavelengths)), dtype=np.float32)
-        classes = np.empty(len(covers), dtype=np.int64)
-        for i, cover in enumerate(covers):
-            pool = pools[int(cover)]
-            if cover in (_WATER, _BUILT):
-                classes[i] = cover
-                ends[i] = pool[draw.integers(len(pool), size=2)]
-            else:
-                member = int(coins.integers(2)) ^ turned
-                classes[i] = 2 * cover + member
-                ends[i] = pool[draw.integers(len(pool), size=2), member]
-        return ends, classes
+        ends, classes = [], []
+        for cover in covers.tolist():
+            pair = cover < len(PAIRS)
+            member = int(coins.integers(2)) ^ turned if pair else 0
+            classes.append(2 * cover + member if pair else cover)
+            ends.append(pools[cover][draw.integers(len(pools[cover]), size=2), member])
+        return np.stack(ends), np.array(classes)
