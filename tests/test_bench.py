@@ -13,7 +13,6 @@ from peftlib.studies.bench import (
     BANDS,
     PEER,
     PLAIN,
-    Contestant,
     bench,
     highest_allocation,
     markdown,
@@ -60,16 +59,6 @@ def test_the_highest_allocation_is_found():
         torch.ones(10)
 
     assert highest_allocation(act, CPU) == pytest.approx(8e6, rel=0.01)
-
-
-def test_less_is_kept_with_checkpointing():
-    def peak(checkpointed):
-        vit = pl.load_backbone("test_vit", "random", 64).train()
-        vit.set_grad_checkpointing(checkpointed)
-        model = pl.adapt(vit, pl.LoRA(), BANDS)
-        return Contestant(model, torch.rand(8, len(BANDS), 64, 64), vit.embed_dim, "float32", False).peak_mb()
-
-    assert peak(True) < 0.9 * peak(False)
 
 
 def test_a_rate_is_positive():

@@ -295,28 +295,6 @@ def test_only_the_unseen_part_takes_its_own_options():
     assert replace(whole, role="search").unseen_part() is None
 
 
-def test_held_out_regions_are_parts_of_their_data_sets(tmp_path, monkeypatch):
-    """Bolivia of Sen1Floods11; Austria and Ireland of BigEarthNet."""
-    import pandas
-
-    monkeypatch.setattr(pandas, "read_parquet", lambda path, columns: pandas.read_json(path)[columns])
-    monkeypatch.setenv("PEFTLIB_DATA", str(tmp_path))
-    floods = ARCHIVES["sen1floods11"](tmp_path / DATASETS["sen1floods11"].folder)
-    folder = floods.files[0].parents[1]
-    for kind in ("S2Hand", "LabelHand"):
-        shutil.copy(folder / kind / f"Mekong_52610_{kind}.tif", folder / kind / f"Bolivia_1_{kind}.tif")
-    (floods.listed.parent / "flood_bolivia_data.csv").write_text("Bolivia_1_S1Hand.tif,Bolivia_1_LabelHand.tif\n")
-    part = toy(dataset="sen1floods11", unseen={"split": "bolivia"}).unseen_part()
-    assert [sample["meta"]["event"] for sample in part] == ["Bolivia"]
-    for path in ARCHIVES["ben"](tmp_path / DATASETS["ben"].folder).files:
-        irish = path.parents[1] / path.parent.name.replace("_49", "_51") / path.name.replace("_49_", "_51_")
-        irish.parent.mkdir(exist_ok=True)
-        shutil.copy(path, irish)
-    run = toy(dataset="ben", data={"protocol": "all"}, unseen={"split": "ood"})
-    assert [sample["meta"]["country"] for sample in run.unseen_part()] == ["Ireland"]
-    assert run.key != toy(dataset="ben", data={"protocol": "all"}).key
-
-
 def test_options_of_the_unseen_part_that_cannot_be(data):
     with pytest.raises(ValueError, match=r"Experiment\(unseen=.*root is PEFTLIB_DATA"):
         toy(unseen={"root": "x"})

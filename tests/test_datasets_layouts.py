@@ -69,13 +69,6 @@ def test_eurosats_last_band_is_b8a(tmp_path):
     assert (archive.load(bands=bands)[0]["image"][:, 0, 0] * 1e4).round().tolist() == [1012, 1008, 1003, 1002, 1001]
 
 
-def test_an_image_with_other_bands_is_refused(tmp_path):
-    archive = eurosat(tmp_path)
-    write_tif(archive.files[0], np.full((12, SIZE, SIZE), 1500, np.uint16))
-    with pytest.raises(ValueError, match=r"Forest_7\.tif: image of shape \(12, 12, 12\), need \(13, H, W\)"):
-        archive.load()[0]
-
-
 # --- burn scars ------------------------------------------------------------------------------------------------------
 
 

@@ -5,9 +5,8 @@ import pandas as pd
 import pytest
 import torch
 from archives import ARCHIVES, SIZE, write_tif
-from torch.utils.data import DataLoader
 
-from peftlib.data import DATASETS, collate
+from peftlib.data import DATASETS
 from peftlib.sensors.bands import band_set
 
 
@@ -77,13 +76,6 @@ def rgb_of(cls) -> tuple[str, ...]:
     return tuple(bands.names[i] for i in bands.rgb)
 
 
-def test_samples_batch(archive):
-    loader = DataLoader(archive.load(), batch_size=1, collate_fn=collate)
-    batch = next(iter(loader))
-    assert batch["image"].shape[0] == 1 and batch["bands"] == DATASETS[archive.name].all_bands
-    assert ("mask" in batch) != ("label" in batch) and batch["meta"][0]["source"]
-
-
 @pytest.mark.parametrize(
     "options, words",
     [
@@ -140,12 +132,6 @@ def test_a_missing_list_is_named_with_its_source(name, tmp_path):
     with pytest.raises(FileNotFoundError) as missing:
         archive.load()
     assert archive.listed.name in str(missing.value) and DATASETS[archive.name].source in str(missing.value)
-
-
-def test_an_empty_folder_says_where_the_files_come_from(archive, tmp_path):
-    with pytest.raises(FileNotFoundError) as missing:
-        DATASETS[archive.name](root=tmp_path / "nothing")
-    assert DATASETS[archive.name].source in str(missing.value) and str(tmp_path / "nothing") in str(missing.value)
 
 
 # --- masks ---

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from peftlib.data import DATASETS, load
-from peftlib.sensors.bands import default_statistics
 
 SPLITS = {"eurosat": ("train", "test"), "marida": ("train", "val", "test"), "water": ("train", "val", "test")}
 SPLITS["calfire"] = SPLITS["water"]
@@ -37,7 +36,7 @@ def test_images_look_like_reflectance(name):
     splits = real(name)
     images = torch.stack([s["image"].nanmean((1, 2)) for dataset in splits.values() for s in few(dataset)])
     bands = next(iter(splits.values())).band_set
-    expected, _ = default_statistics(bands)
+    expected, _ = bands.statistics()
     for i, (band, mean) in enumerate(zip(bands.names, images.mean(0).tolist(), strict=True)):
         if name == "eurosat":
             assert 0.7 < mean / expected[i] < 1.4, band  # the defaults are EuroSAT's own

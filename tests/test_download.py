@@ -204,17 +204,6 @@ def test_archives_of_zenodo(publisher, web, tmp_path, monkeypatch, name, inner):
     check(archive, root)
 
 
-def test_burn_scars(publisher, hub, tmp_path, monkeypatch):
-    archive, module = publisher("burn_scars")
-    packed = publish(hub[0], module.ARCHIVE, pack(archive.root, "gztar", "training"))
-    monkeypatch.setattr(module, "CHECKSUM", packed)
-    root = tmp_path / "hls_burn_scars"
-    with pytest.raises(FileNotFoundError, match=r"split list splits/train\.txt"):  # they come from elsewhere
-        check(archive, root)
-    shutil.copytree(archive.root / "splits", root / "splits")
-    check(archive, root)
-
-
 def test_ben(publisher, hub, tmp_path, monkeypatch):
     monkeypatch.setattr(pd, "read_parquet", lambda path, columns: pd.read_json(path)[columns])
     (archive, module), (folder, asked) = publisher("ben"), hub

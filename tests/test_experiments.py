@@ -86,11 +86,6 @@ def test_rows_hold_what_was_measured(whole):
     assert (folder / "predictions" / f"{run.key}.npz").is_file()
 
 
-def test_seeds_differ(whole):
-    _, metrics = whole[1]
-    assert metrics.query("metric == 'loss' and split == 'test'")["value"].nunique() == 2
-
-
 def test_a_search_has_no_test_scores(tmp_path):
     assert do([toy(role="search", steps=1)], tmp_path)[1]["split"].unique().tolist() == ["val"]
     assert not (tmp_path / "predictions").exists()

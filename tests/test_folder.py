@@ -128,10 +128,3 @@ def nans(chips):
 def test_what_cannot_be_read_is_named(break_it, says, chips):
     with pytest.raises((ValueError, FileNotFoundError), match=says):
         break_it(chips)
-
-
-def test_a_truncated_image_is_named(chips):
-    path = chips / "chips" / "a.tif"
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(ValueError, match=r"a\.tif"):
-        masked(chips)[0]

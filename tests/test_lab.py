@@ -118,9 +118,3 @@ def test_sliders_move_the_picture(lab, browser, tmp_path):
         after = after[: before.shape[0], : before.shape[1]]
         assert (np.abs(after - before[: after.shape[0], : after.shape[1]]) > 30).mean() > 0.005, place
     page.close()
-
-
-def test_a_notebook_runs_from_top_to_bottom(lab, browser):
-    page, cells = run_all(browser, lab.format(PLAIN))
-    check_ran(cells)
-    page.close()

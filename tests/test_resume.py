@@ -3,15 +3,12 @@
 import json
 import multiprocessing
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning
 import pytest
 import torch
-from helpers import PATIENCE, wait_for
+from helpers import PATIENCE
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from toy_data import Toy, classification, same, segmentation, toy_data, tuned
 
@@ -119,11 +116,6 @@ def test_a_finished_run_is_not_repeated(whole):
     assert seen == [] and metrics == whole[1] and same(tuned(made), tuned(whole[0])) and not made.training
 
 
-def test_a_finished_run_says_that_it_is_read(whole, capsys):
-    run(whole[2])
-    assert f"finished before: read from {whole[2] / 'results.json'}" in capsys.readouterr().out
-
-
 class Relabelled(Toy):
     def __getitem__(self, i: int) -> dict:
         return super().__getitem__(i) | {"label": 0}
@@ -157,35 +149,6 @@ def test_a_run_that_lacks_only_its_results_is_evaluated(whole, tmp_path):
     assert seen == [] and metrics == whole[1] and same(tuned(made), tuned(whole[0]))
 
 
-KILLED = """
-import sys, time
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-import torch
-torch.set_num_threads(1)
-from test_resume import run
-
-def wait():
-    Path(sys.argv[2], "now").touch()
-    time.sleep(60)
-
-run(Path(sys.argv[2]), (2, 1), wait)
-"""
-
-
-@pytest.mark.slow  # the fast gate kills a grid (test_workers.py)
-def test_a_killed_process_loses_the_epoch_in_flight_alone(whole, tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(TESTS), str(tmp_path)], cwd=TESTS.parent)
-    try:
-        wait_for(lambda: (tmp_path / "now").exists() or process.poll() is not None)
-    finally:
-        os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL and not (tmp_path / "results.json").exists()
-    made, metrics, seen = run(tmp_path)
-    assert seen == ALL[4:]
-    assert_as_if_nothing_had_happened(made, metrics, tmp_path, whole)
-
-
 # --- damage ---
 
 
@@ -209,17 +172,6 @@ def test_a_failed_write_leaves_the_former_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space left"):
         run(tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
-
-
-def test_checkpoints_run_no_code(tmp_path):
-    class Trap:
-        def __reduce__(self):
-            return (exec, ("raise SystemExit('ran')",))
-
-    interrupt(tmp_path, (1, 0))
-    torch.save(torch.load(tmp_path / "last.ckpt", weights_only=True) | {"more": Trap()}, tmp_path / "last.ckpt")
-    with pytest.raises(ValueError, match="no whole checkpoint"):
-        run(tmp_path)
 
 
 # --- two processes ---

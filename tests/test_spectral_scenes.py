@@ -10,7 +10,7 @@ import peftlib as pl
 from peftlib.data.simulated import landscape, spectra
 from peftlib.data.simulated.metamers import PAIRS, TOLERANCE, _pair, metamers, pair_accuracy, pools
 from peftlib.data.simulated.spectral_scenes import CLASSES, SpectralScenes
-from peftlib.sensors.bands import band_set, default_statistics
+from peftlib.sensors.bands import band_set
 
 RGB = [3, 2, 1]
 SENSORS = ("sentinel2", "hls", "landsat8", "hyperspectral")
@@ -190,7 +190,7 @@ def test_every_class_is_frequent(covers):
 
 def test_statistics_resemble_those_of_real_chips(covers):
     """Within a factor of two of EuroSAT's mean, in every band."""
-    expected = default_statistics(band_set(tuple(pl.SENSORS["sentinel2"])))[0].numpy()
+    expected = band_set(tuple(pl.SENSORS["sentinel2"])).statistics()[0].numpy()
     ratio = covers[0].mean(0) / expected
     assert ((ratio > 0.5) & (ratio < 2)).all(), ratio.round(2)
 

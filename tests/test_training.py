@@ -135,11 +135,6 @@ def test_rates_of_input_method_and_head_follow_the_schedule(tmp_path):
     assert [r for rates in watch.rates for r in rates] == pytest.approx(expected)
 
 
-def test_a_constant_rate_stays(tmp_path):
-    _, _, watch = run(tmp_path, classification(schedule="constant", warmup=0.0))
-    assert watch.rates == [[1e-3, 1e-3]] * 6
-
-
 def test_gathered_gradients_are_those_of_the_large_batch(tmp_path):
     """Two batches of two make the step that one of four makes; each epoch has two steps, and so has the schedule."""
     large, _, one = run(tmp_path / "a", classification(augment=False))

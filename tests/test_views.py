@@ -166,11 +166,6 @@ def test_a_view_has_the_facts_of_its_data_and_can_be_sent_and_copied(kind):
     assert not hasattr(object.__new__(type(view)), "bands")  # as while a copy is being made
 
 
-def test_views_read_in_processes_of_their_own():
-    loader = DataLoader(Tiles(Subset(blank(4), [3, 1]), 2), 1, num_workers=1, collate_fn=collate)
-    assert [batch["meta"][0]["source"] for batch in loader] == ["3", "1"]
-
-
 # --- folds and spread ---
 
 
