@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from affine import Affine
-from archives import ARCHIVES, write_tif
+from archives import write_tif
 from toy_runs import forget, image_path, toy, write_eurosat
 
 import peftlib as pl
@@ -144,29 +144,6 @@ def test_other_files_of_any_part_are_other_data(change, split, data):
         first.write_bytes(contents)
     forget()
     assert toy().key != key
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ARCHIVES)
-def test_every_data_set_is_known_by_its_files_wherever_they_lie(name, tmp_path, monkeypatch):
-    if name == "ben":
-        import pandas
-
-        monkeypatch.setattr(pandas, "read_parquet", lambda path, columns: pandas.read_json(path)[columns])
-    monkeypatch.setenv("PEFTLIB_DATA", str(tmp_path / "one"))
-    dataset = name.removesuffix("_crops")
-    archive = ARCHIVES[name](tmp_path / "one" / DATASETS[dataset].folder)
-    run = toy(dataset=dataset, data=archive.options)
-    key = run.key
-    shutil.copytree(tmp_path / "one", tmp_path / "two")
-    monkeypatch.setenv("PEFTLIB_DATA", str(tmp_path / "two"))
-    assert run.key == key
-    copy = tmp_path / "two" / archive.files[0].relative_to(tmp_path / "one")
-    contents = bytearray(copy.read_bytes())
-    contents[-1] ^= 1
-    copy.write_bytes(contents)
-    forget()
-    assert run.key != key
 
 
 # --- what is refused ---

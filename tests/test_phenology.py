@@ -142,11 +142,3 @@ def test_dates_are_averaged_scene_by_scene():
             ious.append(float((known & named).sum() / (known | named).sum()))
     assert found["scene_miou"] == pytest.approx(np.mean(ious))
     assert Phenology("test", 3, 32, view="best").evaluations()["calendar"](logits, truth) != found
-
-
-def test_a_class_that_is_nowhere_counts_in_no_mean():
-    truth = torch.zeros(1, 2, 2, dtype=torch.long)
-    assert calendar_scores(torch.eye(len(CLASSES))[0].view(1, -1, 1, 1).expand(-1, -1, 2, 2), truth) == {
-        "fields": 1.0,
-        "scene_miou": 1.0,
-    }

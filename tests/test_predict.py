@@ -85,8 +85,7 @@ def by_hand(task, values, overlap, tile=32) -> np.ndarray:
     return total.argmax(0)
 
 
-@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.6])
-@pytest.mark.parametrize("size", [(75, 101), (32, 50), (40, 32)])
+@pytest.mark.parametrize(("size", "overlap"), [((75, 101), 0.25), ((32, 50), 0.6), ((40, 32), 0.0)])
 def test_overlapping_tiles_are_blended(task, size, overlap, tmp_path):
     values = write(tmp_path / "images" / "a.tif", size)
     (path,) = predict(task, tmp_path, overlap=overlap, batch_size=3).written
@@ -95,7 +94,7 @@ def test_overlapping_tiles_are_blended(task, size, overlap, tmp_path):
     assert (classes != by_hand(task, values, overlap)).mean() < 1e-3  # ties within rounding
 
 
-@pytest.mark.parametrize("size", [(20, 25), (5, 40), (32, 7), (1, 1)])
+@pytest.mark.parametrize("size", [(20, 25), (5, 40), (1, 1)])
 def test_small_images_are_continued_by_their_mirror(task, size, tmp_path):
     values = write(tmp_path / "images" / "a.tif", size)
     (path,) = predict(task, tmp_path).written
