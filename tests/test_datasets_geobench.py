@@ -15,9 +15,9 @@ from peftlib.data import DATASETS
 from peftlib.data.readers.geobench import read_sample
 
 TRUE_ORDER = ("B01", "B02", "B03", "B04", "B05", "B07", "B8A", "B08", "B11", "B12")
-STORED_NAMES = """01 - Coastal aerosol, 02 - Blue, 03 - Green, 04 - Red, 05 - Vegetation Red Edge,
-06 - Vegetation Red Edge, 07 - Vegetation Red Edge, 08 - NIR, 08A - Vegetation Red Edge, 09 - Water vapour, 10 - SWIR - Cirrus, 11 - SWIR,
-12 - SWIR""".replace("\n", " ").split(", ")
+STORED_NAMES = """01 - Coastal aerosol, 02 - Blue, 03 - Green, 04 - Red, 05 - Vegetation Red Edge, 06 - Vegetation Red
+Edge, 07 - Vegetation Red Edge, 08 - NIR, 08A - Vegetation Red Edge, 09 - Water vapour, 10 - SWIR -
+Cirrus, 11 - SWIR, 12 - SWIR""".replace("\n", " ").split(", ")
 
 
 def rewrite(archive, label=1, change=lambda bands: bands, **more):
