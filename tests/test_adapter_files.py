@@ -107,11 +107,9 @@ def test_an_adapter_of_another_backbone(adapter, vit):
 
 
 def test_truncated_and_missing_files_are_named(adapter, tmp_path, vit):
-    whole = adapter.read_bytes()
-    for share in (0.0, 0.0001, 0.9, 0.9999):
-        adapter.write_bytes(whole[: int(len(whole) * share)])
-        with pytest.raises(ValueError, match=rf"{adapter.name} is not a whole"):
-            pl.load_adapter(vit, adapter)
+    adapter.write_bytes(adapter.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=rf"{adapter.name} is not a whole"):
+        pl.load_adapter(vit, adapter)
     for path in (tmp_path / "none.safetensors", tmp_path):
         with pytest.raises(FileNotFoundError, match=path.name):
             pl.load_adapter(vit, path)

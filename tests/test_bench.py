@@ -15,8 +15,6 @@ from peftlib.studies.bench import (
     PLAIN,
     bench,
     highest_allocation,
-    markdown,
-    product_rate,
     read_bench,
 )
 
@@ -61,10 +59,6 @@ def test_the_highest_allocation_is_found():
     assert highest_allocation(act, CPU) == pytest.approx(8e6, rel=0.01)
 
 
-def test_a_rate_is_positive():
-    assert product_rate(CPU, "float32", size=64) > 0
-
-
 @pytest.mark.parametrize("options", [{"methods": ("adapter",)}, {"methods": ("b04+lora",)}, {"precision": "float16"}])
 def test_wrong_options_are_named(options):
     with pytest.raises(ValueError, match=r"adapter.*frozen|b04\+lora.*inflated|float16"):
@@ -79,12 +73,6 @@ def test_the_command_writes_json_and_a_table(tmp_path, capsys):
     written = json.loads((tmp_path / "made" / "bench.json").read_text())
     assert [row["name"] for row in written] == [PEER, PLAIN, "DEFLECT"]
     assert main(["bench", "--methods", "adapter"]) == 1 and "choose METHOD" in capsys.readouterr().err
-
-
-def test_the_table_puts_the_fastest_first(rows):
-    lines = markdown(rows).splitlines()[4:]
-    order = rows.sort_values("step_ms")["name"]
-    assert [line.split(" | ")[0].strip("| ") for line in lines] == list(order)
 
 
 def test_committed_rows_are_those_of_the_benchmark(rows):

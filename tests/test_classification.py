@@ -48,16 +48,6 @@ def test_losses_are_those_of_the_formula():
     torch.testing.assert_close(several.training_step(b, 0), -(y * p.log() + (1 - y) * (1 - p).log()).mean())
 
 
-@pytest.mark.parametrize("decoder", ["linear", "unet", "upernet"])
-def test_a_batch_without_a_known_pixel_costs_nothing_and_gives_no_nan(decoder):
-    task, b = segmentation(decoder=decoder).train(), batch(1)
-    b["mask"][:] = -1
-    loss = task.training_step(b, 0)
-    loss.backward()
-    assert float(loss.detach()) == 0
-    assert all(p.grad is None or not p.grad.any() for p in task.parameters())
-
-
 @pytest.mark.parametrize(
     ("options", "says"),
     [

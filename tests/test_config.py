@@ -94,12 +94,6 @@ def test_an_experiment_comes_back_from_plain_values():
     assert Experiment.from_dict(json.loads(json.dumps(run.to_dict()))) == run
 
 
-def test_the_order_in_which_options_are_written_does_not_matter(data):
-    one, other = {"length": 4, "size": 16}, {"size": 16, "length": 4}
-    assert toy(dataset="spectral_scenes", data=one).key == toy(dataset="spectral_scenes", data=other).key
-    assert toy(bands=["B04", "B03", "B02"]) == toy(bands=("B04", "B03", "B02"))
-
-
 def test_where_and_on_what_day_it_is_planned_does_not_matter(data, tmp_path, monkeypatch):
     key = toy().key
     shutil.copytree(data, tmp_path / "elsewhere", copy_function=shutil.copyfile)  # with times of their own
@@ -220,12 +214,6 @@ def test_without_a_val_part_it_is_cut_from_what_trains(data):
     assert sources(test) == listed(data, "test")
 
 
-def test_a_val_part_that_lacks_an_image_is_an_error_and_not_none(data):
-    image_path(data, listed(data, "val")[2]).unlink()
-    with pytest.raises(FileNotFoundError, match=listed(data, "val")[2]):
-        toy(folds=3).parts()
-
-
 def test_a_search_never_opens_the_test_part(data):
     for name in listed(data, "test"):
         image_path(data, name).write_bytes(b"no image")
@@ -241,23 +229,11 @@ def test_a_search_in_folds_leaves_out_the_fold_that_is_tested(data):
     assert not set(sources(searched[0]) + sources(searched[1])) & set(sources(final[2]))
 
 
-def test_fewer_images_are_spread_evenly(data):
-    train, val, test = toy(train_images=3, val_images=2).parts()
-    expected = [listed(data, "train")[::3], listed(data, "val")[::3], listed(data, "test")]
-    assert [sources(train), sources(val), sources(test)] == expected
-
-
 def test_tiles_are_cut_of_all_parts_and_chosen_for_training():
     run = toy(dataset="spectral_scenes", data={"length": 3, "size": 16}, tile=8, train_tiles=1, val_images=5)
     train, val, test = run.parts()
     assert (len(train), len(val), len(test)) == (3, 5, 12)
     assert {tuple(s["mask"].shape) for part in (train, val, test) for s in part} == {(8, 8)}
-
-
-def test_images_are_read_once_a_process(data):
-    before = toy().parts()[0]
-    shutil.rmtree(data / "eurosat" / "ds")
-    assert torch.equal(toy(seed=1).parts()[0][0]["image"], before[0]["image"])
 
 
 def test_only_the_unseen_part_takes_its_own_options():

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from archives import SIZE, brick_kiln, forestnet, so2sat, write_sample
+from archives import SIZE, brick_kiln, so2sat, write_sample
 
 from peftlib.data import DATASETS
 from peftlib.data.readers.geobench import read_sample
@@ -45,13 +45,6 @@ def test_so2sat_drops_sentinel1_and_keeps_the_order_of_bands(tmp_path):
     assert len(dataset.channels) == 18 and dataset[0]["image"].max() < 1  # Sentinel-1 is 77 in this archive
 
 
-def test_forestnet_is_landsat_in_tenths_of_a_picture(tmp_path):
-    sample = forestnet(tmp_path).load()[0]
-    assert sample["bands"] == ("B2", "B3", "B4", "B5", "B6", "B7") and sample["sensor"] == "landsat8"
-    assert ((sample["image"] * 255) - (sample["image"] * 255).round()).abs().max() < 1e-4
-    assert sample["meta"]["gsd"] == 15
-
-
 def test_the_partition_is_the_split(tmp_path):
     archive = so2sat(tmp_path)
     lists = {"train": ["a", "b"], "valid": ["c"], "test": ["d", "e", "f"]}
@@ -62,14 +55,6 @@ def test_the_partition_is_the_split(tmp_path):
     assert [path.stem for path in archive.load(partition="0.10x_train").items] == ["b"]
     with pytest.raises(FileNotFoundError, match=r"half_partition\.json"):
         archive.load(partition="half")
-
-
-def test_a_damaged_partition_is_named(tmp_path):
-    archive = so2sat(tmp_path)
-    for text in ("{", "[]", '{"train": ["a"]}'):
-        archive.listed.write_text(text)
-        with pytest.raises(ValueError, match=r"default_partition\.json does not list"):
-            archive.load(split="val")
 
 
 # --- wrong contents --------------------------------------------------------------------------------------------------

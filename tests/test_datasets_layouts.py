@@ -101,10 +101,9 @@ def test_a_file_that_is_no_band_of_mados_is_refused(tmp_path):
         archive.load()[0]
 
 
-@pytest.mark.parametrize("shape", [(5, 5), (2, 6, 6)])
-def test_a_band_on_a_grid_that_does_not_fit_is_refused(tmp_path, shape):
+def test_a_band_on_a_grid_that_does_not_fit_is_refused(tmp_path):
     archive = mados(tmp_path)
-    write_tif(archive.files[4], np.full(shape, 0.1, np.float32), NO_PLACE)
+    write_tif(archive.files[4], np.full((5, 5), 0.1, np.float32), NO_PLACE)
     with pytest.raises(ValueError, match="need one band whose grid fits") as refused:
         archive.load()[0]
     assert str(archive.files[4]) in str(refused.value)

@@ -10,7 +10,7 @@ from toy_runs import HERE, assert_same, do, toy, write_eurosat
 
 import peftlib as pl
 from peftlib.experiments import run as run_module
-from peftlib.experiments.grid import _cost, grid, rows_dir
+from peftlib.experiments.grid import grid
 from peftlib.experiments.results import gather, read_row, read_study, write_study
 from peftlib.experiments.run import Resources, run_experiment
 
@@ -83,16 +83,6 @@ def test_rows_hold_what_was_measured(whole):
     assert f"torch {version('torch')}" in first["versions"] and first["device"].startswith("cpu")
     assert first["method_parameters"] > 0 == first["input_parameters"] and len(first["backbone_hash"]) == 64
     assert (folder / "predictions" / f"{run.key}.npz").is_file()
-
-
-def test_a_search_has_no_test_scores(tmp_path):
-    assert do([toy(role="search", steps=1)], tmp_path)[1]["split"].unique().tolist() == ["val"]
-    assert not (tmp_path / "predictions").exists()
-
-
-def test_rows_lie_with_the_runs_unless_said_otherwise(monkeypatch, tmp_path):
-    monkeypatch.setenv("PEFTLIB_RUNS", str(tmp_path))
-    assert rows_dir() == tmp_path / "rows" and do([], None)[0].empty
 
 
 def test_random_weights_are_drawn_from_init(whole, tmp_path):
@@ -213,10 +203,3 @@ def test_where_a_run_is_done_does_not_change_its_result(whole, tmp_path):
 def test_a_batch_that_devices_cannot_share_fails_by_name(tmp_path):
     runs, _ = do([toy()], tmp_path, resources=Resources(accelerator="cpu", devices=3))
     assert "a batch of 4 images cannot be shared by 3 devices" in runs["error"][0]
-
-
-def test_what_it_will_cost_is_told_by_finished_runs_that_are_alike(tmp_path):
-    done = do([toy()], tmp_path)[0].assign(wall_s=60.0)  # of four steps
-    told = [_cost([toy(steps=8)] * 3, [], (done, None), workers) for workers in (1, 2)]
-    assert told == ["3 runs to do, about 6 minutes", "3 runs to do, about 3 minutes"]
-    assert "no run like them" in _cost([toy(image_size=64)], [], (done, None), 1)

@@ -7,7 +7,6 @@ from toy_data import classification, same, segmentation, toy_data, tuned
 import peftlib as pl
 from peftlib.training import cached_features as features
 from peftlib.training import fit as training
-from peftlib.training.cached_features import split
 from peftlib.training.fit import fit
 
 FROZEN = pl.Frozen()
@@ -91,10 +90,3 @@ def test_features_that_do_not_fit_into_memory_are_not_kept(monkeypatch):
     assert features.can_cache(task, toy_data())
     monkeypatch.setattr(features, "MOST", 17 * bytes_each - 1)
     assert not features.can_cache(task, toy_data())
-
-
-def test_batches_are_split_into_samples():
-    batch = {"features": [torch.arange(4).view(2, 2), torch.arange(2)], "label": torch.tensor([5, 6])}
-    first, second = split(batch)
-    assert first["label"] == 5 and [part.tolist() for part in second["features"]] == [[2, 3], 1]
-    assert split({"features": torch.arange(3)})[2] == {"features": torch.tensor(2)}

@@ -13,7 +13,6 @@ import rasterio
 import torch
 from archives import write_tif
 from helpers import SAVANNA, adapted, images, randomise, tiny_vit
-from safetensors.torch import save_file
 
 import peftlib as pl
 from peftlib.data import from_folder
@@ -62,11 +61,6 @@ def weights(folder: Path):
     return path, lambda: load_state(path), lambda found: all(torch.equal(found[name], state[name]) for name in state)
 
 
-def safetensors(folder: Path):  # without checksum: its numbers are taken as they are
-    save_file({"a": torch.randn(3, 5)}, path := folder / "w.safetensors")
-    return path, lambda: load_state(path), lambda found: all(isinstance(v, torch.Tensor) for v in found.values())
-
-
 def checkpoint(folder: Path):
     torch.save({"callbacks": {Reseed.__name__: {}}, "state_dict": {"a": torch.randn(4, 4)}}, path := folder / "l.ckpt")
     return path, lambda: read_checkpoint(path), lambda found: isinstance(found["callbacks"], dict)
@@ -93,11 +87,6 @@ def geotiff(folder: Path):  # no checksum: size, bands and range are what can be
     return path, read, lambda sample: sample["image"].shape[:1] == (4,) and sample["label"] in (0, 1)
 
 
-def labels(folder: Path):
-    _, read, right = geotiff(folder)
-    return folder / "labels.csv", read, right
-
-
 def notebook(folder: Path):
     cell = nbformat.v4.new_code_cell('profile: str = "quick"\nseed: int = 0', metadata={"tags": ["parameters"]})
     document = nbformat.v4.new_notebook(cells=[cell])
@@ -115,7 +104,7 @@ def archive(folder: Path):  # a tar is unpacked once the hash of its download wa
     return path, read, lambda out: [f.read_bytes() for f in out.rglob("*") if f.is_file()] in ([content], [])
 
 
-KINDS = (adapter, weights, safetensors, checkpoint, row, table, geotiff, labels, notebook, archive)
+KINDS = (adapter, weights, checkpoint, row, table, geotiff, notebook, archive)
 EACH = [range(40), pytest.param(range(40, 250), marks=pytest.mark.slow)]
 
 

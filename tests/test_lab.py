@@ -20,7 +20,7 @@ CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
 )
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
-PLAIN, SLIDERS = "00_data_tour", "02_uatt_visualization"
+SLIDERS = "02_uatt_visualization"
 WIDGET = "window.jupyterapp.shell.currentWidget"
 
 pytestmark = [

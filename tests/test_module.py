@@ -9,7 +9,6 @@ from helpers import SAVANNA, adapted
 from toy_data import Toy, toy_data
 
 import peftlib as pl
-from peftlib.data import ChipCrops
 from peftlib.data.datamodule import EarthData
 from peftlib.training.augmentation import d4, random_d4, resize_image, resize_mask
 
@@ -73,14 +72,6 @@ def test_normalisation_is_fitted_from_the_training_images():
     torch.testing.assert_close(model.reflectance.std.squeeze(), nir.std(correction=0), rtol=1e-4, atol=0)
 
 
-def test_samples_of_tensors_alone_are_stacked():
-    """Such as ``ChipCrops`` gives, which knows neither bands nor source."""
-    image = torch.rand(4, 20, 60)
-    crops = [ChipCrops(image, image[0].long(), 16, part, 4, gap=4) for part in ("train", "test", "test")]
-    batch = next(iter(EarthData(*crops, batch_size=2).train_dataloader()))
-    assert batch["image"].shape == (2, 4, 16, 16) and batch["mask"].shape == (2, 16, 16)
-
-
 @pytest.mark.parametrize(
     ("make", "says"),
     [
@@ -136,12 +127,6 @@ def test_random_d4s_are_all_there_and_reach_image_and_mask():
     counts = np.unique(images.flatten(1).numpy(), axis=0, return_counts=True)[1]
     assert len(counts) == 8 and counts.min() >= 10
     assert random_d4(x)[1] is None
-
-
-def test_an_image_that_is_not_square_keeps_its_size():
-    x = torch.arange(12.0).view(1, 1, 3, 4).repeat(100, 1, 1, 1)
-    images, _ = random_d4(x)
-    assert images.shape == x.shape and len({tuple(i.flatten().tolist()) for i in images}) == 4
 
 
 # --- sizes ---

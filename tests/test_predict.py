@@ -1,7 +1,5 @@
 """Class maps of GeoTIFFs: where they lie, how tiles join, what is refused, and resuming."""
 
-import warnings
-
 import numpy as np
 import pytest
 import rasterio
@@ -9,7 +7,6 @@ import torch
 from helpers import SAVANNA, adapted
 from hypothesis import given
 from hypothesis import strategies as st
-from rasterio.control import GroundControlPoint
 from rasterio.transform import from_origin
 from toy_data import classification, segmentation
 
@@ -155,18 +152,6 @@ def test_a_model_that_refuses_missing_pixels_says_so(task, tmp_path):
     assert "nodata='zero'" in done.failed[tmp_path / "images" / "a.tif"] and not list((tmp_path / "maps").glob("*"))
 
 
-def test_images_without_a_place_and_with_control_points(task, tmp_path):
-    points = [GroundControlPoint(row, col, 10 + col, 50 - row) for row, col in ((0, 0), (0, 32), (32, 0))]
-    write(tmp_path / "images" / "points.tif", crs="EPSG:4326", gcps=points, transform=None)
-    write(tmp_path / "images" / "bare.TIFF", crs=None, transform=None)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        bare, with_points = predict(task, tmp_path).written
-    assert bare.name == "bare.TIFF" and read(bare)[1]["crs"] is None
-    with rasterio.open(with_points) as file:
-        assert len(file.gcps[0]) == 3 and file.gcps[1] == "EPSG:4326"
-
-
 # --- a whole folder ---
 
 
@@ -189,12 +174,6 @@ def test_one_bad_file_does_not_stop_the_others(task, tmp_path):
         "d.tif",
     ]
     assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == ["a.tif", "e.tif"]
-
-
-def test_digital_numbers_taken_for_reflectance_are_refused(task, tmp_path):
-    write(tmp_path / "images" / "a.tif")
-    with pytest.warns(UserWarning, match="a.tif: image lies in .*Digital numbers"):
-        assert predict(task, tmp_path, scale=1.0).written == []
 
 
 def test_a_stopped_run_resumes(task, tmp_path, monkeypatch):

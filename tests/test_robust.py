@@ -44,19 +44,3 @@ def test_resizing_starts_from_positions_that_were_trained_since():
 def test_a_misspelt_word_for_weights_lists_the_words():
     with pytest.raises(FileNotFoundError, match=r"'randm'.*'default', 'random', 'hub'"):
         pl.load_backbone("vit_tiny_patch16_224", weights="randm")
-
-
-def test_the_ground_sampling_distance_belongs_to_an_adapter(tmp_path):
-    """Scale-MAE's res is no weight, but tokens depend on it."""
-    from torchgeo.models.scale_mae import ScaleMAE
-
-    def scalemae(res):
-        torch.manual_seed(0)
-        vit = ScaleMAE(res=res, img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=0)
-        vit.spec = pl.BackboneSpec("scalemae_tiny", res=res)
-        return vit.eval()
-
-    path = pl.save_adapter(adapted(pl.Deflect(), SAVANNA, vit=scalemae(10.0)), tmp_path / "a.safetensors")
-    assert pl.load_adapter(scalemae(10.0), path).spec.res == 10.0
-    with pytest.raises(ValueError, match=r"'res': 10.0.*'res': 1.0"):
-        pl.load_adapter(scalemae(1.0), path)

@@ -30,15 +30,6 @@ def test_responses_are_weighted_means(sensor, count):
         assert name in gap or seen == pytest.approx(nm, abs=12), name
 
 
-def test_water_darkens_and_swallows_the_infrared():
-    soil = spectra.measured("soil", continents=("africa",))[:50]
-    assert (spectra.wetted(soil, np.full((50, 1), 0.2)) < soil).all()
-    shallow, deep = (spectra.flooded(soil, np.full((50, 1), depth)) for depth in (50.0, 500.0))
-    assert (deep <= shallow + 1e-12).all() and np.allclose(deep[:, -1], 0.02, atol=1e-3)
-    clear, muddy = spectra.open_water(np.array([[0.5], [30.0]]), np.array([[0.1], [0.1]]))
-    assert (muddy > clear).all() and clear.argmax() < muddy.argmax()
-
-
 def test_places_lie_on_their_continent():
     table = spectra.library()[2]
     assert set(table["continent"]) == {"", *spectra.CONTINENTS}

@@ -73,11 +73,6 @@ def test_the_best_weights_come_back_where_asked(tmp_path):
     assert final == pytest.approx(epochs[best], rel=1e-5) and metrics["val"]["loss"] == final["loss"]
 
 
-def test_without_a_test_part_there_are_no_test_scores(tmp_path):
-    _, metrics, _ = run(tmp_path, data=EarthData(Toy(4), Toy(4)), steps=1)
-    assert metrics.keys() == {"val"}
-
-
 def test_segmentation_with_a_decoder_of_several_blocks(tmp_path):
     task, metrics, watch = run(tmp_path, segmentation(pl.VPT(tokens=3, deep=False), decoder="unet"), steps=4)
     assert {"miou", "iou_low", "iou_high", "loss"} <= metrics["test"].keys()

@@ -173,12 +173,6 @@ def test_folds_are_a_partition_balanced_in_size_and_labels(labels, number):
         assert max(counts) - min(counts) <= 1
 
 
-def test_folds_are_drawn_and_not_cut_in_order():
-    parts = folds(Labelled([0] * 60), 3)
-    assert all(len({i // 20 for i in part}) == 3 for part in parts)
-    assert parts != [list(range(start, 60, 3)) for start in range(3)]
-
-
 def test_folds_without_labels_are_balanced_in_size_and_drawn_by_a_seed():
     parts = folds(Toy(8), 3)
     assert sorted(map(len, parts)) == [2, 3, 3] and sorted(i for part in parts for i in part) == list(range(8))
