@@ -166,7 +166,6 @@ def test_options_are_json_and_come_back(config, x):
         ({"r": 8}, ("{'r': 8}", "LoraConfig", "IA3Config", "FourierFTConfig")),
         (pl.LoRA(), ("LoRA(", "LoraConfig")),
         (peft.PrefixTuningConfig(num_virtual_tokens=3), ("PrefixTuningConfig(", "LoraConfig")),
-        (peft.AdaptionPromptConfig(), ("AdaptionPrompt",)),
         (peft.LoraConfig(modules_to_save=["head"]), ("modules_to_save=['head']", "task")),
         (peft.LoraConfig(inference_mode=True), ("inference_mode", "pl.Frozen()")),
         (

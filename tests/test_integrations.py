@@ -128,8 +128,6 @@ def test_block_methods_tune_a_multispectral_vit(config):
     ("vit", "method", "message"),
     [
         (Prithvi, pl.Deflect(), r"does more than change blocks; choose one of NormTuning\(\), .*LoRA\(\)"),
-        (Prithvi, pl.VPT(), "choose one of"),
-        (Prithvi, pl.LoRA, "choose one of"),
         (Prithvi, pl.EMB(), "choose one of"),
         (lambda: adapt_blocks(Prithvi(), pl.LoRA()), pl.SLR(), "already adapted"),
         (lambda: nn.Sequential(nn.MultiheadAttention(8, 2)), pl.LoRA(), "its attention is torch.*MultiheadAttention"),

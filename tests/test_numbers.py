@@ -131,11 +131,7 @@ def test_tokens_that_do_not_move_have_finite_gradients(dtype, reference_grad):
 
 
 @pytest.mark.parametrize("still", ["pretrained", "both"])
-@pytest.mark.parametrize(
-    "options",
-    [dict(), dict(constrain=False), dict(reference_grad=False, layers=(1,)), dict(low_rank_principal=2)],
-    ids=str,
-)
+@pytest.mark.parametrize("options", [dict(constrain=False), dict(reference_grad=False), dict(low_rank_principal=2)])
 def test_deflect_keeps_still_tokens_still(options, still):
     """With values of 0 the pretrained block moves nothing, and so must not the constrained one; with an output of 0
     no block moves anything."""

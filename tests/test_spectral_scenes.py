@@ -8,7 +8,7 @@ from scipy.stats import ks_2samp
 
 import peftlib as pl
 from peftlib.data.simulated import spectra
-from peftlib.data.simulated.metamers import PAIRS, TOLERANCE, _pair, metamers, pair_accuracy, pools
+from peftlib.data.simulated.metamers import PAIRS, TOLERANCE, metamers, pair_accuracy, pools
 from peftlib.data.simulated.spectral_scenes import CLASSES, SpectralScenes
 from peftlib.sensors.bands import band_set
 
@@ -63,11 +63,6 @@ def test_mixtures_are_of_their_own_class():
     for name, member, pool in small:
         mixture = metamers()[name][0, member].astype(float)
         assert nnls(pool.T, mixture)[1] < 1e-3, (name, member)
-
-
-def test_too_few_spectra_are_an_error():
-    with pytest.raises(ValueError, match="of 4 metamer pairs"):
-        _pair(np.full((3, 180), 0.5), np.linspace(0.01, 0.9, 180)[None].repeat(3, 0), 4)
 
 
 # --- scenes ---

@@ -1,4 +1,4 @@
-"""Training on top of an adapted ViT, and the chip that needs no download."""
+"""Short trainings on crops of one chip, and the chip that needs no download."""
 
 import pytest
 import torch
@@ -27,6 +27,13 @@ def train(steps=12, seed=0, method=None):
 # --- crops of one image ---
 
 
+def test_training_learns_what_only_near_infrared_shows():
+    (spectral, head, losses), (rgb, other, _) = train(steps=60), train(steps=60, method=pl.Frozen())
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+    found = [crop_accuracy(*pair, *problem(), crops=16) for pair in ((spectral, head), (rgb, other))]
+    assert found[0] > 0.8 and found[0] > found[1] + 0.15
+
+
 def test_accuracy_is_the_share_of_right_pixels():
     image, mask = problem()
     model, head, _ = train(steps=2)
@@ -38,9 +45,6 @@ def test_accuracy_is_the_share_of_right_pixels():
 def test_the_same_seed_gives_the_same_losses_and_another_seed_others():
     first, again, other = (train(steps=4, seed=seed)[2] for seed in (0, 0, 1))
     assert len(first) == 4 and first == again != other
-
-
-# --- segmentation ---
 
 
 # --- the chip ---

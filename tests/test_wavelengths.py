@@ -26,13 +26,6 @@ def trained(sensor="sentinel2", input=BY_WAVELENGTHS, method=None, **options) ->
 # --- the matrix ---
 
 
-@EVERY
-def test_each_knot_is_a_mean_of_bands(sensor):
-    matrix = resampling(band_set(SENSORS[sensor], sensor))
-    assert matrix.shape == (len(KNOTS), len(SENSORS[sensor])) and (matrix >= 0).all()
-    torch.testing.assert_close(matrix.sum(1), torch.ones(len(KNOTS)))
-
-
 def test_the_matrix_is_the_integral_of_the_interpolated_spectrum():
     """Knot by knot, by trapezoids on a finer axis, for one spectrum of Landsat's bands."""
     bands = band_set(LANDSAT, "landsat8")
