@@ -1,4 +1,4 @@
-"""The registry of labelled data sets: each states its facts, and reading needs nothing that importing loads."""
+"""The registry of labelled data sets: each states its facts."""
 
 import sys
 
