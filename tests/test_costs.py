@@ -66,13 +66,3 @@ def test_counting_leaves_the_model_alone():
     assert all(torch.equal(vit.state_dict()[name], tensor) for name, tensor in before.items())
     assert [p.requires_grad for p in vit.parameters()] == trainable
     assert all(p.grad is None and not p.is_meta for p in model.parameters())
-
-
-def test_sizes_and_sensors_reach_the_table():
-    small, large = (pl.cost_table(tiny_vit(), SAVANNA, methods=[pl.LoRA()], image_size=s) for s in (32, 64))
-    assert isinstance(small, pd.DataFrame) and small.index.name == "method"
-    assert float(large["forward_gflops"].iloc[0]) > 4 * float(small["forward_gflops"].iloc[0])
-    bands = {"red": 665, "green": 560, "blue": 490, "nir": 833}
-    pl.cost_table(tiny_vit(), bands, "custom", methods=[pl.Deflect()])
-    with pytest.raises(ValueError, match="B99"):
-        pl.cost_table(tiny_vit(), ("B99",))

@@ -9,27 +9,15 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from archives import SIZE, brick_kiln, forestnet, so2sat, write_sample
+from archives import SIZE, brick_kiln, so2sat, write_sample
 
 from peftlib.data import DATASETS
 from peftlib.data.readers.geobench import read_sample
 
 TRUE_ORDER = ("B01", "B02", "B03", "B04", "B05", "B07", "B8A", "B08", "B11", "B12")
-STORED_NAMES = (
-    "01 - Coastal aerosol",
-    "02 - Blue",
-    "03 - Green",
-    "04 - Red",
-    "05 - Vegetation Red Edge",
-    "06 - Vegetation Red Edge",
-    "07 - Vegetation Red Edge",
-    "08 - NIR",
-    "08A - Vegetation Red Edge",
-    "09 - Water vapour",
-    "10 - SWIR - Cirrus",
-    "11 - SWIR",
-    "12 - SWIR",
-)
+STORED_NAMES = """01 - Coastal aerosol, 02 - Blue, 03 - Green, 04 - Red, 05 - Vegetation Red Edge, 06 - Vegetation Red
+Edge, 07 - Vegetation Red Edge, 08 - NIR, 08A - Vegetation Red Edge, 09 - Water vapour, 10 - SWIR -
+Cirrus, 11 - SWIR, 12 - SWIR""".replace("\n", " ").split(", ")
 
 
 def rewrite(archive, label=1, change=lambda bands: bands, **more):
@@ -57,27 +45,12 @@ def test_so2sat_drops_sentinel1_and_keeps_the_order_of_bands(tmp_path):
     assert len(dataset.channels) == 18 and dataset[0]["image"].max() < 1  # Sentinel-1 is 77 in this archive
 
 
-def test_forestnet_is_landsat_in_tenths_of_a_picture(tmp_path):
-    sample = forestnet(tmp_path).load()[0]
-    assert sample["bands"] == ("B2", "B3", "B4", "B5", "B6", "B7") and sample["sensor"] == "landsat8"
-    assert ((sample["image"] * 255) - (sample["image"] * 255).round()).abs().max() < 1e-4
-    assert sample["meta"]["gsd"] == 15
-
-
 def test_the_partition_is_the_split(tmp_path):
     archive = so2sat(tmp_path)
     lists = {"train": ["a", "b"], "valid": ["c"], "test": ["d", "e", "f"]}
     archive.listed.write_text(json.dumps(lists))
     names = {split: [path.stem for path in archive.load(split=split).items] for split in ("train", "val", "test")}
     assert names == {"train": ["a", "b"], "val": ["c"], "test": ["d", "e", "f"]}
-
-
-def test_a_damaged_partition_is_named(tmp_path):
-    archive = so2sat(tmp_path)
-    for text in ("{", "[]", '{"train": ["a"]}'):
-        archive.listed.write_text(text)
-        with pytest.raises(ValueError, match=r"default_partition\.json does not list"):
-            archive.load(split="val")
 
 
 # --- wrong contents --------------------------------------------------------------------------------------------------
@@ -122,10 +95,10 @@ class Runs:
         return self.call
 
 
-@pytest.mark.parametrize("function", [os.mkdir, eval, exec, __import__], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("function", [os.mkdir, eval], ids=lambda f: f.__name__)
 def test_code_in_the_attributes_is_refused_and_not_run(tmp_path, function):
     done = tmp_path / "done"
-    call = Runs(function, f"__import__('os').mkdir({str(done)!r})" if function in (eval, exec) else str(done))
+    call = Runs(function, f"__import__('os').mkdir({str(done)!r})" if function is eval else str(done))
     for attributes in ({"label": call}, {"label": 1, "also": [call]}):
         with pytest.raises(ValueError, match="do not need; not run") as refused:
             rewrite(so2sat(tmp_path / "data"), pickled=pickle.dumps(attributes))[0]

@@ -1,11 +1,8 @@
-"""The registry of labelled data sets: each states its facts, and reading needs nothing that importing loads."""
+"""The registry of labelled data sets: each states its facts."""
 
-import ast
 import sys
-from pathlib import Path
 
 import pytest
-import torch
 
 from peftlib.data import DATASETS, EarthDataset, load
 from peftlib.data.dataset import NODATA, TASKS
@@ -20,42 +17,6 @@ def test_the_registry_is_complete():
     ours = {name for name, cls in DATASETS.items() if cls.__module__.startswith("peftlib.data.")}
     assert {*NAMES, "spectral_scenes", "phenology"} == ours
     assert len({DATASETS[name].folder for name in NAMES}) == len(NAMES)
-
-
-@pytest.fixture
-def registry(monkeypatch):
-    """The registry, as it was after the test."""
-    before = dict(DATASETS)
-    yield DATASETS
-    DATASETS.clear()
-    DATASETS.update(before)
-
-
-def test_a_class_with_a_name_is_entered_and_needs_no_more(registry, tmp_path):
-    class Base(EarthDataset):
-        """Without a name: not entered."""
-
-    class Grey(Base):
-        name, folder, task, classes, sensor, gsd = (
-            "grey",
-            "grey",
-            "classification",
-            ("dark", "light"),
-            "sentinel2",
-            10.0,
-        )
-        all_bands, source, licence = ("B04", "B03", "B02", "B08"), "nowhere", "none"
-
-        def find(self):
-            return [0.1, 0.4]
-
-        def read(self, item):
-            return {"image": torch.full((4, 2, 2), item), "label": int(item > 0.2), "meta": {"source": f"grey {item}"}}
-
-    assert registry["grey"] is Grey and Base not in registry.values()
-    data = load("grey", bands=("B08", "B04", "B03", "B02"))
-    assert [s["label"] for s in data] == [0, 1] and data[0]["bands"][0] == "B08" and data[0]["meta"]["gsd"] == 10
-    assert data.evaluations() == {} and data.primary_metric is None
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -98,22 +59,3 @@ def test_folders_are_found_by_any_of_their_names(monkeypatch, tmp_path):
 def test_what_no_program_can_fetch_says_so(tmp_path):
     with pytest.raises(ValueError, match="cannot be fetched by a program; get it from https://"):
         load("so2sat", root=tmp_path / "data", download=True)
-
-
-def test_importing_is_light():
-    """What only some readers need is imported where it is used."""
-    heavy = {
-        "rasterio",
-        "h5py",
-        "torchgeo",
-        "pandas",
-        "xarray",
-        "spyndex",
-        "torchvision",
-        "huggingface_hub",
-        "earthlib",
-    }
-    for path in Path(sys.modules["peftlib.data"].__file__).parent.rglob("*.py"):
-        imports = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
-        names = {getattr(node, "module", None) or node.names[0].name for node in imports}
-        assert not {name.split(".")[0] for name in names} & heavy, path

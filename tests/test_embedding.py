@@ -129,9 +129,6 @@ def test_training_reads_a_subset_of_pixels_drawn_anew_and_evaluation_all():
     assert torch.equal(encoder(pixels=64).train()(how, x), everything)  # as many as there are
 
 
-# --- pixels without data ---
-
-
 # --- inflation ---
 
 

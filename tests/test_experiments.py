@@ -6,12 +6,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-import torch
 from toy_runs import HERE, assert_same, do, toy, write_eurosat
 
 import peftlib as pl
 from peftlib.experiments import run as run_module
-from peftlib.experiments.grid import _cost, grid, rows_dir
+from peftlib.experiments.grid import grid
 from peftlib.experiments.results import gather, read_row
 from peftlib.experiments.run import Resources, run_experiment
 
@@ -86,34 +85,10 @@ def test_rows_hold_what_was_measured(whole):
     assert (folder / "predictions" / f"{run.key}.npz").is_file()
 
 
-def test_seeds_differ(whole):
-    _, metrics = whole[1]
-    assert metrics.query("metric == 'loss' and split == 'test'")["value"].nunique() == 2
-
-
-def test_a_search_has_no_test_scores(tmp_path):
-    assert do([toy(role="search", steps=1)], tmp_path)[1]["split"].unique().tolist() == ["val"]
-    assert not (tmp_path / "predictions").exists()
-
-
-def test_rows_lie_with_the_runs_unless_said_otherwise(monkeypatch, tmp_path):
-    monkeypatch.setenv("PEFTLIB_RUNS", str(tmp_path))
-    assert rows_dir() == tmp_path / "rows" and do([], None)[0].empty
-
-
 def test_random_weights_are_drawn_from_init(whole, tmp_path):
     runs, _ = do(grid(toy(steps=1), seed=[0, 1], init=[0, 1]), tmp_path)
     hashes = runs.groupby(["seed", "init"])["backbone_hash"].first()
     assert hashes[0, 0] == hashes[1, 0] != hashes[0, 1] == hashes[1, 1]
-
-
-def test_weights_that_were_replaced_are_read_anew(tmp_path):
-    hashes = []
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        torch.save(pl.load_backbone("test_vit", "random").state_dict(), tmp_path / "vit.pt")
-        hashes.append(do([toy(weights=str(tmp_path / "vit.pt"), steps=1)], tmp_path / "rows")[0]["backbone_hash"][0])
-    assert hashes[0] != hashes[1] and gather(tmp_path / "rows")[0]["key"].nunique() == 2
 
 
 def test_any_input_with_any_method_is_a_run(tmp_path):
@@ -201,19 +176,6 @@ def test_data_that_are_not_there_are_an_error_before_anything_runs(tmp_path, mon
     assert trained == [] and not (tmp_path / "rows").exists()
 
 
-def test_a_failure_takes_no_row_from_another_grid_that_has_done_the_run(whole, tmp_path, monkeypatch):
-    (run, _), _, folder = whole
-    row = (folder / f"{run.key}.json").read_text()
-
-    def beaten(*_):
-        (tmp_path / f"{run.key}.json").write_text(row)
-        raise FileNotFoundError("last.ckpt")  # which the other one has cleared away
-
-    monkeypatch.setattr(run_module, "_train_and_evaluate", beaten)
-    assert do([run], tmp_path)[0]["status"].tolist() == ["done"]
-    assert (tmp_path / f"{run.key}.json").read_text() == row
-
-
 # --- resources ---
 
 
@@ -225,19 +187,6 @@ def test_where_a_run_is_done_does_not_change_its_result(whole, tmp_path):
         assert [path.name for path in (tmp_path / "work" / run.key).iterdir()] == ["last.ckpt"]
 
 
-def test_the_work_of_finished_runs_is_removed(whole):
-    runs, _, folder = whole
-    assert not list((folder / "work").iterdir())
-    assert {path.name for path in folder.iterdir()} == {"work", "predictions", *(f"{run.key}.json" for run in runs)}
-
-
 def test_a_batch_that_devices_cannot_share_fails_by_name(tmp_path):
     runs, _ = do([toy()], tmp_path, resources=Resources(accelerator="cpu", devices=3))
     assert "a batch of 4 images cannot be shared by 3 devices" in runs["error"][0]
-
-
-def test_what_it_will_cost_is_told_by_finished_runs_that_are_alike(tmp_path):
-    done = do([toy()], tmp_path)[0].assign(wall_s=60.0)  # of four steps
-    told = [_cost([toy(steps=8)] * 3, done, workers) for workers in (1, 2)]
-    assert told == ["3 runs to do, about 6 minutes", "3 runs to do, about 3 minutes"]
-    assert "no run like them" in _cost([toy(image_size=64)], done, 1)

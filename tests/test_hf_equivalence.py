@@ -9,7 +9,6 @@ from torch import Tensor, nn
 import peftlib as pl
 
 pytestmark = pytest.mark.filterwarnings("ignore:Unsupported layer type")
-ALL = ("qkv", "proj", "fc1", "fc2")
 
 
 def copy_(model: nn.Module, values: dict[str, Tensor]) -> nn.Module:
@@ -100,38 +99,3 @@ def test_lora_of_queries_and_values_equals_hf_lora_of_blocks():
         expected[f"vit.blocks.{i}.attn.qkv.parts.q.B.weight"] = B[:d, :r]
         expected[f"vit.blocks.{i}.attn.qkv.parts.v.B.weight"] = B[2 * d :, r:]
     assert_same(mine, expected)
-
-
-class SlowDoRA(nn.Module):
-    """y = W' x + b, row o of W' being m_o V_o / |V_o| with V = W + s B A, and |V_o| a constant in the gradient."""
-
-    def __init__(self, linear: nn.Linear, A: Tensor, B: Tensor, m: Tensor, s: float):
-        super().__init__()
-        self.linear, self.s = linear, s
-        self.A, self.B, self.m = nn.Parameter(A), nn.Parameter(B), nn.Parameter(m)
-
-    def forward(self, x: Tensor) -> Tensor:
-        V = self.linear.weight + self.s * self.B @ self.A
-        rows = [m_o * V_o / V_o.detach().square().sum().sqrt() for m_o, V_o in zip(self.m, V, strict=True)]
-        return x @ torch.stack(rows).T + self.linear.bias
-
-
-def test_dora_is_its_formula():
-    def renamed(name):
-        for ours, theirs in (("A", "lora_A"), ("B", "lora_B"), ("m", "lora_magnitude_vector")):
-            name = name.removesuffix(f".{ours}") + f".{theirs}.default.weight" * name.endswith(f".{ours}")
-        return name
-
-    theirs = adapted(pl.HFPeft(peft.LoraConfig(r=4, lora_alpha=6, use_dora=True)))
-    start = values(theirs)
-    randomise(theirs)
-    found = values(theirs)
-    slow = adapted(pl.Frozen())
-    for i, block in enumerate(slow.vit.blocks):
-        for parent, target in zip((block.attn, block.attn, block.mlp, block.mlp), ALL, strict=True):
-            linear, kind = getattr(parent, target), "attn" if parent is block.attn else "mlp"
-            path = f"vit.blocks.{i}.{kind}.{target}"
-            A, B, m = (found[f"{path}.{part}.default.weight"] for part in ("lora_A", "lora_B", "lora_magnitude_vector"))
-            torch.testing.assert_close(start[f"{path}.lora_magnitude_vector.default.weight"], linear.weight.norm(dim=1))
-            setattr(parent, target, SlowDoRA(linear, A, B, m, 6 / 4))
-    assert_equivalent(slow, theirs, renamed)

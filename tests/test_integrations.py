@@ -8,12 +8,11 @@ import importlib.util
 import lightning
 import pytest
 import torch
-from helpers import SENTINEL2, adapted, images, randomise, tiny_vit
+from helpers import adapted, images, randomise, tiny_vit
 from torch import nn
 from torch.utils.data import DataLoader
 
 import peftlib as pl
-from peftlib.deflect.time_series import SeriesEMB, series_bands
 from peftlib.integrations import BLOCK_METHODS, LayerFeatures, adapt_blocks
 
 
@@ -57,15 +56,6 @@ def test_what_the_datamodule_did_is_undone(x):
     torch.testing.assert_close(model.reflectance.std.flatten()[-1], torch.tensor(0.0512))
     with pytest.raises(ValueError, match="expected reflectance"):
         LayerFeatures(model, [2])(given)
-
-
-def test_statistics_of_time_series_and_of_resampled_bands_are_those_of_what_is_standardised():
-    model = adapted(pl.Deflect(), series_bands(["B02", "B03", "B04", "B8A"], 2, day=False), input=SeriesEMB())
-    LayerFeatures(model, means=[0.1] * 3 + [0.1, 0.1, 0.1, 0.3] + [0.1, 0.1, 0.1, 0.5], stds=[0.2] * 11)
-    torch.testing.assert_close(model.reflectance.mean.flatten(), torch.tensor([0.1, 0.1, 0.1, 0.4] * 2))
-    model = adapted(pl.Deflect(), input=pl.EMB(spectral="wavelengths"))
-    LayerFeatures(model, means=[0.25] * 13, stds=[0.2] * 13)
-    torch.testing.assert_close(model.reflectance.mean.flatten(), 0.25 * model.reflectance.resample.sum(1))
 
 
 @pytest.mark.parametrize(
@@ -138,8 +128,6 @@ def test_block_methods_tune_a_multispectral_vit(config):
     ("vit", "method", "message"),
     [
         (Prithvi, pl.Deflect(), r"does more than change blocks; choose one of NormTuning\(\), .*LoRA\(\)"),
-        (Prithvi, pl.VPT(), "choose one of"),
-        (Prithvi, pl.LoRA, "choose one of"),
         (Prithvi, pl.EMB(), "choose one of"),
         (lambda: adapt_blocks(Prithvi(), pl.LoRA()), pl.SLR(), "already adapted"),
         (lambda: nn.Sequential(nn.MultiheadAttention(8, 2)), pl.LoRA(), "its attention is torch.*MultiheadAttention"),
@@ -154,12 +142,6 @@ def test_what_does_not_fit_is_refused_untouched(vit, method, message):
     with pytest.raises(ValueError, match=message):
         adapt_blocks(vit, method)
     assert {name: p.requires_grad for name, p in vit.named_parameters()} == before
-
-
-def test_adapt_names_the_way_for_multispectral_vits():
-    for vit in (Prithvi(), tiny_vit(in_chans=6)):
-        with pytest.raises(ValueError, match=r"peftlib\.integrations\.adapt_blocks"):
-            pl.adapt(vit, pl.LoRA(), SENTINEL2)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("terratorch") is not None, reason="terratorch is here")

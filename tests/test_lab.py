@@ -20,7 +20,7 @@ CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
 )
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
-PLAIN, SLIDERS = "00_data_tour", "02_uatt_visualization"
+SLIDERS = "02_uatt_visualization"
 WIDGET = "window.jupyterapp.shell.currentWidget"
 
 pytestmark = [
@@ -117,10 +117,4 @@ def test_sliders_move_the_picture(lab, browser, tmp_path):
         after = picture(shown)
         after = after[: before.shape[0], : before.shape[1]]
         assert (np.abs(after - before[: after.shape[0], : after.shape[1]]) > 30).mean() > 0.005, place
-    page.close()
-
-
-def test_a_notebook_runs_from_top_to_bottom(lab, browser):
-    page, cells = run_all(browser, lab.format(PLAIN))
-    check_ran(cells)
     page.close()

@@ -9,9 +9,8 @@ from helpers import SAVANNA, adapted
 from toy_data import Toy, toy_data
 
 import peftlib as pl
-from peftlib.data import ChipCrops
 from peftlib.data.datamodule import EarthData
-from peftlib.training.augmentation import random_turn, resize_image, resize_mask, turn
+from peftlib.training.augmentation import d4, random_d4, resize_image, resize_mask
 
 # --- batches and order ---
 
@@ -73,14 +72,6 @@ def test_normalisation_is_fitted_from_the_training_images():
     torch.testing.assert_close(model.reflectance.std.squeeze(), nir.std(correction=0), rtol=1e-4, atol=0)
 
 
-def test_samples_of_tensors_alone_are_stacked():
-    """Such as ``ChipCrops`` gives, which knows neither bands nor source."""
-    image = torch.rand(4, 20, 60)
-    crops = [ChipCrops(image, image[0].long(), 16, part, 4, gap=4) for part in ("train", "test", "test")]
-    batch = next(iter(EarthData(*crops, batch_size=2).train_dataloader()))
-    assert batch["image"].shape == (2, 4, 16, 16) and batch["mask"].shape == (2, 16, 16)
-
-
 @pytest.mark.parametrize(
     ("make", "says"),
     [
@@ -118,30 +109,24 @@ def test_each_image_and_its_mask_take_their_own_turn():
     """The bits of a number say: flip, flip, and transpose, which is a quarter turn and a flip."""
     x = torch.rand(8, 3, 5, 5)
     mask = (x[:, 0] * 100).long()
-    images, masks = turn(x, torch.arange(8)), turn(mask, torch.arange(8))
+    images, masks = d4(x, torch.arange(8)), d4(mask, torch.arange(8))
     assert torch.equal((images[:, 0] * 100).long(), masks)
     for choice in range(8):
         expected = torch.flip(x[choice], (-1,)) if choice & 1 else x[choice]
         expected = torch.flip(expected, (-2,)) if choice & 2 else expected
         expected = torch.rot90(expected, 1, (-2, -1)).flip(-2) if choice & 4 else expected
         assert torch.equal(images[choice], expected)
-    same = turn(x[:1].expand(8, -1, -1, -1), torch.arange(8))
+    same = d4(x[:1].expand(8, -1, -1, -1), torch.arange(8))
     assert len({tuple(one.flatten().tolist()) for one in same}) == 8  # all symmetries of the square
 
 
-def test_random_turns_are_all_there_and_reach_image_and_mask():
+def test_random_d4s_are_all_there_and_reach_image_and_mask():
     x = torch.arange(64.0).view(1, 1, 8, 8).repeat(200, 2, 1, 1)
-    images, masks = random_turn(x, x[:, 0].long())
+    images, masks = random_d4(x, x[:, 0].long())
     assert torch.equal(images[:, 0].long(), masks) and torch.equal(images[:, 0], images[:, 1])
     counts = np.unique(images.flatten(1).numpy(), axis=0, return_counts=True)[1]
     assert len(counts) == 8 and counts.min() >= 10
-    assert random_turn(x)[1] is None
-
-
-def test_an_image_that_is_not_square_keeps_its_size():
-    x = torch.arange(12.0).view(1, 1, 3, 4).repeat(100, 1, 1, 1)
-    images, _ = random_turn(x)
-    assert images.shape == x.shape and len({tuple(i.flatten().tolist()) for i in images}) == 4
+    assert random_d4(x)[1] is None
 
 
 # --- sizes ---

@@ -205,14 +205,6 @@ def test_run_skip_fail_and_run_again(notebook, outputs, monkeypatch, capsys):
     assert figure.is_file() and [p.name for p in copy.parent.iterdir()] == ["07_first.ipynb"]
 
 
-def test_a_notebook_for_a_kernel_that_is_not_here_is_named(outputs, capsys):
-    path = write_notebook(outputs / "first.ipynb", kernel="no-such-kernel")
-    assert main(["run", str(path)]) == 1
-    error = capsys.readouterr().err
-    assert "first.ipynb" in error and "no-such-kernel" in error
-    assert not list((outputs / "runs").rglob("first.ipynb"))
-
-
 def test_studies_are_found_by_name(capsys):
     assert {"decoders", "regions", "sensors"} <= set(studies()) and "notebooks" not in studies()
     with pytest.raises(SystemExit):

@@ -12,7 +12,6 @@ import peftlib as pl
 from peftlib.data.datamodule import EarthData
 from peftlib.deflect.attention import inverse_deviation
 from peftlib.deflect.norm_constraint import constrain_norm
-from peftlib.deflect.patch_embedding import mapped_moments
 from peftlib.sensors.reflectance import POSSIBLE
 from peftlib.training.fit import fit
 from peftlib.training.tasks import Segmentation
@@ -100,28 +99,6 @@ def test_models_of_every_precision_train_on_extreme_values(kind):
         assert_trains(model_for(kind), x, autocast=autocast)
 
 
-@EVERY
-def test_other_precisions_give_the_same_within_their_rounding(kind, x):
-    model = model_for(kind).eval()
-    with torch.no_grad():
-        expected = model(x)
-        for dtype, tolerance in ((torch.float64, 1e-3), (torch.bfloat16, 0.5)):
-            got = model_for(kind).eval().to(dtype)(x.to(dtype))
-            assert got.dtype == dtype and (got.float() - expected).abs().max() < tolerance
-
-
-def test_squares_of_large_pixels_do_not_overflow_and_constant_ones_have_gradients():
-    hidden = torch.randn(3, 16, 4) * torch.tensor([1.0, 1e3, 1.5e4]).view(3, 1, 1)
-    layer = torch.nn.Linear(4, 6)
-    found = mapped_moments(torch.zeros(2, 16, 4), layer)
-    torch.cat(found).sum().backward()
-    assert layer.weight.grad.isfinite().all()
-    exact = mapped_moments(hidden.half().double(), layer.half().double())
-    for found, expected in zip(mapped_moments(hidden.half(), layer.half()), exact, strict=True):
-        assert found.isfinite().all()
-        torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-2)
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_the_scale_of_a_token_has_its_gradient_in_every_precision(dtype):
     """Of a constant token it is 0; of a token of small deviation the cube in it passes what float16 holds."""
@@ -154,11 +131,7 @@ def test_tokens_that_do_not_move_have_finite_gradients(dtype, reference_grad):
 
 
 @pytest.mark.parametrize("still", ["pretrained", "both"])
-@pytest.mark.parametrize(
-    "options",
-    [dict(), dict(constrain=False), dict(reference_grad=False, layers=(1,)), dict(low_rank_principal=2)],
-    ids=str,
-)
+@pytest.mark.parametrize("options", [dict(constrain=False), dict(reference_grad=False), dict(low_rank_principal=2)])
 def test_deflect_keeps_still_tokens_still(options, still):
     """With values of 0 the pretrained block moves nothing, and so must not the constrained one; with an output of 0
     no block moves anything."""

@@ -140,14 +140,3 @@ def test_configs_are_values(config):
         assert (input_from if isinstance(one, Input) else method_from)(one.name, plain) == one
         assert eval(str(one), {c.__name__: c for c in CONFIGS.values()}) == one
     assert config.label and (one.learning_rates == () or len(one.learning_rates) >= 3)
-
-
-def test_options_change_what_they_say():
-    emb = {key: adapted(pl.Frozen(), input=pl.EMB(**options)).auxiliary for key, options in {
-        "width": dict(width=8), "no": dict(indices=()), "two": dict(indices=("NDVI", "NDREI")), "cells": dict(cells=2)
-    }.items()}  # fmt: skip
-    assert emb["width"].pixel_mlp[0].out_features == 8 and emb["cells"].patch_mlp[0].weight.shape == (4 * 64,)
-    assert emb["no"].pixel_mlp[0].in_features == 10 and emb["two"].pixel_mlp[0].in_features == 12
-    blocks = adapted(pl.Deflect(layers=(-1, 0), rank=3, low_rank_principal=2)).vit.blocks
-    assert [type(block).__name__ for block in blocks] == ["UntangledBlock", "Block", "UntangledBlock"]
-    assert blocks[0].auxiliary.U.weight.shape == (3, 32) and blocks[0].principal.U.weight.shape == (2, 32)

@@ -39,14 +39,6 @@ def test_a_forest_on_all_bands_knows_what_one_on_colour_does_not():
     assert abs(rgb - 0.5) < 0.1 and every > 0.8
 
 
-def test_the_forest_lets_the_pixels_of_a_scene_vote():
-    train, held_out = (SpectralScenes(split, 80, 24, task="classification") for split in ("train", "test"))
-    scores, truth = test.pixel_forest(train, held_out, train.bands)
-    assert scores.shape == (80, 10) and truth.tolist() == [int(s["label"]) for s in held_out]
-    assert torch.allclose(scores.sum(1), torch.ones(80, dtype=scores.dtype))
-    assert (scores.argmax(1) == truth).float().mean() > 0.6
-
-
 def test_references_make_rows():
     rows = test.references(scenes=40, size=32, seeds=(0, 1), labelled=50)
     assert tuple(rows.columns) == test.COLUMNS

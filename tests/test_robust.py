@@ -30,16 +30,6 @@ def test_the_auxiliary_part_goes_through_norm_pre():
     torch.testing.assert_close(z, norm(raw))
 
 
-def test_resizing_in_two_steps_is_resizing_once(vit):
-    once, twice = tiny_vit(), tiny_vit()
-    resize_(once, (64, 48))
-    for size in (16, 96, (64, 48)):
-        resize_(twice, size)
-    assert torch.equal(once.pos_embed, twice.pos_embed)
-    resize_(twice, 32)
-    assert torch.equal(twice.pos_embed, vit.pos_embed)
-
-
 def test_resizing_starts_from_positions_that_were_trained_since():
     trained, fresh = tiny_vit(), tiny_vit()
     for v in (trained, fresh):
@@ -51,72 +41,6 @@ def test_resizing_starts_from_positions_that_were_trained_since():
     assert (trained.pos_embed - fresh.pos_embed).abs().min() > 0.5
 
 
-def test_tuned_positions_have_one_image_size(tmp_path):
-    path = pl.save_adapter(adapted(pl.Full(), SAVANNA), tmp_path / "full.safetensors")
-    assert pl.load_adapter(tiny_vit(), path, image_size=32).image_size == (32, 32)
-    with pytest.raises(ValueError, match=r"tuned the position embedding at \(32, 32\)"):
-        pl.load_adapter(tiny_vit(), path, image_size=64)
-
-
 def test_a_misspelt_word_for_weights_lists_the_words():
     with pytest.raises(FileNotFoundError, match=r"'randm'.*'default', 'random', 'hub'"):
         pl.load_backbone("vit_tiny_patch16_224", weights="randm")
-
-
-def test_the_ground_sampling_distance_belongs_to_an_adapter(tmp_path):
-    """Scale-MAE's res is no weight, but tokens depend on it."""
-    from torchgeo.models.scale_mae import ScaleMAE
-
-    def scalemae(res):
-        torch.manual_seed(0)
-        vit = ScaleMAE(res=res, img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=0)
-        vit.spec = pl.BackboneSpec("scalemae_tiny", res=res)
-        return vit.eval()
-
-    path = pl.save_adapter(adapted(pl.Deflect(), SAVANNA, vit=scalemae(10.0)), tmp_path / "a.safetensors")
-    assert pl.load_adapter(scalemae(10.0), path).spec.res == 10.0
-    with pytest.raises(ValueError, match=r"'res': 10.0.*'res': 1.0"):
-        pl.load_adapter(scalemae(1.0), path)
-
-
-def test_an_adapter_keeps_the_indices_it_was_trained_with(tmp_path, monkeypatch):
-    path = pl.save_adapter(adapted(pl.Deflect()), tmp_path / "a.safetensors")
-    monkeypatch.setattr("peftlib.sensors.spectral_indices.available_indices.__defaults__", (("NDVI",),))
-    with pytest.raises(ValueError, match=r"reads indices \['NDVI', 'NDWI'"):
-        pl.load_adapter(tiny_vit(), path)
-
-
-def test_new_bands_that_could_never_matter_are_refused():
-    with pytest.raises(ValueError, match="never"):
-        pl.Inflated(start="zero", train=False)
-
-
-@pytest.mark.parametrize("name", ["CVI", "SR"])
-def test_indices_that_clamping_would_flatten_are_refused(name, vit):
-    with pytest.raises(ValueError, match=rf"index {name} .*outside \[-1, 1\]"):
-        pl.adapt(vit, pl.Frozen(), SAVANNA, input=pl.EMB(indices=(name,)))
-
-
-@pytest.mark.parametrize("method", [pl.LoRA(), pl.SLR(), pl.Deflect()], ids=lambda m: m.name)
-def test_blocks_of_another_make_are_named(method):
-    from timm.models.vision_transformer import ParallelScalingBlock
-
-    with pytest.raises(ValueError, match="ParallelScalingBlock"):
-        pl.adapt(tiny_vit(block_fn=ParallelScalingBlock), method, SAVANNA)
-
-
-def test_a_backbone_that_does_not_read_rgb_is_refused():
-    with pytest.raises(ValueError, match="reads 4 channels"):
-        pl.adapt(tiny_vit(in_chans=4), pl.LoRA(), SAVANNA)
-
-
-@pytest.mark.parametrize("method", [pl.Deflect(), pl.LoRA()], ids=lambda m: m.name)
-def test_activation_checkpointing_gives_the_same_gradients(method):
-    x, gradients = images(SAVANNA), []
-    for enable in (False, True):
-        model = randomise(adapted(method, SAVANNA)).train()
-        model.vit.set_grad_checkpointing(enable)
-        model(x).square().mean().backward()
-        gradients.append([p.grad for p in model.parameters() if p.requires_grad])
-    for plain, checkpointed in zip(*gradients, strict=True):
-        torch.testing.assert_close(plain, checkpointed)

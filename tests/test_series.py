@@ -1,8 +1,6 @@
 """Time series: their channels, and an encoder to which dates are a set, or a sequence. What every input promises
 (start, gradients, files, one graph) is in test_registry."""
 
-import copy
-import json
 import math
 
 import pytest
@@ -12,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import peftlib as pl
-from peftlib.deflect.time_series import SeriesEMB, TimeSeriesBands, best_date, series_bands, stack
-from peftlib.sensors.bands import BandSet, band_set
+from peftlib.deflect.time_series import SeriesEMB, best_date, series_bands, stack
+from peftlib.sensors.bands import band_set
 from peftlib.sensors.wavelengths import resampling
 
 BANDS = ("B02", "B03", "B04", "B08", "B11")
@@ -50,14 +48,6 @@ def test_channels_are_the_best_date_then_every_date_with_its_day():
     assert bands.wavelengths[3] == bands.wavelengths[9] == 492.4 and math.isnan(bands.wavelengths[-1])
     assert bands.one.names == each[:4] and bands.one.rgb == (2, 1, 0) and bands.thermal == ()
     assert len(series_bands(BANDS, 2, day=False)) == 3 + 2 * 5
-
-
-def test_they_survive_json_and_copies():
-    custom = {"nir": 833.0, "red": 665.0, "green": 560.0, "blue": 490.0}
-    for made in (series_bands(BANDS, 2), series_bands(custom, 3, "custom", day=False)):
-        again = BandSet.from_json(json.loads(json.dumps(made.to_json())))
-        assert type(again) is TimeSeriesBands and again == made == copy.deepcopy(made) and again.one == made.one
-        assert band_set(again) is again
 
 
 def test_a_stack_holds_what_was_given():

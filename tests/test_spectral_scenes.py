@@ -7,8 +7,8 @@ from scipy.optimize import nnls
 from scipy.stats import ks_2samp
 
 import peftlib as pl
-from peftlib.data.simulated import landscape, spectra
-from peftlib.data.simulated.metamers import PAIRS, TOLERANCE, _pair, metamers, pair_accuracy, pools
+from peftlib.data.simulated import spectra
+from peftlib.data.simulated.metamers import PAIRS, TOLERANCE, metamers, pair_accuracy, pools
 from peftlib.data.simulated.spectral_scenes import CLASSES, SpectralScenes
 from peftlib.sensors.bands import band_set
 
@@ -28,30 +28,6 @@ def test_responses_are_weighted_means(sensor, count):
     gap = [name for name in bands if name == "B10"]  # lies where the spectra have no samples
     for name, nm, seen in zip(bands, bands.values(), centre, strict=True):
         assert name in gap or seen == pytest.approx(nm, abs=12), name
-
-
-def test_spectra_are_what_they_are_called():
-    red, nir = (np.abs(spectra.library()[1] - nm).argmin() for nm in (665, 833))
-    ndvi = {
-        name: np.median((s[:, nir] - s[:, red]) / (s[:, nir] + s[:, red]))
-        for name, s in (
-            ("canopy", spectra.canopies()[0]),
-            ("soil", spectra.measured("soil")),
-            ("road", spectra.measured("road")),
-        )
-    }
-    assert ndvi["canopy"] > 0.8 > 0.3 > ndvi["soil"] > ndvi["road"]
-    leaves, parameters = spectra.canopies()
-    assert parameters.shape == (len(leaves), 4) and parameters[:, 0].min() > 0.5 and parameters[:, 0].max() <= 11
-
-
-def test_water_darkens_and_swallows_the_infrared():
-    soil = spectra.measured("soil", continents=("africa",))[:50]
-    assert (spectra.wetted(soil, np.full((50, 1), 0.2)) < soil).all()
-    shallow, deep = (spectra.flooded(soil, np.full((50, 1), depth)) for depth in (50.0, 500.0))
-    assert (deep <= shallow + 1e-12).all() and np.allclose(deep[:, -1], 0.02, atol=1e-3)
-    clear, muddy = spectra.open_water(np.array([[0.5], [30.0]]), np.array([[0.1], [0.1]]))
-    assert (muddy > clear).all() and clear.argmax() < muddy.argmax()
 
 
 def test_places_lie_on_their_continent():
@@ -89,11 +65,6 @@ def test_mixtures_are_of_their_own_class():
         assert nnls(pool.T, mixture)[1] < 1e-3, (name, member)
 
 
-def test_too_few_spectra_are_an_error():
-    with pytest.raises(ValueError, match="of 4 metamer pairs"):
-        _pair(np.full((3, 180), 0.5), np.linspace(0.01, 0.9, 180)[None].repeat(3, 0), 4)
-
-
 # --- scenes ---
 
 
@@ -112,13 +83,6 @@ def test_a_scene_is_a_sample(sensor, task):
     assert len(data) == 3 and data.evaluations() == ({"pairs": pair_accuracy} if task == "segmentation" else {})
 
 
-def test_the_model_takes_the_scenes_of_every_sensor(vit):
-    for sensor in SENSORS:
-        data = SpectralScenes(length=1, size=32, sensor=sensor)
-        model = pl.adapt(vit, pl.Deflect(), data.bands, data.sensor)
-        assert torch.isfinite(model(data[0]["image"][None])).all()
-
-
 def test_scenes_depend_on_seed_split_and_index_alone():
     first, again = SpectralScenes(length=5), SpectralScenes(length=9)
     for i in (4, 0, 4):
@@ -134,12 +98,6 @@ def test_splits_share_no_spectra():
     ]
     seen = [set(map(bytes, r)) for r in rows]
     assert not seen[0] & seen[1] and not seen[0] & seen[2] and not seen[1] & seen[2]
-
-
-def test_bands_by_name_and_order():
-    whole = SpectralScenes(length=1)[0]["image"]
-    part = SpectralScenes(length=1, bands=("B08", "B02", "B03", "B04"))[0]
-    assert part["bands"] == ("B08", "B02", "B03", "B04") and torch.equal(part["image"], whole[[7, 1, 2, 3]])
 
 
 def test_sensors_see_the_same_scenes():
@@ -210,13 +168,3 @@ def test_wrong_options_are_named(options, says):
     with pytest.raises(ValueError) as error:
         SpectralScenes(**options)
     assert all(text in str(error.value) for text in says), str(error.value)
-
-
-def test_parcels_cover_the_map():
-    draw = np.random.default_rng(0)
-    sizes = []
-    for _ in range(60):
-        number = landscape.parcels(draw, 128, 2)
-        assert number.shape == (128, 128) and number.min() >= 0
-        sizes += [np.sqrt(n) / 2 for n in np.bincount(number.ravel()) if n > 20]
-    assert 8 < np.median(sizes) < 30

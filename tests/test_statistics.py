@@ -37,17 +37,6 @@ def test_shared_images_widen_it_as_nadeau_and_bengio_say():
     assert found.p > paired_difference(DIFFERENCES).p
 
 
-def test_the_corrected_interval_covers_more_often_than_the_plain_one():
-    """Runs that share most of what they train on: their differences have a common part, as folds' do."""
-    draw, covered = np.random.default_rng(0), {0.0: 0, 0.25: 0}
-    for _ in range(400):
-        sample = draw.normal(0, 0.5) + draw.normal(0, 1, 10)
-        for ratio in covered:
-            interval = paired_difference(sample, ratio)
-            covered[ratio] += interval.low <= 0 <= interval.high
-    assert covered[0.0] / 400 < 0.85 and covered[0.25] / 400 > 0.92
-
-
 def test_one_pair_settles_nothing():
     assert paired_difference([3.0]).low == -np.inf and verdict(paired_difference([3.0])) == "not settled"
     assert paired_difference([]).n == 0 and paired_difference([0.0, 0.0]).p == 1

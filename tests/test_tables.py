@@ -32,11 +32,6 @@ def test_cells_stand_in_the_order_of_the_registries(found):
     ]  # fmt: skip
 
 
-def test_an_option_that_is_not_the_default_is_part_of_the_name(found):
-    row = found[found["method"] == "lora"].iloc[[0]].assign(options='{"rank": 2}')
-    assert tables.named(row)["cell"].item().endswith("LoRA (rank=2)")
-
-
 def test_a_table_has_mean_interval_metric_and_number_of_runs(found):
     table = tables.comparison(found)
     assert list(table.columns) == ["tuned, %", "EuroSAT, macro F1 (n=3)", "simulated scenes, mIoU (n=3)"]
@@ -90,12 +85,6 @@ def test_runs_stand_at_their_values_beside_their_interval(ax):
     half = stats.t.ppf(0.975, 2) / np.sqrt(3)
     assert np.allclose(spans, [(2 - half, 2 + half), (6 - half, 6 + half)])
     assert [text.get_text() for text in ax.get_yticklabels()] == ["b", "a"]
-
-
-def test_a_scale_bar_is_as_long_as_it_says(ax):
-    plots.show_image(ax, np.zeros((50, 50, 3)))
-    plots.scale_bar(ax, metres_per_pixel=10, metres=200)
-    assert np.ptp(ax.lines[0].get_xdata()) == pytest.approx(20) and ax.texts[0].get_text() == "200 m"
 
 
 def test_a_composite_names_bands_that_are_missing():

@@ -1,17 +1,12 @@
-"""Training on top of an adapted ViT, and the chip that needs no download."""
+"""Short trainings on crops of one chip, and the chip that needs no download."""
 
-import numpy as np
 import pytest
 import torch
 from helpers import SAVANNA, adapted, images
-from torch.utils.data import DataLoader
 
 import peftlib as pl
 from peftlib.data import ChipCrops, savanna_chip, savanna_classes
 from peftlib.studies.crops import crop_accuracy, train_on_crops
-from peftlib.training.decoders import LinearDecoder
-from peftlib.training.fit import quiet_trainer
-from peftlib.training.tasks import Segmentation
 
 
 def problem(size=(48, 112)) -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,10 +28,9 @@ def train(steps=12, seed=0, method=None):
 
 
 def test_training_learns_what_only_near_infrared_shows():
-    image, mask = problem()
     (spectral, head, losses), (rgb, other, _) = train(steps=60), train(steps=60, method=pl.Frozen())
-    assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:5])
-    found = [crop_accuracy(*pair, image, mask, crops=16) for pair in ((spectral, head), (rgb, other))]
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+    found = [crop_accuracy(*pair, *problem(), crops=16) for pair in ((spectral, head), (rgb, other))]
     assert found[0] > 0.8 and found[0] > found[1] + 0.15
 
 
@@ -51,43 +45,6 @@ def test_accuracy_is_the_share_of_right_pixels():
 def test_the_same_seed_gives_the_same_losses_and_another_seed_others():
     first, again, other = (train(steps=4, seed=seed)[2] for seed in (0, 0, 1))
     assert len(first) == 4 and first == again != other
-
-
-# --- segmentation ---
-
-
-def test_what_was_counted_before_an_evaluation_has_no_say():
-    """Spawned processes share the memory that metrics count in: each has to begin with counts of its own."""
-    task, trainer = Segmentation(adapted(pl.Frozen(), SAVANNA), 2), quiet_trainer(accelerator="cpu")
-    loader = DataLoader([{"image": images(SAVANNA)[0], "mask": torch.ones(32, 32).long()}])
-    right = trainer.test(task, loader, verbose=False)
-    with torch.inference_mode():
-        task.metrics.update(torch.zeros(1, 9, dtype=torch.long), torch.ones(1, 9, dtype=torch.long))
-    assert trainer.test(task, loader, verbose=False) == right
-
-
-def test_ignored_pixels_do_not_count():
-    model = adapted(pl.Frozen(), SAVANNA)
-    task = Segmentation(model, 2, ignore_index=-1)
-    batch = {"image": images(SAVANNA), "mask": torch.zeros(2, 32, 32).long()}
-    batch["mask"][:, :16] = -1
-    loss = task.training_step(batch, 0)
-    logits = task(batch["image"])[:, :, 16:]
-    expected = -torch.log_softmax(logits, 1)[:, 0].mean()
-    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
-    result = quiet_trainer(accelerator="cpu").test(
-        task, DataLoader([{k: v[0] for k, v in batch.items()}]), verbose=False
-    )
-    assert result[0]["accuracy"] == pytest.approx(float((logits[0].argmax(0) == 0).float().mean()), abs=1e-6)
-
-
-def test_linear_decoder_places_patches_row_by_row():
-    decoder = LinearDecoder(5, 2, grid_size=(2, 3), image_size=(8, 12))
-    tokens = torch.randn(1, 3 + 6, 5)  # three prefix tokens
-    logits = decoder(tokens)
-    assert logits.shape == (1, 2, 8, 12)
-    for corner, token in (((0, 0), 3), ((0, -1), 5), ((-1, 0), 6), ((-1, -1), 8)):
-        torch.testing.assert_close(logits[0, :, *corner], decoder.linear(tokens[0, token]))
 
 
 # --- the chip ---
@@ -105,12 +62,6 @@ def test_the_chip_is_reflectance_with_named_bands(chip):
     # Vegetation: near infrared far above red.
     assert chip["image"][3].mean() > 2 * chip["image"][2].mean()
     adapted(pl.Deflect(), chip["bands"], image_size=296)(chip["image"][None, :, :296, :296])
-
-
-def test_upsampling_keeps_means_and_says_its_distance(chip):
-    big = savanna_chip(upsample=2)
-    assert big["image"].shape == (4, 600, 600) and big["meta"]["gsd"] == 5
-    torch.testing.assert_close(big["image"].mean((1, 2)), chip["image"].mean((1, 2)), rtol=1e-3, atol=0)
 
 
 def test_classes_are_the_thresholds_they_say(chip):
@@ -153,13 +104,6 @@ def test_crops_depend_on_seed_and_number_alone():
     assert len(a) == 5 and a[0]["image"].shape == (4, 16, 16)
     with pytest.raises(IndexError):
         a[5]
-
-
-def test_crops_are_turned_and_flipped():
-    image = torch.arange(64.0).view(1, 8, 8).repeat(1, 1, 3)
-    crops = ChipCrops(image, image[0].long(), 8, "train", 200, gap=8)
-    forms = {tuple(c["image"].flatten().tolist()) for c in crops if set(c["image"].unique().tolist()) == set(range(64))}
-    assert len(forms) >= 8
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from toy_data import Toy
 
-from peftlib.data.dataset import collate
 from peftlib.data.subsets import Concat, InMemory, Subset, Tiles, cache_if_small, every_nth, folds
 
 
@@ -96,13 +95,6 @@ def test_tiles_are_those_found_one_by_one(seed, side, per_image, unknown):
         assert torch.equal(tile["mask"], data[number]["mask"][window])
 
 
-def test_tiles_keep_the_rest_of_a_sample():
-    data = Masked(torch.zeros(4, 4))
-    tile = Tiles(data, 2)[3]
-    assert tile.keys() == data[0].keys() and tile["meta"] == data[0]["meta"]
-    assert [len(list(DataLoader(Tiles(data, 2), 3, collate_fn=collate))), len(Tiles(data, 2))] == [2, 4]
-
-
 def test_images_without_a_known_pixel_give_no_tiles():
     assert numbers(Tiles(Masked(torch.full((4, 4), -1), torch.zeros(4, 4)), 4)) == ["1"]
     assert len(Tiles(Masked(torch.full((4, 4), -1)), 2)) == 0
@@ -124,12 +116,8 @@ def test_tiles_need_masks():
 # --- parts, joins, copies ---
 
 
-def test_a_part_has_the_images_of_its_numbers_in_their_order():
+def test_parts_and_joined_sets_have_their_images_in_order():
     assert numbers(Subset(blank(5), [3, 0])) == ["3", "0"]
-    assert [sample["meta"]["source"] for sample in Subset(blank(5), (4,))] == ["4"]
-
-
-def test_joined_sets_come_one_after_the_other():
     both = Concat([blank(2), Subset(blank(5), [4, 3])])
     assert numbers(both) == ["0", "1", "4", "3"] and len(both) == 4 and len(list(both)) == 4
 
@@ -166,11 +154,6 @@ def test_a_view_has_the_facts_of_its_data_and_can_be_sent_and_copied(kind):
     assert not hasattr(object.__new__(type(view)), "bands")  # as while a copy is being made
 
 
-def test_views_read_in_processes_of_their_own():
-    loader = DataLoader(Tiles(Subset(blank(4), [3, 1]), 2), 1, num_workers=1, collate_fn=collate)
-    assert [batch["meta"][0]["source"] for batch in loader] == ["3", "1"]
-
-
 # --- folds and spread ---
 
 
@@ -188,12 +171,6 @@ def test_folds_are_a_partition_balanced_in_size_and_labels(labels, number):
     for label in set(labels):
         counts = [Counter(labels[i] for i in part)[label] for part in parts]
         assert max(counts) - min(counts) <= 1
-
-
-def test_folds_are_drawn_and_not_cut_in_order():
-    parts = folds(Labelled([0] * 60), 3)
-    assert all(len({i // 20 for i in part}) == 3 for part in parts)
-    assert parts != [list(range(start, 60, 3)) for start in range(3)]
 
 
 def test_folds_without_labels_are_balanced_in_size_and_drawn_by_a_seed():
@@ -214,10 +191,9 @@ def test_images_of_one_scene_are_in_one_fold():
         folds(data, 8)
 
 
-@pytest.mark.parametrize("number", [-1, 0, 1])
-def test_fewer_than_two_folds_are_an_error(number):
-    with pytest.raises(ValueError, match=rf"{number} folds of 5 images; choose 2 or more"):
-        folds(blank(5), number)
+def test_fewer_than_two_folds_are_an_error():
+    with pytest.raises(ValueError, match=r"1 folds of 5 images; choose 2 or more"):
+        folds(blank(5), 1)
 
 
 @given(st.integers(1, 50), st.integers(0, 60))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import COLOURS, SAVANNA, SENTINEL2, adapted, images, pretrained_tokens, randomise, tuned
+from helpers import SAVANNA, SENTINEL2, adapted, images, pretrained_tokens, randomise, tuned
 
 import peftlib as pl
 from peftlib.sensors.bands import band_set
@@ -26,13 +26,6 @@ def trained(sensor="sentinel2", input=BY_WAVELENGTHS, method=None, **options) ->
 # --- the matrix ---
 
 
-@EVERY
-def test_each_knot_is_a_mean_of_bands(sensor):
-    matrix = resampling(band_set(SENSORS[sensor], sensor))
-    assert matrix.shape == (len(KNOTS), len(SENSORS[sensor])) and (matrix >= 0).all()
-    torch.testing.assert_close(matrix.sum(1), torch.ones(len(KNOTS)))
-
-
 def test_the_matrix_is_the_integral_of_the_interpolated_spectrum():
     """Knot by knot, by trapezoids on a finer axis, for one spectrum of Landsat's bands."""
     bands = band_set(LANDSAT, "landsat8")
@@ -45,13 +38,6 @@ def test_the_matrix_is_the_integral_of_the_interpolated_spectrum():
         assert read[k] == pytest.approx((hat * between).sum() / hat.sum(), abs=2e-3)
 
 
-def test_bands_of_one_wavelength_share_a_weight():
-    """A quadrature: each of two counts half. A sum over bands without weights would give twice as much."""
-    matrix = resampling(band_set({"blue": 490, "green": 560, "red": 665, "nir": 842, "again": 665}, "custom"))
-    assert matrix[:, -1].equal(matrix[:, 2])
-    torch.testing.assert_close(matrix.sum(1), torch.ones(len(KNOTS)))
-
-
 def test_the_air_and_heat_are_not_read():
     assert [SENTINEL2[i] for i in surface_bands(band_set(SENTINEL2))] == [
         b for b in SENTINEL2 if b not in ("B09", "B10")
@@ -60,12 +46,6 @@ def test_the_air_and_heat_are_not_read():
     seen = {every[i] for i in surface_bands(band_set(every, "landsat8"))}
     assert seen == {"B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8"}
     assert not resampling(band_set(SENTINEL2))[:, [9, 10]].any()
-
-
-def test_bands_that_show_nothing_beyond_rgb_are_refused(vit):
-    for bands in (COLOURS, (*COLOURS, "B10")):
-        with pytest.raises(ValueError, match="beyond RGB"):
-            pl.adapt(vit, pl.Frozen(), bands, input=BY_WAVELENGTHS)
 
 
 # --- the model: any bands give the same parameters and, where they show the same, the same tokens ---

@@ -99,19 +99,14 @@ def test_a_worker_that_dies_is_an_error_that_says_how_to_continue(longer, tmp_pa
 
 
 @pytest.mark.slow
-def test_dask_gives_what_one_process_gives(whole, tmp_path):
-    pytest.importorskip("dask.distributed")
-    runs, tables = whole
-    assert_same(do(runs, tmp_path, executor="dask", workers=2), tables)
-
-
-@pytest.mark.slow
-def test_submitit_gives_what_one_process_gives(whole, tmp_path):
-    submitit = pytest.importorskip("submitit")
-    runs, tables = whole
-    executor = submitit.AutoExecutor(tmp_path / "jobs", cluster="local")
-    executor.update_parameters(timeout_min=60)
-    assert_same(do(runs, tmp_path / "rows", executor=executor), tables)
+@pytest.mark.parametrize("kind", ["dask", "submitit"])
+def test_clusters_give_what_one_process_gives(kind, whole, tmp_path):
+    module, (runs, tables) = pytest.importorskip({"dask": "dask.distributed"}.get(kind, kind)), whole
+    options = dict(executor="dask", workers=2)
+    if kind == "submitit":
+        options = dict(executor=module.AutoExecutor(tmp_path / "jobs", cluster="local"))
+        options["executor"].update_parameters(timeout_min=60)
+    assert_same(do(runs, tmp_path / "rows", **options), tables)
 
 
 # --- several devices for one run ---

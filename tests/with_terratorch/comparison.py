@@ -38,22 +38,12 @@ KINDS = {
 def build(kind: str, lr: float, seed: int, **options) -> SemanticSegmentationTask:
     """A task with a linear decoder: a 1 x 1 convolution on the last block's tokens, enlarged bilinearly."""
     lightning.seed_everything(seed, verbose=False)
+    necks = [{"name": "SelectIndices", "indices": [11]}, {"name": "ReshapeTokensToImage"}]
     arguments = _INPUT | KINDS[kind] | options
-    decoder = {
-        "necks": [{"name": "SelectIndices", "indices": [11]}, {"name": "ReshapeTokensToImage"}],
-        "decoder": "IdentityDecoder",
-        "num_classes": CLASSES,
-    }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that peft without backbone_pretrained is unusual
-        return SemanticSegmentationTask(
-            arguments | decoder,
-            "EncoderDecoderFactory",
-            ignore_index=-1,
-            optimizer="AdamW",
-            lr=lr,
-            plot_on_val=False,
-        )
+    arguments |= {"necks": necks, "decoder": "IdentityDecoder", "num_classes": CLASSES}
+    training = dict(ignore_index=-1, optimizer="AdamW", lr=lr, plot_on_val=False)
+    with warnings.catch_warnings(action="ignore"):  # that peft without backbone_pretrained is unusual
+        return SemanticSegmentationTask(arguments, "EncoderDecoderFactory", **training)
 
 
 class StepTimes(lightning.Callback):
