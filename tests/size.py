@@ -28,7 +28,7 @@ def imported(path: Path) -> set[str]:
             names |= {f"peftlib.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names |= {node.module or ""}
-    return {(name.split(".") + ["__init__"])[1] for name in names if name.split(".")[0] == "peftlib"}
+    return {[*name.split("."), "__init__"][1] for name in names if name.split(".")[0] == "peftlib"}
 
 
 def wrong_imports() -> list[str]:

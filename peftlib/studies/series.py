@@ -5,6 +5,7 @@ runs, metrics = study(execute)     # role: the name of the approach; of searches
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 
@@ -55,7 +56,7 @@ def setting(name: str, **changes) -> Experiment:
     (input, method), view, fields = APPROACHES[name]
     scenes = SETTINGS["spectral_scenes"][0]
     data = {**scenes.data, "view": view}
-    plan = {"dataset": "phenology", "data": data, "input": input, "method": method, "steps": 1000}
+    plan: dict[str, Any] = {"dataset": "phenology", "data": data, "input": input, "method": method, "steps": 1000}
     return replace(scenes, **(plan | fields | changes))
 
 
@@ -64,8 +65,7 @@ def study(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Rates by validation loss: one date leaves several classes equally likely, and which is named is chance."""
     settings = {name: setting(name, **changes) for name in names}
-    *searched, best = search(
-        execute, {name: tries(one, one.input, one.method) for name, one in settings.items()}, "loss"
-    )
+    planned = {name: tries(one, *APPROACHES[name][0]) for name, one in settings.items()}
+    *searched, best = search(execute, planned, "loss")
     finals = [replace(one, role=name, seed=seed, init=seed) for name, one in best.items() for seed in seeds]
     return joined(searched, execute(finals))
