@@ -97,7 +97,7 @@ def small(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sensors")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PEFTLIB_RUNS", str(folder))
-        options = dict(trained_on=("sentinel2",), unseen=("hls",), seeds=(0,), setting=TINY)
+        options = dict(sensors=("sentinel2", "hls"), seeds=(0,), setting=TINY)
         yield *sensors.study(made_up, **options), folder
 
 

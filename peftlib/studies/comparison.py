@@ -17,7 +17,8 @@ from peftlib.methods.lora import LoRA
 
 ROWS = "preliminary"  # under which the rows are committed
 Execute = Callable[[Sequence[Experiment]], tuple[pd.DataFrame, pd.DataFrame]]
-Place, Fields = TypeVar("Place", bound=Hashable), dict[str, Any]
+Place = TypeVar("Place", bound=Hashable)
+Fields = dict[str, Any]
 Setting = tuple[Experiment, tuple[Fields, ...]]
 # The primary cells: input and method, both with their default options.
 CELLS: dict[str, tuple[Input, Method]] = {

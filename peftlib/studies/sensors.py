@@ -29,7 +29,7 @@ from peftlib.training.base import Task
 from peftlib.training.fit import fit
 from peftlib.training.tasks import logits_and_truth
 
-SOURCE, UNSEEN, SEEDS = "sentinel2", ("hls", "landsat8", "hyperspectral"), (0, 1, 2)
+SOURCE = "sentinel2"
 # Without the two that measure the air: what stands in for them on another sensor would be far from what was trained on.
 SOURCE_BANDS = tuple(band for band in SENSORS[SOURCE] if band not in ("B09", "B10"))
 READERS: dict[str, tuple[Input, Method]] = {
@@ -45,19 +45,18 @@ TRAINED |= {"hyperspectral": ("by bands", "by wavelengths", "LoRA, all bands")}
 
 
 def study(
-    execute: Execute, trained_on: Sequence[str] = tuple(TRAINED), unseen: Sequence[str] = UNSEEN,
-    seeds: Sequence[int] = SEEDS, setting: Experiment = SETTINGS["spectral_scenes"][0],
+    execute: Execute, sensors: Sequence[str] = tuple(TRAINED), seeds: Sequence[int] = (0, 1, 2),
+    setting: Experiment = SETTINGS["spectral_scenes"][0],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
-    """Rates are chosen on Sentinel-2; what is trained there is tested on the unseen sensors too.
+    """Rates are chosen on Sentinel-2; what is trained there is tested on the other sensors too, some of ``TRAINED``.
 
-    ``execute`` does the searches; trainings are done here, in ``runs/sensors``, since their weights are tested in
-    several ways. ``trained_on``: some of ``TRAINED``; ``unseen``: some of ``UNSEEN``.
+    ``execute`` does the searches. Trainings are done here, in ``runs/sensors``, since weights are tested several ways.
     """
     there = replace(setting, bands=SOURCE_BANDS)
     *searched, best = search(execute, {name: tries(there, *READERS[name]) for name in READERS})
     rows = []
-    for sensor in trained_on:
-        bands, others = (SOURCE_BANDS, unseen) if sensor == SOURCE else (None, ())
+    for sensor in sensors:
+        bands, others = (SOURCE_BANDS, [s for s in sensors if s != SOURCE]) if sensor == SOURCE else (None, [])
         for name in TRAINED[sensor]:
             one = replace(best[name], role=name, data={**setting.data, "sensor": sensor}, bands=bands)
             rows += [_row(replace(one, seed=seed, init=seed), others) for seed in seeds]
@@ -112,7 +111,7 @@ def stand_ins(wanted: BandSet, given: BandSet, how: str) -> Tensor:
         return torch.eye(len(have))[np.abs(want[:, None] - have).argmin(1)]
     order = np.argsort(have)
     columns = [np.interp(want, have[order], one) for one in np.eye(len(have))[:, order]]
-    return torch.from_numpy(np.stack(columns, axis=1)).float()
+    return torch.tensor(np.stack(columns, axis=1), dtype=torch.float32)
 
 
 def scored(task: Task, batches: Iterable[dict], scenes: EarthDataset) -> dict[str, float]:
