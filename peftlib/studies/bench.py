@@ -106,9 +106,8 @@ def bench(
         for input, method in cells.values():
             model = adapt(vit, method, BANDS, "sentinel2", image_size, input)
             made[cell_label(input.name, method.name), input.name, method.name] = model, x
-        racers = {
-            key: Contestant(model, batch, vit.embed_dim, precision, compiled) for key, (model, batch) in made.items()
-        }
+        how = (vit.embed_dim, precision, compiled)
+        racers = {names: Contestant(model, batch, *how) for names, (model, batch) in made.items()}
     seconds = []
     for repeat in tqdm(range(-2, repeats), disable=not progress, desc="bench", unit="round"):
         for (name, *_), racer in racers.items():
@@ -125,9 +124,8 @@ def _cell(name: str) -> tuple[Input, Method]:
     """``"lora"`` or ``"emb+lora"`` -> input and method with their default options."""
     input, _, method = name.rpartition("+")
     if method not in METHODS or input not in (*INPUTS, ""):
-        raise ValueError(
-            f"methods={name!r}; choose METHOD or INPUT+METHOD of {', '.join(METHODS)} and {', '.join(INPUTS)}"
-        )
+        known = f"{', '.join(METHODS)}, INPUT of {', '.join(INPUTS)}"
+        raise ValueError(f"methods={name!r}; choose METHOD or INPUT+METHOD, METHOD of {known}")
     config = METHODS[method]()
     return INPUTS[input]() if input else config.default_input(), config
 
@@ -161,9 +159,6 @@ def _peer(vit: VisionTransformer, lora: LoRA) -> nn.Module:
     layers = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=layers)
     return get_peft_model(_plain(vit), config).base_model.model
-
-
-# --- measures ---
 
 
 def timed(act: Callable[[], object], device: torch.device) -> float:

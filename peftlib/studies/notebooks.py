@@ -61,8 +61,7 @@ def convert(name: str, kind: str, text: str) -> object:
     except (ValueError, SyntaxError):
         value = None
     if kind not in _kinds(value):
-        known = ", ".join((*SCALARS, "list", "dict", "list[int]"))
-        raise ValueError(f"parameter {name}={text!r} is not of type {kind}; types are {known}")
+        raise ValueError(f"parameter {name}={text!r} is not of type {kind}; use {', '.join(SCALARS)}, list or dict")
     return float(value) if kind == "float" else value
 
 
@@ -128,9 +127,8 @@ def _run(notebook: Path, copy: Path, profile: str, parameters: dict[str, object]
     except (RuntimeError, TimeoutError, LookupError) as error:  # the kernel died, a cell hung, no such kernel
         raise NotebookFailed(f"{notebook.name}: {type(error).__name__}: {error}") from error
     document.metadata["peftlib_digest"] = _digest(notebook, parameters, profile)
-    with atomic_path(copy) as path:
-        nbformat.write(document, path)
-    failed.unlink()
+    nbformat.write(document, failed)
+    failed.replace(copy)
 
 
 def _digest(notebook: Path, parameters: Mapping[str, object], profile: str) -> str:
@@ -150,9 +148,8 @@ def check_reference(
     """Compare a notebook's numbers with ``data/reference/<name>.csv``, which holds those of the profile ``quick``.
 
     Args:
-        values: quantity -> number measured now.
+        values: quantity -> number measured now; ``update`` writes them first.
         tolerance: largest absolute difference that is let through: digits move with the processor's arithmetic.
-        update: write the numbers first.
         settings: parameters that the numbers depend on, kept with them; numbers of others are not compared.
 
     Returns:

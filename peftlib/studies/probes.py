@@ -34,7 +34,9 @@ def patch_targets(image: Tensor, bands: BandSet, nir: str, patch: int, train: np
     seen = torch.ones(len(design), dtype=torch.bool) if train is None else torch.from_numpy(train)
     fit = design @ torch.linalg.lstsq(design[seen], near_infrared[seen, None]).solution
     brightness = x[:, list(bands.rgb)].mean(1, keepdim=True)
-    down, across = _gradient(brightness)
+    sobel = torch.tensor([[1.0, 2.0, 1.0], [0.0, 0.0, 0.0], [-1.0, -2.0, -1.0]], dtype=x.dtype) / -8.0
+    padded = F.pad(brightness, (1, 1, 1, 1), mode="replicate")
+    down, across = (F.conv2d(padded, kernel[None, None].contiguous()) for kernel in (sobel, sobel.T))
     targets = {
         "NIR": near_infrared,
         "NDVI": mean(index_function("NDVI", bands)(x)[:, None]),
@@ -46,10 +48,3 @@ def patch_targets(image: Tensor, bands: BandSet, nir: str, patch: int, train: np
         "edge strength": mean((down.square() + across.square()).sqrt()),
     }
     return pd.DataFrame({name: value.numpy() for name, value in targets.items()})
-
-
-def _gradient(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Sobel gradients (down, across) of (B, 1, H, W), edges replicated."""
-    kernel = torch.tensor([[1.0, 2.0, 1.0], [0.0, 0.0, 0.0], [-1.0, -2.0, -1.0]], dtype=x.dtype) / -8.0
-    padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
-    return F.conv2d(padded, kernel[None, None]), F.conv2d(padded, kernel.T[None, None].contiguous())
