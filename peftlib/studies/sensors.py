@@ -15,10 +15,9 @@ from torch import Tensor
 
 import peftlib as pl
 from peftlib.data import EarthData, EarthDataset
-from peftlib.experiments.config import VERSION, Experiment
-from peftlib.experiments.evaluations import evaluate
+from peftlib.experiments.config import Experiment
 from peftlib.experiments.results import DONE, tables
-from peftlib.experiments.run import build_task
+from peftlib.experiments.run import Resources, build_task, run_experiment
 from peftlib.files import runs_dir
 from peftlib.methods import Input, Method
 from peftlib.methods.lora import LoRA
@@ -26,7 +25,7 @@ from peftlib.sensors.bands import SENSORS, BandSet
 from peftlib.sensors.spectral_indices import DEFAULT_INDICES
 from peftlib.studies.comparison import SETTINGS, Execute, joined, search, tries
 from peftlib.training.base import Task
-from peftlib.training.fit import fit
+from peftlib.training.fit import LAST, restore
 from peftlib.training.tasks import logits_and_truth
 
 SOURCE = "sentinel2"
@@ -50,7 +49,7 @@ def study(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
     """Rates are chosen on Sentinel-2; what is trained there is tested on the other sensors too, some of ``TRAINED``.
 
-    ``execute`` does the searches. Trainings are done here, in ``runs/sensors``, since weights are tested several ways.
+    ``execute`` does the searches. Trainings are in ``runs/sensors``, with their weights, which are tested several ways.
     """
     there = replace(setting, bands=SOURCE_BANDS)
     *searched, best = search(execute, {name: tries(there, *READERS[name]) for name in READERS})
@@ -64,17 +63,16 @@ def study(
 
 
 def _row(experiment: Experiment, unseen: Sequence[str]) -> dict:
-    """One training, tested on its own sensor and on others."""
-    data = EarthData(*experiment.parts(), experiment.batch_size, seed=experiment.seed)
-    task = build_task(experiment, data)
-    metrics = fit(task, data, runs_dir() / "sensors" / experiment.key, experiment.steps, experiment.seed)
-    metrics["test"] |= evaluate(task, data.test_dataloader(), experiment.precision)
-    for sensor in unseen:
-        metrics |= {f"{sensor}, {how}": found for how, found in readings(task, experiment, sensor).items()}
-    row = {"key": experiment.key, "experiment": experiment.to_dict(), "version": VERSION, "metrics": metrics}
-    row |= {f"{part}_parameters": pl.count_parameters(task.model)[part] for part in ("encoder", "input", "method")}
-    row |= {"task": data.train.task, "images": len(data.train), "primary_metric": "miou"}
-    return row | {"status": DONE, "error": ""}
+    """One training, tested on its own sensor, and with the weights that are kept of it on others."""
+    folder = runs_dir() / "sensors"
+    row = run_experiment(experiment, folder, Resources(keep=True))
+    if unseen and row["status"] == DONE:
+        task = build_task(experiment, EarthData(*experiment.parts(), experiment.batch_size))
+        restore(task, folder / "work" / row["key"] / LAST)
+        for sensor in unseen:
+            found = readings(task, experiment, sensor)
+            row["metrics"] |= {f"{sensor}, {how}": scores for how, scores in found.items()}
+    return row
 
 
 def readings(task: Task, experiment: Experiment, sensor: str) -> dict[str, dict[str, float]]:
