@@ -21,7 +21,7 @@ from peftlib.model.merge import merge
 from peftlib.model.transfer import transfer
 from peftlib.sensors.bands import SENSORS
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "BACKBONES", "EMB", "INPUTS", "METHODS", "RGB", "SENSORS", "SLR", "VPT", "AdaptedViT", "BackboneSpec", "BitFit",
     "Deflect", "EarthAdapter", "Frozen", "Full", "HFPeft", "Houlsby", "Inflated", "LoRA", "NormTuning", "adapt",

@@ -12,7 +12,7 @@ from toy_runs import HERE, assert_same, do, toy, write_eurosat
 import peftlib as pl
 from peftlib.experiments import run as run_module
 from peftlib.experiments.grid import _cost, grid, rows_dir
-from peftlib.experiments.results import gather, read_row, read_study, write_study
+from peftlib.experiments.results import gather, read_row
 from peftlib.experiments.run import Resources, run_experiment
 
 
@@ -137,17 +137,6 @@ def test_finished_runs_are_not_repeated(whole, trained):
     assert state(folder) == before and trained == []
 
 
-def test_known_rows_are_not_repeated(whole, tmp_path, trained):
-    (zero, one), table, _ = whole
-    known = read_study(write_study(*table, tmp_path / "study"))
-    first = tuple(part[part["key"] == zero.key] for part in known)
-    found = do([zero, replace(zero, role="ablation"), one], tmp_path / "rows", known=first)
-    assert trained == [1] and found[0]["role"].tolist() == ["final", "ablation", "final"]
-    assert set(found[1]["key"]) == {zero.key, one.key} and len(found[1]) == len(known[1])
-    do([zero], tmp_path / "again", known=(known[0].assign(status="failed"), known[1]))
-    assert trained == [1, 0]
-
-
 def test_a_damaged_row_is_done_again(whole, tmp_path, trained):
     runs, table, folder = whole
     for run in runs:
@@ -196,14 +185,12 @@ def test_a_failed_run_is_a_row_and_the_rest_continues(whole, tmp_path, capsys):
     assert not (tmp_path / "work" / broken.key).exists()
 
 
-def test_failed_runs_are_tried_again_unless_told_otherwise(whole, tmp_path, monkeypatch):
+def test_failed_runs_are_tried_again(whole, tmp_path, monkeypatch):
     runs, table, _ = whole
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "build_task", lambda *_: 1 / 0)
         assert do(runs, tmp_path)[0]["status"].tolist() == ["failed", "failed"]
-    before = state(tmp_path)
-    assert do(runs, tmp_path, retry_failed=False)[0]["error"].str.startswith("ZeroDivisionError").all()
-    assert state(tmp_path) == before
+    assert gather(tmp_path)[0]["error"].str.startswith("ZeroDivisionError").all()
     assert_same(do(runs, tmp_path), table)
 
 
@@ -251,6 +238,6 @@ def test_a_batch_that_devices_cannot_share_fails_by_name(tmp_path):
 
 def test_what_it_will_cost_is_told_by_finished_runs_that_are_alike(tmp_path):
     done = do([toy()], tmp_path)[0].assign(wall_s=60.0)  # of four steps
-    told = [_cost([toy(steps=8)] * 3, [], (done, None), workers) for workers in (1, 2)]
+    told = [_cost([toy(steps=8)] * 3, done, workers) for workers in (1, 2)]
     assert told == ["3 runs to do, about 6 minutes", "3 runs to do, about 3 minutes"]
-    assert "no run like them" in _cost([toy(image_size=64)], [], (done, None), 1)
+    assert "no run like them" in _cost([toy(image_size=64)], done, 1)

@@ -62,7 +62,7 @@ def test_what_was_counted_before_an_evaluation_has_no_say():
     loader = DataLoader([{"image": images(SAVANNA)[0], "mask": torch.ones(32, 32).long()}])
     right = trainer.test(task, loader, verbose=False)
     with torch.inference_mode():
-        task.metrics["test"].update(torch.zeros(1, 9, dtype=torch.long), torch.ones(1, 9, dtype=torch.long))
+        task.metrics.update(torch.zeros(1, 9, dtype=torch.long), torch.ones(1, 9, dtype=torch.long))
     assert trainer.test(task, loader, verbose=False) == right
 
 

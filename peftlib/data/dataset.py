@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from peftlib.files import data_dir
-from peftlib.sensors.bands import band_set
+from peftlib.sensors.bands import BandSet, band_set
 from peftlib.sensors.reflectance import check_reflectance
 
 TASKS = ("classification", "multilabel", "segmentation")
@@ -85,7 +85,7 @@ class EarthDataset(Dataset):
         if unknown := [band for band in names if band not in self.all_bands]:
             raise ValueError(f"{self.name} has no bands {unknown}; it has {self.all_bands}")
         self.bands = {band: self.wavelengths[band] for band in names} if self.sensor == "custom" else names
-        self.band_set = band_set(self.bands, self.sensor)  # refuses repeated bands, and those without red, green, blue
+        self.band_set = self.resolve_bands()
         self.nodata = self.nodata if nodata is None else nodata
         if self.nodata not in NODATA:
             raise ValueError(f"nodata={nodata!r}; choose from {NODATA}")
@@ -94,6 +94,10 @@ class EarthDataset(Dataset):
         self.items = self.find()
         if not self.items:
             raise FileNotFoundError(self.missing(f"images of the split {split!r}"))
+
+    def resolve_bands(self) -> BandSet:
+        """The chosen bands. Raises ValueError for repeated ones, and without red, green and blue."""
+        return band_set(self.bands, self.sensor)
 
     def find(self) -> Sequence:
         """What there is in the split, an item a sample, without opening images."""
@@ -175,6 +179,8 @@ def collate(samples: Iterable[dict]) -> dict:
     samples = list(samples)
     batch = default_collate([{k: v for k, v in s.items() if k in ("image", "label", "mask")} for s in samples])
     batch |= {name: samples[0][name] for name in ("bands", "sensor") if name in samples[0]}
+    if isinstance(batch.get("bands"), BandSet):  # Lightning moves batches to devices, and refuses frozen dataclasses
+        batch["bands"] = batch["bands"].names
     return batch | ({"meta": [s["meta"] for s in samples]} if "meta" in samples[0] else {})
 
 

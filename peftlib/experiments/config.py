@@ -33,38 +33,33 @@ class Experiment:
     """One training and its evaluation; each field but ``role`` changes the result.
 
     Attributes:
-        dataset: one of ``peftlib.data.DATASETS``.
+        dataset: one of ``peftlib.data.DATASETS``; data: its further options, such as ``{"task": "multilabel"}``.
         method: how the blocks adapt; input: how the bands come in, None is the method's default.
-        data: further options of the data set, such as ``{"task": "multilabel"}``.
         bands: names; None is all that the data set has.
         folds: 0 takes the data set's own parts. k pools its train and test parts and cuts them in k
-            (``peftlib.data.subsets.folds``: of each label as many in each).
-        fold: number of the part that tests, the others train; repeat: seed of the cut.
+            (``peftlib.data.subsets.folds``): ``fold`` is the part that tests, ``repeat`` the seed of the cut.
         val_share: share of the training images that are cut off to validate (the data set's val part, if there is one,
             joins the pool of folds); 0 validates on the data set's own val part.
-        tile: side in pixels of tiles to cut images into; 0 takes them whole. Tiles without known pixels are left out.
+        tile: side in pixels of tiles to cut images into, those without known pixels left out; 0 takes images whole.
         train_tiles: tiles of a training image to keep, those with most known pixels; 0 is all.
         train_images, val_images: at most so many images (or tiles) train and validate, spread evenly; 0 is all.
         backbone, weights, res: as for ``load_backbone``; random weights are drawn from ``init``.
         image_size: side in pixels to which images are resized.
         decoder: ``"linear"``, ``"unet"``, ``"upernet"``; for segmentation, else of no effect.
         input_lr, lr, head_lr, weight_decay, schedule, warmup, augment: see ``peftlib.training.base.Task``.
-        batch_size: images that make a batch, over all devices.
-        steps, accumulate, precision: see ``peftlib.training.fit.fit``.
-        seed: of the order of images, augmentation and dropout.
-        init: seed of the start of adapter and head; None is ``seed``.
+        batch_size: images that make a batch, over all devices; steps, accumulate, precision: see ``fit``.
+        seed: of the order of images, augmentation and dropout; init: of adapter and head, None is ``seed``.
         metadata: of ``"location"``, ``"date"``, ``"gsd"``: what the model reads beside the image, see ``adapt``.
         unseen: options of the data set, beside ``data``, under which its test part is scored too, as split "unseen":
             other regions, such as ``{"continents": ["africa"]}``; ``{"split": "bolivia"}`` names another part.
         rgb_drift: whether to measure how far training moved the model on RGB, as split "rgb".
         role: what it is for: "search", "final", "ablation", "sensitivity", "start", "preliminary", or another word. Not
-            part of the key, so one run may serve several roles. But a "search" never scores what is tested, and is
-            another run than one that does.
+            part of the key, so one run may serve several roles; but a "search" never scores what is tested.
     """
 
     dataset: str
     method: Method
-    input: Input | None = None
+    input: Input = None  # type: ignore[assignment]  # made in __post_init__
     data: Mapping[str, Any] = field(default_factory=dict)
     bands: tuple[str, ...] | None = None
     folds: int = 0
@@ -107,7 +102,7 @@ class Experiment:
         for name, known in choices.items():
             check(getattr(self, name) in known, name, f"choose from {', '.join(known)}")
         check(isinstance(self.method, Method), "method", "give a config, such as pl.LoRA(rank=8)")
-        check(isinstance(self.input, Input | None), "input", "give a config, such as pl.EMB()")
+        check(self.input is None or isinstance(self.input, Input), "input", "give a config, such as pl.EMB()")
         check(isinstance(self.role, str) and bool(self.role), "role", "say what it is for, such as 'final'")
         for name, least in LEAST.items():
             check(getattr(self, name) >= least, name, f"it must be at least {least}")
@@ -146,10 +141,7 @@ class Experiment:
     def key(self) -> str:
         """16 hex digits of a hash over all fields but ``role`` and what lies behind them: contents of data and weights.
 
-        Where data and weights lie, and where and on what the experiment runs, is not part of it.
-
-        Raises:
-            FileNotFoundError: data or weights that are not there.
+        FileNotFoundError where data or weights are not there.
         """
         facts = self.to_dict() | {"version": VERSION, "files": _files(self.dataset, _text(self.data), data_dir())}
         facts["role"] = self.scores_test
@@ -160,11 +152,7 @@ class Experiment:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def parts(self) -> tuple[Dataset, Dataset, Dataset | None]:
-        """What trains, validates and tests; a search has nothing to test.
-
-        Raises:
-            ValueError: no val part.
-        """
+        """What trains, validates and tests; a search has nothing to test. ValueError where nothing validates."""
         train, val = self._open("train"), self._open("val")
         test = self._open("test") if self.scores_test or self.folds else None
         if self.folds:
@@ -178,35 +166,32 @@ class Experiment:
             train, val = Subset(train, sorted(itertools.chain(*others))), Subset(train, first)
         if val is None:
             raise ValueError(f"{self.dataset} has no val part here; choose val_share=0.2, say")
-        test = test if self.scores_test else None
-        if self.tile:
-            train, val = Tiles(train, self.tile, self.train_tiles), Tiles(val, self.tile)
-            test = None if test is None else Tiles(test, self.tile)
+        test = self._tiled(test) if self.scores_test else None
+        train, val = self._tiled(train, self.train_tiles), self._tiled(val)
         return every_nth(train, self.train_images), every_nth(val, self.val_images), test
 
     def unseen_part(self) -> Dataset | None:
-        """What is scored beside the test part; None in a search, or where nothing is asked for.
-
-        Raises:
-            ValueError: images that train in another fold.
-        """
+        """What is scored beside the test part; None in a search. ValueError for images that train in another fold."""
         if not self.unseen or not self.scores_test:
             return None
         split, options = self._unseen()
-        part = _opened(self.dataset, split, _text(options), data_dir(), self.bands)
+        part = self._open(split, options)
         if self.folds and part is not None:
             pooled = [item for one in map(self._open, ("train", "val", "test")) if one for item in files_of(one)]
             if shared := sum(item in pooled for item in files_of(part)):
                 raise ValueError(f"Experiment(unseen={dict(self.unseen)}): {shared} of its images are in the folds")
-        return Tiles(part, self.tile) if self.tile else part
+        return self._tiled(part)
 
     def _unseen(self) -> tuple[str, dict]:
         """Its part of the data set, and the options."""
         options = {**self.data, **self.unseen}
         return options.pop("split", "test"), options
 
-    def _open(self, split: str) -> Dataset | None:
-        return _opened(self.dataset, split, _text(self.data), data_dir(), self.bands)
+    def _open(self, split: str, data: Mapping | None = None) -> Any:
+        return _opened(self.dataset, split, _text(self.data if data is None else data), data_dir(), self.bands)
+
+    def _tiled(self, part: Dataset, most: int = 0) -> Dataset:
+        return Tiles(part, self.tile, most) if self.tile else part
 
 
 def _text(data: Mapping) -> str:

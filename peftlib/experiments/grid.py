@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from joblib import cpu_count
 from tqdm import tqdm
 
 from peftlib.experiments.config import Experiment
@@ -27,16 +28,12 @@ POLL = 0.05  # seconds between looks at what workers have finished
 
 
 def rows_dir() -> Path:
-    """Where rows lie unless another folder is given: ``runs/rows``. Keys tell runs apart, so all grids share it."""
+    """Where rows lie unless another folder is given: ``runs/rows``, for all grids: keys tell runs apart."""
     return runs_dir() / "rows"
 
 
 def grid(base: Experiment, **choices: Sequence) -> list[Experiment]:
-    """Every combination of choices for fields of an experiment. A ``method`` without ``input`` keeps the base's input.
-
-    Raises:
-        ValueError: a field that experiments do not have.
-    """
+    """Every combination of choices for fields of an experiment. A ``method`` alone keeps the base's input."""
     names = [f.name for f in fields(Experiment)]
     if unknown := [name for name in choices if name not in names]:
         raise ValueError(f"an experiment has no {', '.join(unknown)}; it has {', '.join(names)}")
@@ -45,12 +42,11 @@ def grid(base: Experiment, **choices: Sequence) -> list[Experiment]:
 
 def execute(
     experiments: Iterable[Experiment], executor: Any = "in-process", workers: int = 0,
-    folder: str | Path | None = None, resources: Resources | None = None, progress: bool = True,
-    retry_failed: bool = True, known: tuple[pd.DataFrame, pd.DataFrame] | None = None, **options,
+    folder: str | Path | None = None, resources: Resources | None = None, progress: bool = True, **options,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
-    """Run what is missing of some experiments, and gather the rows of all.
+    """Run what is missing of some experiments, and gather the rows of all: the tables of runs and metrics.
 
-    Called again after a kill, it repeats no finished run, and resumes those that were cut short.
+    Called again after a kill, it repeats no finished run, resumes those cut short, and tries failed ones again.
 
     Args:
         experiments: which; one that comes twice, or in several roles, runs once.
@@ -62,12 +58,7 @@ def execute(
         folder: of the rows; None is ``rows_dir()``.
         resources: on what each worker runs.
         progress: print what it will cost, show a bar with the time left, and errors as they come.
-        retry_failed: try runs again whose row is an error.
-        known: tables of runs done before, such as ``read_study("main")``; its finished runs are not repeated.
         options: for ``"slurm"``, as submitit's ``update_parameters`` takes them, such as ``slurm_partition="gpu"``.
-
-    Returns:
-        the tables of ``peftlib.experiments.results.tables``: runs, a row an experiment and role; and metrics.
 
     Raises:
         FileNotFoundError: data or weights are not there; before anything runs.
@@ -75,17 +66,15 @@ def execute(
         KeyboardInterrupt: Ctrl-C; what was finished is kept, and the message says how to continue.
     """
     folder, resources = (rows_dir() if folder is None else Path(folder)).absolute(), resources or Resources()
-    planned = list({(one.key, one.role): one for one in experiments}.items())
-    before = _known(known, [place for place, _ in planned])
-    there = set() if before is None else set(before[0]["key"])
+    planned = {(one.key, one.role): one for one in experiments}
     unique: dict[str, Experiment] = {}
-    for (key, _), one in planned:
-        if key not in there:
-            unique.setdefault(key, one)
+    for (key, _), one in planned.items():
+        unique.setdefault(key, one)
     rows = {key: row for key in unique if (row := read_row(folder / f"{key}.json")) is not None}
-    missing = {k: v for k, v in unique.items() if k not in rows or (retry_failed and rows[k]["status"] == FAILED)}
+    missing = {k: one for k, one in unique.items() if k not in rows or rows[k]["status"] == FAILED}
     if progress and missing:
-        print(_cost(list(missing.values()), rows.values(), before, 1 if executor == "in-process" else _count(workers)))
+        done = [row for row in rows.values() if row["status"] == DONE]
+        print(_cost(list(missing.values()), tables(done)[0], 1 if executor == "in-process" else _count(workers)))
     bar = tqdm(total=len(unique), initial=len(unique) - len(missing), unit="run", disable=not progress, smoothing=0)
     try:
         with _submitter(executor, workers, options) as submit:
@@ -95,17 +84,12 @@ def execute(
                 if row["status"] == FAILED and progress:
                     tqdm.write(f"failed: {missing[key].dataset} {missing[key].method}: {row['error']}")
     except KeyboardInterrupt:
-        done = sum(row["status"] == DONE for row in rows.values())
-        raise KeyboardInterrupt(f"stopped with {done} of {len(unique)} runs finished; run again to continue") from None
+        finished = sum(row["status"] == DONE for row in rows.values())
+        said = f"stopped with {finished} of {len(unique)} runs finished; run again to continue"
+        raise KeyboardInterrupt(said) from None
     finally:
         bar.close()
-    with_roles = [
-        rows[k] | {"experiment": rows[k]["experiment"] | {"role": role}} for (k, role), _ in planned if k in rows
-    ]
-    made = tables(with_roles)
-    if before is None:
-        return made
-    return tuple(pd.concat([old, new], ignore_index=True) for old, new in zip(before, made, strict=True))
+    return tables(rows[key] | {"experiment": rows[key]["experiment"] | {"role": role}} for key, role in planned)
 
 
 def _completed(missing: dict, submit, folder: Path, resources: Resources) -> Iterator[tuple[str, dict]]:
@@ -126,11 +110,10 @@ def _completed(missing: dict, submit, folder: Path, resources: Resources) -> Ite
                     said = str(error).splitlines()[0]
                     raise RuntimeError(f"a worker died, out of memory? {said} Run again to continue") from error
                 except Exception as error:  # the worker itself was lost; errors of a run come as rows
-                    row = read_row(folder / f"{key}.json")
+                    row = read_row(path := folder / f"{key}.json")
                     if row is None or row["status"] == FAILED:
                         row = {"key": key, "experiment": missing[key].to_dict(), "status": FAILED}
-                        row["error"] = f"worker lost: {error!r}"[:500]
-                        write_row(folder / f"{key}.json", row)
+                        write_row(path, row := row | {"error": f"worker lost: {error!r}"[:500]})
                 yield key, row
             time.sleep(POLL)
     finally:
@@ -150,7 +133,7 @@ def _submitter(executor: Any, workers: int, options: dict) -> Iterator[Any]:
     elif executor == "processes":
         from joblib.externals.loky import ProcessPoolExecutor
 
-        threads = max(_cores() // _count(workers), 1)
+        threads = max(cpu_count() // _count(workers), 1)
         pool = ProcessPoolExecutor(_count(workers), initializer=_begin_worker, initargs=(threads, os.getpid()))
         try:
             yield pool.submit
@@ -176,46 +159,28 @@ def _submitter(executor: Any, workers: int, options: dict) -> Iterator[Any]:
 def _begin_worker(threads: int, parent: int) -> None:
     import torch
 
+    def end_with_parent() -> None:  # which was killed; else a worker would finish its run beside the next grid's
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends its workers
     torch.set_num_threads(threads)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """A worker whose parent was killed would else finish its run beside the next grid's, and wait for ever."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _count(workers: int) -> int:
     import torch
 
-    return workers or (1 if torch.cuda.is_available() else _cores())
+    return workers or (1 if torch.cuda.is_available() else cpu_count())
 
 
-def _known(known: tuple | None, planned: Iterable[tuple[str, str]]) -> tuple[pd.DataFrame, pd.DataFrame] | None:
-    """Of tables of runs done before, the finished ones that are planned, (key, role), in the roles that are planned."""
-    if known is None:
-        return None
-    runs, metrics = known
-    done = runs[runs["status"] == DONE].drop_duplicates("key").drop(columns="role")
-    found = done.merge(pd.DataFrame(planned, columns=["key", "role"]), on="key")[list(runs.columns)]
-    return (found, metrics[metrics["key"].isin(found["key"])]) if len(found) else None
-
-
-def _cost(missing: Sequence[Experiment], rows: Iterable[dict], before, workers: int) -> str:
+def _cost(missing: Sequence[Experiment], done: pd.DataFrame, workers: int) -> str:
     """How many runs, and how long they will take by the time of a step in finished runs, the most alike there are."""
-    done = [row for row in rows if row["status"] == DONE]
-    table = pd.concat([tables(done)[0], *([] if before is None else [before[0]])])
-    table = table.assign(step_s=table["wall_s"].astype(float) / table["steps"].astype(float))
+    done = done.assign(step_s=done["wall_s"].astype(float) / done["steps"].astype(float))
     seconds = 0.0
     for one in missing:
-        alike = table[(table["backbone"] == one.backbone) & (table["image_size"] == one.image_size)]
+        alike = done[(done["backbone"] == one.backbone) & (done["image_size"] == one.image_size)]
         for name, value in (("method", one.method.name), ("input", one.input.name), ("dataset", one.dataset)):
             alike = closer if len(closer := alike[alike[name] == value]) else alike
         seconds += one.steps * alike["step_s"].median() / workers

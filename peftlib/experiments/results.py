@@ -11,24 +11,16 @@ from peftlib.files import atomic_path, root
 
 RESULTS = "data/results"
 DONE, FAILED = "done", "failed"
-_COLUMNED = (
-    *("dataset", "backbone", "weights", "input", "input_options", "method", "options", "decoder", "image_size"),
-    *("fold", "folds", "repeat", "seed", "init", "steps", "batch_size", "input_lr", "lr", "head_lr", "precision"),
-)
-_MEASURED = (
-    *("images", "encoder_parameters", "input_parameters", "method_parameters", "adapter_bytes"),
-    *("step_ms", "peak_mb", "wall_s", "device", "versions", "commit", "backbone_hash", "version"),
-)
-RUN_COLUMNS = (
-    *("key", "role", "dataset", "task", *_COLUMNED[1:], "config", "primary_metric", *_MEASURED, "status", "error"),
-)
 METRIC_COLUMNS = ("key", "split", "metric", "value")
-_COUNTS = ("images", "encoder_parameters", "input_parameters", "method_parameters", "adapter_bytes", "version")
-_TEXTS = (
-    *("key", "role", "dataset", "task", "backbone", "weights", "input", "input_options", "method", "options"),
-    *("decoder", "precision", "config", "primary_metric", "device", "versions", "commit", "backbone_hash"),
-    *("status", "error"),
+_COLUMNED = (  # fields of an experiment that have columns of their own
+    *("backbone", "weights", "input", "input_options", "method", "options", "decoder", "image_size", "fold", "folds"),
+    *("repeat", "seed", "init", "steps", "batch_size", "input_lr", "lr", "head_lr", "precision"),
 )
+_COUNTS = ("images", "encoder_parameters", "input_parameters", "method_parameters", "adapter_bytes")
+_MEASURED = (*_COUNTS, "step_ms", "peak_mb", "wall_s", "device", "versions", "commit", "backbone_hash", "version")
+RUN_COLUMNS = ("key", "role", "dataset", "task", *_COLUMNED, "config", "primary_metric", *_MEASURED, "status", "error")
+_NUMBERS = (*_COLUMNED[7:-1], *_COUNTS, "version", "step_ms", "peak_mb", "wall_s")
+_TEXTS = tuple(name for name in RUN_COLUMNS if name not in _NUMBERS)
 
 
 # --- a file a run ---
@@ -69,10 +61,11 @@ def tables(rows: Iterable[Mapping]) -> tuple[pd.DataFrame, pd.DataFrame]:
     training step, ``peak_mb`` the highest memory, ``wall_s`` the time of the run where it was last started, ``images``
     how many trained. A failed run has no metrics; ``error`` says why.
     """
-    runs, metrics = [], {}
+    runs: list[dict] = []
+    metrics: dict[tuple[str, str, str], float] = {}
     for row in rows:
         fields = dict(row["experiment"])
-        facts = {name: fields.pop(name) for name in ("role", *_COLUMNED)}
+        facts = {name: fields.pop(name) for name in ("role", "dataset", *_COLUMNED)}
         facts |= {name: json.dumps(facts[name], sort_keys=True) for name in ("input_options", "options")}
         facts["config"] = json.dumps(fields, sort_keys=True)
         runs.append(facts | {name: value for name, value in row.items() if name in RUN_COLUMNS})
@@ -84,7 +77,7 @@ def tables(rows: Iterable[Mapping]) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def experiment_fields(run: Mapping) -> dict:
     """A row of the table of runs -> what ``Experiment.from_dict`` takes."""
-    fields = json.loads(run["config"]) | {"role": run["role"]}
+    fields = json.loads(run["config"]) | {"role": run["role"], "dataset": run["dataset"]}
     fields |= {name: run[name].item() if hasattr(run[name], "item") else run[name] for name in _COLUMNED}
     return fields | {name: json.loads(run[name]) for name in ("input_options", "options")}
 
@@ -113,11 +106,10 @@ def write_study(runs: pd.DataFrame, metrics: pd.DataFrame, folder: str | Path) -
 
 
 def read_study(name_or_folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The runs and metrics of a study: ``data/results/<study>``, or any folder with both tables.
+    """The runs and metrics of a study, by its name or from any folder with both tables.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: columns are missing; which.
+        FileNotFoundError: no such file; ValueError: columns are missing; which.
     """
     folder, found = study_folder(name_or_folder), []
     for name, columns in (("runs.csv", RUN_COLUMNS), ("metrics.csv", METRIC_COLUMNS)):
@@ -136,14 +128,13 @@ def read_study(name_or_folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 def _typed(runs: pd.DataFrame) -> pd.DataFrame:
     """Counts with all their digits, beside failed runs that have none; texts that are never missing."""
     texts = {name: runs[name].fillna("").astype(str) for name in _TEXTS}
-    return runs.assign(**texts).astype(dict.fromkeys(_COUNTS, "Int64"))
+    return runs.assign(**texts).astype(dict.fromkeys((*_COUNTS, "version"), "Int64"))
 
 
 def scores(runs: pd.DataFrame, metrics: pd.DataFrame, split: str = "test", metric: str | None = None) -> pd.DataFrame:
     """Finished runs with what they scored: columns ``metric`` and ``percent``, 100 times its value.
 
-    Args:
-        metric: None is each run's ``primary_metric``. Runs without it, or with NaN, are left out.
+    ``metric=None`` is each run's ``primary_metric``. Runs without it, or with NaN, are left out.
     """
     done = runs[runs["status"] == DONE]
     wanted = done.assign(metric=done["primary_metric"] if metric is None else metric)

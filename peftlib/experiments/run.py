@@ -12,6 +12,7 @@ import traceback
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from statistics import median
 
 import lightning
 import torch
@@ -28,6 +29,7 @@ from peftlib.training.fit import LAST, fit
 from peftlib.training.tasks import Classification, Segmentation
 
 PACKAGES = ("torch", "timm", "lightning", "numpy", "torchmetrics")
+COUNTED = ("encoder", "input", "method")
 SAVE_EVERY = 100  # steps between checkpoints, at ends of epochs
 _ALONE = threading.Lock()  # runs draw from the process's own random numbers: one at a time
 
@@ -36,11 +38,9 @@ _ALONE = threading.Lock()  # runs draw from the process's own random numbers: on
 class Resources:
     """Where and on what an experiment runs. Nothing here changes a result, but for the last digits of other hardware.
 
-    Attributes:
-        accelerator, devices, strategy: as for Lightning's ``Trainer``; several devices share each batch.
-        workers: processes of each run that read images ahead; 0 reads in its own.
-        threads: of PyTorch on the CPU; None leaves it.
-        keep: keep the last checkpoint, ``work/<key>/last.ckpt``, of finished runs.
+    ``accelerator``, ``devices`` (which share each batch) and ``strategy`` are those of Lightning's ``Trainer``,
+    ``workers`` processes of each run that read images ahead, ``threads`` those of PyTorch on the CPU (None leaves
+    them). ``keep`` keeps the last checkpoint, ``work/<key>/last.ckpt``, of finished runs.
     """
 
     accelerator: str = "auto"
@@ -52,21 +52,17 @@ class Resources:
 
 
 def run_experiment(
-    experiment: Experiment,
-    folder: str | Path,
-    resources: Resources = Resources(),
-    key: str | None = None,
+    experiment: Experiment, folder: str | Path, resources: Resources = Resources(), key: str | None = None,
     attempt: str = "",
-) -> dict:
+) -> dict:  # fmt: skip
     """Run an experiment unless it is finished, resuming where it was stopped. Returns its row.
 
     An error makes a row too, with ``status`` "failed" and the error; only an interrupt comes through.
 
     Args:
-        experiment: what to do.
+        experiment: what to do; resources: where and on what.
         folder: of the rows, ``<key>.json``; of ``predictions/<key>.npz``, see
             ``peftlib.experiments.evaluations.evaluate``; and of work in progress, ``work/<key>/``. One grid at a time.
-        resources: where and on what.
         key: of the experiment where it was planned; another one here means other data or weights, and fails.
         attempt: any text, which tells this try from others for executors that remember what equal calls gave (Dask).
     """
@@ -88,13 +84,16 @@ def run_experiment(
                 signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt from None
         except Exception as error:
-            row |= {"status": FAILED, "error": _short(error)}
+            row |= {"status": FAILED, "error": _in_one_line(error)}
         there = read_row(path)
         if row["status"] == FAILED and there is not None and there["status"] == DONE:
             return there  # another grid in this folder was faster, and cleared the work away
-        row["wall_s"] = round(time.perf_counter() - clock, 2)
-        write_row(path, row)
-        _clear(work, resources.keep and row["status"] == DONE)
+        write_row(path, row := row | {"wall_s": round(time.perf_counter() - clock, 2)})
+        if resources.keep and row["status"] == DONE:
+            for other in (other for other in work.iterdir() if other.name != LAST):
+                other.unlink()
+        else:
+            shutil.rmtree(work, ignore_errors=True)  # of a failed run too: what it left may be the reason
     return row
 
 
@@ -120,35 +119,29 @@ def _train_and_evaluate(experiment: Experiment, work: Path, predictions: Path, r
     if unseen is not None:
         metrics["unseen"] |= evaluate(task, whole.unseen_split().test_dataloader(), experiment.precision)
     if experiment.rgb_drift and test is not None:
-        metrics["rgb"] = rgb_drift(task.model, _backbone(experiment), train, test)
-    counts = count_parameters(task.model)
+        metrics["rgb"] = rgb_drift(task.model, _backbone(experiment), test)
+    counts = {f"{part}_parameters": n for part, n in count_parameters(task.model).items() if part in COUNTED}
     return {
         "metrics": metrics,
         "primary_metric": train.primary_metric or task.monitor,
         "task": train.task,
         "images": len(train),
         "backbone_hash": task.model.backbone_hash,
-        "encoder_parameters": counts["encoder"],
-        "input_parameters": counts["input"],
-        "method_parameters": counts["method"],
         "adapter_bytes": adapter_bytes(task.model),
+        **counts,
         **watch.measured(),
     }
 
 
 def build_task(experiment: Experiment, data: EarthData) -> Classification | Segmentation:
-    """The task of an experiment before training: an adapted ViT, its normalisation fitted, and a head.
+    """The task of an experiment before training: an adapted ViT, its normalisation fitted on ``data``, and a head.
 
-    Args:
-        data: its images; those that train are what normalisation is fitted on.
-
-    Raises:
-        ValueError: metadata that the images do not come with.
+    ValueError where images come without the metadata that are asked for.
     """
     train, vit = data.train, _backbone(experiment)
     lightning.seed_everything(experiment.init, verbose=False)
-    if experiment.metadata and not (known := set(train[0]["meta"])) & set(experiment.metadata):
-        raise ValueError(f"metadata={experiment.metadata}, and images of {experiment.dataset} have {sorted(known)}")
+    if experiment.metadata and not (there := set(train[0]["meta"])) & set(experiment.metadata):
+        raise ValueError(f"metadata={experiment.metadata}, and images of {experiment.dataset} have {sorted(there)}")
     model = adapt(
         vit, experiment.method, train.band_set, image_size=experiment.image_size, input=experiment.input,
         nodata="zero" if train.nodata == "nan" else "error", metadata=experiment.metadata,
@@ -163,11 +156,11 @@ def build_task(experiment: Experiment, data: EarthData) -> Classification | Segm
 
 def _backbone(experiment: Experiment):
     """The backbone. What tells weights of one name apart: the seed of random ones, the time of a file."""
-    weights, origin = experiment.weights, experiment.init
+    weights, origin = experiment.weights, None
     if weights not in NAMED_WEIGHTS:
         origin = Path(weights).stat().st_mtime_ns
-    elif weights != "random":
-        origin = None
+    elif weights == "random":
+        origin = experiment.init
     return _loaded(experiment.backbone, weights, experiment.res, experiment.image_size, origin)
 
 
@@ -187,11 +180,9 @@ class Stopwatch(lightning.Callback):
         self.device, self.seconds, self.peak, self._start = "", [], None, 0.0
 
     def setup(self, trainer: lightning.Trainer, task: lightning.LightningModule, stage: str) -> None:
-        self.device = device_name(trainer.strategy.root_device)
-
-    def on_fit_start(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
-        if task.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(task.device)
+        self.device = device_name(device := trainer.strategy.root_device)
+        if stage == "fit" and device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
 
     def on_train_batch_start(self, *_) -> None:
         self._start = time.perf_counter()
@@ -203,18 +194,17 @@ class Stopwatch(lightning.Callback):
             self.seconds.append(time.perf_counter() - self._start)
 
     def on_train_end(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
         if task.device.type == "cuda":
-            self.peak = round(torch.cuda.max_memory_allocated(task.device) / 2**20, 1)
-        else:
-            self.peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)
+            peak = torch.cuda.max_memory_allocated(task.device)
+        self.peak = round(peak / 2**20, 1)
 
     def measured(self) -> dict[str, float | str | None]:
         """``device``; ``step_ms``, the median of up to 30 steps without the first two; ``peak_mb`` of GPU or process.
 
         None where nothing was trained in this process: the run had been stopped after its training.
         """
-        steps = sorted(self.seconds[2:] or self.seconds)
-        step = round(1e3 * steps[len(steps) // 2], 3) if steps else None
+        step = round(1e3 * median(self.seconds[2:] or self.seconds), 3) if self.seconds else None
         return {"device": self.device, "step_ms": step, "peak_mb": self.peak}
 
 
@@ -236,18 +226,8 @@ def _surroundings() -> dict[str, str]:
     return {"versions": ", ".join(f"{name} {version}" for name, version in versions.items()), "commit": commit}
 
 
-def _short(error: Exception) -> str:
-    """``ValueError: message (file.py:12)``, in one line."""
+def _in_one_line(error: Exception) -> str:
+    """``ValueError: message (file.py:12)``."""
     last = traceback.extract_tb(error.__traceback__)[-1:]
     place = f" ({Path(last[0].filename).name}:{last[0].lineno})" if last else ""
     return " ".join(f"{type(error).__name__}: {error}{place}".split())[:500]
-
-
-def _clear(work: Path, keep: bool) -> None:
-    """Remove the work of a run that ended; of one that failed too, since what it left may be the reason."""
-    if keep and (work / LAST).is_file():
-        for path in work.iterdir():
-            if path.name != LAST:
-                path.unlink()
-    else:
-        shutil.rmtree(work, ignore_errors=True)

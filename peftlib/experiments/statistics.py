@@ -1,6 +1,6 @@
 """From scores of runs to what may be said of them: paired differences with intervals, ranks, verdicts.
 
-Scores and differences are in percent points wherever rows come from ``peftlib.experiments.results.scores``.
+Scores are in percent points wherever rows come from ``peftlib.experiments.results.scores``.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,11 +30,7 @@ class Interval:
 def paired(scores: pd.DataFrame, one: pd.Series, other: pd.Series, on: Sequence[str] = PAIR) -> pd.DataFrame:
     """Runs of two kinds, side by side: columns of ``on``, ``one``, ``other`` and their ``difference``.
 
-    Args:
-        scores: of ``peftlib.experiments.results.scores``; one, other: which of its rows are of which kind.
-
-    Raises:
-        ValueError: two runs of a kind where one belongs; names their keys.
+    ``one`` and ``other`` say which rows are of which kind. ValueError: two runs of a kind where one belongs.
     """
     sides = []
     for name, rows in (("one", scores[one]), ("other", scores[other])):
@@ -46,8 +42,8 @@ def paired(scores: pd.DataFrame, one: pd.Series, other: pd.Series, on: Sequence[
     return table.assign(difference=table["one"] - table["other"])
 
 
-def paired_difference(differences: Sequence[float], test_to_train: float = 0.0, level: float = 0.95) -> Interval:
-    """The corrected resampled t-test (Nadeau and Bengio, 2003): folds share images, so runs are not independent.
+def paired_difference(differences: Sequence[float], test_to_train: float = 0.0) -> Interval:
+    """95% interval by the corrected resampled t-test (Nadeau and Bengio, 2003), for folds that share images.
 
     The variance of the mean of J differences is their variance times 1/J + n_test/n_train.
 
@@ -60,7 +56,7 @@ def paired_difference(differences: Sequence[float], test_to_train: float = 0.0, 
     if n < 2:
         return Interval(values.mean() if n else float("nan"), -float("inf"), float("inf"), n)
     error = values.std(ddof=1) * sqrt(1 / n + test_to_train)
-    mean, half = values.mean(), error * stats.t.ppf((1 + level) / 2, n - 1)
+    mean, half = values.mean(), error * stats.t.ppf(0.975, n - 1)
     p = 2 * stats.t.sf(abs(mean) / error, n - 1) if error else float(mean == 0)
     return Interval(float(mean), float(mean - half), float(mean + half), n, float(p))
 
@@ -74,18 +70,14 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     return adjusted
 
 
-def interquartile_mean(cells: Sequence[Sequence[float]], level: float = 0.95) -> Interval:
-    """Mean of the middle half of all scores, and its bootstrap interval, runs drawn within each cell.
-
-    Args:
-        cells: scores of one method, a list a data set, on one scale.
-    """
+def interquartile_mean(cells: Sequence[Sequence[float]]) -> Interval:
+    """Mean of the middle half of all scores of a method, a list a data set, and its stratified bootstrap interval."""
 
     def middle(*samples, axis=-1):
         return stats.trim_mean(np.concatenate(samples, axis=axis), 0.25, axis=axis)
 
     samples = [np.asarray(cell, dtype=float) for cell in cells]
-    found = stats.bootstrap(samples, middle, confidence_level=level, method="percentile", n_resamples=DRAWS, rng=0)
+    found = stats.bootstrap(samples, middle, method="percentile", n_resamples=DRAWS, rng=0)
     low, high = found.confidence_interval
     return Interval(float(middle(*samples)), float(low), float(high), sum(map(len, samples)))
 
@@ -93,8 +85,7 @@ def interquartile_mean(cells: Sequence[Sequence[float]], level: float = 0.95) ->
 def mean_ranks(table: pd.DataFrame) -> tuple[pd.Series, float]:
     """Mean rank of each method (1 is best, ties share), and the critical difference of two of them (Nemenyi, 5%).
 
-    Args:
-        table: scores, a row a block (data set, repeat, fold), a column a method, none missing.
+    The table of scores has a row a block (data set, repeat, fold) and a column a method, none missing.
     """
     blocks, methods = table.shape
     ranks = pd.Series(stats.rankdata(-table.to_numpy(), axis=1).mean(0), table.columns, name="rank")
@@ -103,11 +94,7 @@ def mean_ranks(table: pd.DataFrame) -> tuple[pd.Series, float]:
 
 
 def detectable_difference(std: float, n: int, test_to_train: float = 0.0, power: float = 0.8) -> float:
-    """The true difference that ``paired_difference`` at 95% settles with this probability.
-
-    Args:
-        std: standard deviation of differences of single pairs; n: how many pairs.
-    """
+    """The true difference that ``paired_difference`` at 95% settles with this probability, n pairs of such a spread."""
     limit = stats.f.ppf(0.95, 1, n - 1)  # of t squared: scipy's noncentral t is NaN at some shifts
     shift = brentq(lambda d: stats.ncf.sf(limit, 1, n - 1, d * d) - power, 1e-6, 100)
     return float(shift * std * sqrt(1 / n + test_to_train))
@@ -123,10 +110,8 @@ def no_gain(interval: Interval, margin: float = 2.0) -> bool:
     return -margin < interval.low and interval.high < margin
 
 
-def image_bootstrap(
-    one: np.ndarray, other: np.ndarray, score: Callable[[np.ndarray], float], level: float = 0.95
-) -> Interval:
-    """A difference of scores on the same test images, and its interval, images drawn anew.
+def image_bootstrap(one: np.ndarray, other: np.ndarray, score: Callable[[np.ndarray], float]) -> Interval:
+    """A difference of scores on the same test images, and its 95% interval, images drawn anew.
 
     Args:
         one, other: (n, classes, classes) confusion matrices of single images, pooled over folds, in one order.
@@ -136,5 +121,5 @@ def image_bootstrap(
     weights = draw.multinomial(n, np.full(n, 1 / n), size=DRAWS // 10)
     sums = [np.tensordot(weights, side, 1) for side in (one, other)]
     drawn = [score(a) - score(b) for a, b in zip(*sums, strict=True)]
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(drawn, [0.025, 0.975])
     return Interval(score(one.sum(0)) - score(other.sum(0)), float(low), float(high), n)

@@ -7,7 +7,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric
 
 from peftlib.model.adapted_vit import AdaptedViT
@@ -24,20 +24,16 @@ class Task(lightning.LightningModule):
 
     Batches are dicts as ``peftlib.data.dataset.collate`` makes them. On its device a batch is augmented (in training)
     and resized to the model's image size: images bilinearly, masks by the nearest pixel. Metrics are those of the
-    model's grid. They are logged, with the loss, under the same names in validation and test.
-
-    Only what the method tunes, and the head, reaches optimiser and checkpoints.
+    model's grid, logged with the loss under the same names in validation and test. Only what the method tunes, and the
+    head, reaches optimiser and checkpoints.
 
     Args:
-        model: the adapted ViT.
-        classes: names of the classes, or how many there are.
-        metrics: of predictions and truth; computes a dict.
-        monitor: the metric that tells which weights are best.
-        input_lr: learning rate of the tuned parameters of the input (patch embedding, EMB); lr: of the method, in the
-            blocks; head_lr: of the head.
-        weight_decay: of AdamW.
-        schedule: of the learning rates over all steps, ``"cosine"`` (down to 0) or ``"constant"``.
-        warmup: share of the steps in which they first rise linearly.
+        model: the adapted ViT; classes: their names, or how many there are.
+        metrics: of predictions and truth, computes a dict; monitor: the one of them that tells which weights are best.
+        input_lr, lr, head_lr: learning rates of what is tuned in the input (patch embedding, EMB), in the blocks by the
+            method, and of the head; weight_decay: of AdamW.
+        schedule: of the learning rates over all steps, ``"cosine"`` (down to 0) or ``"constant"``; warmup: share of the
+            steps in which they first rise linearly.
         augment: apply a random symmetry of the square to each training image, and to its mask.
 
     Attributes:
@@ -58,8 +54,7 @@ class Task(lightning.LightningModule):
         self.model, self.classes, self.monitor = model, class_names(classes), monitor
         self.input_lr, self.lr, self.head_lr, self.weight_decay = input_lr, lr, head_lr, weight_decay
         self.schedule, self.warmup, self.augment = schedule, warmup, augment
-        self.metrics = nn.ModuleDict({stage: metrics.clone() for stage in ("val", "test")})
-        self.mean_loss = nn.ModuleDict({stage: MeanLoss() for stage in ("val", "test")})
+        self.metrics, self.mean_loss = metrics, MeanLoss()
         self._losses: list[Tensor | float] = []
         self.steps: int | None = None
         self.strict_loading = False  # checkpoints lack the frozen backbone; on_load_checkpoint checks what they hold
@@ -67,7 +62,7 @@ class Task(lightning.LightningModule):
     # --- what a task writes ---
 
     def forward_features(self, x: Tensor, metadata: Tensor | None = None) -> Tensor | list[Tensor]:
-        """What the head reads of the model's tokens. x: (B, C, H, W) reflectance; metadata: (B, K), or None."""
+        """What the head reads of the model's tokens. x: (B, C, H, W) reflectance, metadata: (B, K)."""
         raise NotImplementedError
 
     def forward_head(self, features: Any) -> Tensor:
@@ -131,37 +126,22 @@ class Task(lightning.LightningModule):
     def on_train_epoch_end(self) -> None:
         self._losses = [*self.losses]
 
-    def on_validation_epoch_start(self) -> None:
-        self._reset("val")  # processes that were spawned share the counts of their parent until now
-
-    def on_test_epoch_start(self) -> None:
-        self._reset("test")
+    def on_validation_epoch_start(self) -> None:  # processes that were spawned share their parent's counts until now
+        self.mean_loss.reset()
+        self.metrics.reset()
 
     def validation_step(self, batch: dict, _index: int) -> None:
-        self._evaluate(batch, "val")
-
-    def test_step(self, batch: dict, _index: int) -> None:
-        self._evaluate(batch, "test")
+        target, logits = self.target(batch), self.logits(batch)
+        self.mean_loss.update(self.loss(logits, target), self.n_counted(target))
+        self.metrics.update(self.predictions(logits), target.long())
 
     def on_validation_epoch_end(self) -> None:
-        self._log("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._log("test")
-
-    def _evaluate(self, batch: dict, stage: str) -> None:
-        target, logits = self.target(batch), self.logits(batch)
-        self.mean_loss[stage].update(self.loss(logits, target), self.n_counted(target))
-        self.metrics[stage].update(self.predictions(logits), target.long())
-
-    def _log(self, stage: str) -> None:
-        for name, value in ({"loss": self.mean_loss[stage].compute()} | self.metrics[stage].compute()).items():
+        for name, value in ({"loss": self.mean_loss.compute()} | self.metrics.compute()).items():
             self.log(name, value, prog_bar=name == self.monitor)
-        self._reset(stage)
+        self.on_validation_epoch_start()
 
-    def _reset(self, stage: str) -> None:
-        self.mean_loss[stage].reset()
-        self.metrics[stage].reset()
+    on_test_epoch_start, test_step = on_validation_epoch_start, validation_step
+    on_test_epoch_end = on_validation_epoch_end
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         tuned = self.model.tuned_parts()

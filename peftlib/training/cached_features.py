@@ -14,9 +14,6 @@ class CachedFeatures(EarthData):
 
     When a part is first asked for, the task's model reads it in the data set's order, not that of training: a run that
     resumes finds the same numbers.
-
-    Args:
-        data: the images.
     """
 
     def __init__(self, data: EarthData):

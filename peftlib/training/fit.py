@@ -8,13 +8,13 @@ import random
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.strategies import Strategy
 
 from peftlib.data.datamodule import EarthData
 from peftlib.files import atomic_path
@@ -25,56 +25,48 @@ LAST, BEST, RESULTS = "last.ckpt", "best.ckpt", "results.json"
 
 
 def fit(
-    task: Task, data: EarthData, folder: str | Path, steps: int = 500, seed: int = 0,
-    best: bool = False, val_every: int | None = None, patience: int | None = None, monitor: str | None = None,
-    precision: str = "32-true", accumulate: int = 1, accelerator: str = "auto",
-    devices: int | Sequence[int] | str = 1, strategy: str | Strategy = "auto", progress: bool = False,
-    save_every: int = 100, callbacks: Sequence[lightning.Callback] = (), **options,
+    task: Task, data: EarthData, folder: str | Path, steps: int = 500, seed: int = 0, best: bool = False,
+    patience: int | None = None, precision: str = "32-true", accumulate: int = 1, accelerator: str = "auto",
+    devices: int = 1, strategy: str = "auto", progress: bool = False, save_every: int = 100,
+    callbacks: Sequence[lightning.Callback] = (), **options,
 ) -> dict[str, dict[str, float]]:  # fmt: skip
     """Train and evaluate. The task comes back in eval mode with its last weights, or its best ones.
-
-    Where nothing of the backbone is tuned and images are not augmented, it reads each image once.
 
     Called again with the same folder it resumes after the last checkpoint, and gives what it would have given without
     the interruption. Where the run was finished it reads the results and the weights, and says so.
 
     Args:
-        task: ``Classification`` or ``Segmentation``.
-        data: its images.
+        task: ``Classification`` or ``Segmentation``; data: its images.
         folder: for checkpoints (what is tuned, and the optimiser) and ``results.json``; one a run.
         steps: of the optimiser; the schedule of learning rates covers them.
         seed: of dropout and augmentation. The head's start is drawn when the task is made, the order of images by
             ``EarthData``.
-        best: keep the weights that validated best instead of the last ones.
-        val_every: validate after so many steps, at the next end of an epoch. None: only at the end of training, or,
-            where ``best`` or ``patience`` ask for it, after each epoch.
-        patience: validations without a better ``monitor`` after which training ends; None goes through all steps.
-        monitor: metric of validation that tells what is best; None is the task's own. ``"loss"`` is best low.
-        precision: ``"32-true"``, ``"bf16-mixed"``, or another of Lightning's but ``"16-true"``: in float16 AdamW's own
-            numbers underflow.
+        best: keep the weights that validated best (by ``task.monitor``, after each epoch) instead of the last ones.
+        patience: epochs without a better ``task.monitor`` after which training ends; None goes through all steps.
+        precision: ``"32-true"``, ``"bf16-mixed"``, or another of Lightning's but ``"16-true"``.
         accumulate: batches whose gradients make one step.
-        accelerator, devices, strategy: as for Lightning's ``Trainer``, such as ``devices=4, strategy="ddp"``.
+        accelerator, devices, strategy, callbacks, options: as for Lightning's ``Trainer``, such as ``devices=4,
+            strategy="ddp", gradient_clip_val=1.0``.
         progress: show progress bars.
         save_every: write a checkpoint after so many steps, at the next end of an epoch.
-        callbacks, options: further ones for the ``Trainer``, such as ``gradient_clip_val=1.0``.
 
     Returns:
         ``{"val": {"loss": ..., ...}, "test": {...}, "unseen": {...}}``, without those that the data have not.
 
     Raises:
-        ValueError: a folder with a run of other settings, data or statistics; a damaged checkpoint; a metric that is
-            not there, or that is NaN, as where validation holds nothing to score.
+        ValueError: a folder with a run of other settings, data or statistics; a damaged checkpoint; a monitor that is
+            NaN, as where validation holds nothing to score.
     """
     whole = {"steps": steps, "accumulate": accumulate, "save_every": save_every}
-    whole |= {name: n for name, n in (("val_every", val_every), ("patience", patience)) if n is not None}
+    whole |= {} if patience is None else {"patience": patience}
     if wrong := {name: number for name, number in whole.items() if number < 1}:
         raise ValueError(f"fit({', '.join(f'{k}={v}' for k, v in wrong.items())}); it must be at least 1")
     if precision == "16-true":
         raise ValueError(f"{precision=}: AdamW's numbers underflow in float16; choose '32-true' or 'bf16-mixed'")
-    folder, monitor = Path(folder).absolute(), monitor or task.monitor
+    folder, monitor = Path(folder).absolute(), task.monitor
     weights, last = folder / (BEST if best else LAST), folder / LAST
     facts = task.facts() | data.facts() | {name: v for name, v in options.items() if isinstance(v, int | float | str)}
-    facts |= {"steps": steps, "seed": seed, "best": best, "val_every": val_every, "patience": patience}
+    facts |= {"steps": steps, "seed": seed, "best": best, "patience": patience}
     facts |= {"monitor": monitor, "precision": precision, "accumulate": accumulate}
     if (folder / RESULTS).is_file():
         results = json.loads((folder / RESULTS).read_text())
@@ -87,19 +79,17 @@ def fit(
         refuse_other_run(json.loads(resumed["callbacks"][Reseed.__name__]["facts"]), facts, folder)
 
     if devices == 1 and can_cache(task, data):
-        data = CachedFeatures(data)
+        data = CachedFeatures(data)  # reads each image once
     epoch_steps = math.ceil(len(data.train) / data.batch_size / accumulate)
-    mode = "min" if monitor == "loss" else "max"
     keep: list[lightning.Callback] = [Reseed(facts)]
     keep.append(_checkpoint(last, every_n_epochs=math.ceil(save_every / epoch_steps), save_on_train_epoch_end=True))
     if best:
-        keep.append(_checkpoint(weights, monitor=monitor, mode=mode, save_on_train_epoch_end=False))
+        keep.append(_checkpoint(weights, monitor=monitor, mode="max", save_on_train_epoch_end=False))
     if patience is not None:
-        keep.append(EarlyStopping(monitor, patience=patience, mode=mode, check_on_train_epoch_end=False))
-    validates = best or patience is not None or val_every is not None
+        keep.append(EarlyStopping(monitor, patience=patience, mode="max", check_on_train_epoch_end=False))
     trainer = quiet_trainer(
         max_epochs=steps,  # Reseed ends it before
-        check_val_every_n_epoch=math.ceil((val_every or 1) / epoch_steps) if validates else steps + 1,
+        check_val_every_n_epoch=1 if best or patience is not None else steps + 1,
         precision=precision,
         accumulate_grad_batches=accumulate,
         accelerator=accelerator,
@@ -140,9 +130,7 @@ class Reseed(lightning.Callback):
     """Start each epoch from random numbers that depend on seed, epoch and process alone: a resumed run draws the same.
 
     It ends the training too. (Lightning's ``max_steps`` resumes at another batch than ``max_epochs`` does.)
-
-    Args:
-        facts: what the run depends on; kept in its checkpoints.
+    ``facts``, what the run depends on, are kept in its checkpoints.
     """
 
     def __init__(self, facts: Mapping):
@@ -158,10 +146,6 @@ class Reseed(lightning.Callback):
     def on_train_batch_end(self, trainer: lightning.Trainer, *_) -> None:
         trainer.should_stop = trainer.should_stop or trainer.global_step >= self.facts["steps"]
 
-    def on_validation_end(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
-        if (monitor := self.facts["monitor"]) not in trainer.callback_metrics:
-            raise ValueError(f"monitor={monitor!r}; validation gives {', '.join(trainer.callback_metrics)}")
-
     def state_dict(self) -> dict:
         return {"facts": json.dumps(self.facts)}
 
@@ -176,9 +160,8 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 def _checkpoint(path: Path, **options) -> ModelCheckpoint:
     """One file that is replaced."""
-    return ModelCheckpoint(
-        path.parent, path.stem, auto_insert_metric_name=False, enable_version_counter=False, **options
-    )
+    plain: dict[str, Any] = {"auto_insert_metric_name": False, "enable_version_counter": False}
+    return ModelCheckpoint(path.parent, path.stem, **plain, **options)
 
 
 def _finished(checkpoint: Mapping, steps: int) -> bool:
@@ -191,8 +174,7 @@ def read_checkpoint(path: str | Path) -> dict:
     """A checkpoint of ``fit``, on the CPU, read without unpickling code.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: truncated, damaged, or not such a checkpoint.
+        FileNotFoundError: no such file; ValueError: truncated, damaged, or not such a checkpoint.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
@@ -206,11 +188,7 @@ def read_checkpoint(path: str | Path) -> dict:
 
 
 def restore(task: Task, path: str | Path) -> Task:
-    """Give a task the weights of a checkpoint of ``fit``, and put it into eval mode.
-
-    Raises:
-        FileNotFoundError, ValueError: see ``read_checkpoint``; or a checkpoint of another model.
-    """
+    """Give a task the weights of a checkpoint of ``fit``, and put it into eval mode; errors as ``read_checkpoint``."""
     checkpoint = read_checkpoint(path)
     task.on_load_checkpoint(checkpoint)
     task.load_state_dict(checkpoint["state_dict"], strict=False)  # names were checked; the rest is the backbone

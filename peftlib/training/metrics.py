@@ -15,16 +15,11 @@ from torchmetrics.utilities import dim_zero_cat
 
 
 def class_scores(confusion: Tensor, classes: Sequence[str], ious: bool = False) -> dict[str, Tensor]:
-    """Scores of a confusion matrix.
-
-    Args:
-        confusion: (classes, classes) counts, true classes down, predicted ones across.
-        classes: their names.
-        ious: whether to add ``miou`` and ``iou_<class>``.
+    """Scores of a confusion matrix (classes, classes) of counts, true classes down, predicted ones across.
 
     Returns:
         ``accuracy``; ``balanced_accuracy``, the mean recall of classes that occur; ``macro_f1``, the mean F1 of classes
-        that occur or are predicted.
+        that occur or are predicted; with ``ious``, also ``miou`` and ``iou_<class>``.
     """
     confusion = confusion.double()
     right, true, predicted = confusion.diag(), confusion.sum(1), confusion.sum(0)
@@ -40,12 +35,9 @@ def class_scores(confusion: Tensor, classes: Sequence[str], ious: bool = False) 
 
 
 class ClassScores(MulticlassConfusionMatrix):
-    """``class_scores`` of all batches. ``update`` takes predicted and true class numbers of any one shape.
+    """``class_scores`` of all batches; true class numbers of ``ignore_index`` do not count.
 
-    Args:
-        classes: their names.
-        ignore_index: a true class number that does not count.
-        ious: as for ``class_scores``.
+    ``update`` takes predicted and true class numbers of any one shape.
     """
 
     def __init__(self, classes: Sequence[str], ignore_index: int | None = None, ious: bool = False):

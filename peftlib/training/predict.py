@@ -1,162 +1,130 @@
 """predict_folder: class maps of a folder of GeoTIFFs, on the grid and in the projection of the images."""
 
-import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from peftlib.files import atomic_path
 from peftlib.sensors.reflectance import check_reflectance
 from peftlib.training.augmentation import resize_image
+from peftlib.training.decoders import optional
 from peftlib.training.tasks import Segmentation
 
 NO_CLASS = 255
-SUFFIXES = (".tif", ".tiff")
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What ``predict_folder`` did.
-
-    Attributes:
-        written: maps that were made now.
-        skipped: maps that were there already.
-        failed: image -> what is wrong with it.
-    """
-
-    written: list[Path] = field(default_factory=list)
-    skipped: list[Path] = field(default_factory=list)
-    failed: dict[Path, str] = field(default_factory=dict)
 
 
 def predict_folder(
-    task: Segmentation, folder: str | Path, out: str | Path, bands: Sequence[str],
-    scale: float | Mapping[str, float] = 10_000.0, offset: float = 0.0, fill: float | None = None,
-    tile: int | tuple[int, int] | None = None, overlap: float = 0.25, batch_size: int = 8,
-    overwrite: bool = False, progress: bool = True,
-) -> Predictions:  # fmt: skip
-    """Class maps of all GeoTIFFs in a folder, one a file, under the same names.
+    task: Segmentation, folder: str | Path, out: str | Path, bands: Sequence[str], progress: bool = True, **options
+) -> list[Path]:  # fmt: skip
+    """Class maps of all GeoTIFFs in a folder, one a file, under the same names. Returns the maps made now.
 
     A map is a GeoTIFF of class numbers (uint8, 255 where no band has data) with the image's size, projection and
-    transform. Large images are read in overlapping tiles, a strip at a time; where tiles overlap, their probabilities
-    are averaged, with weights that fall towards the border of a tile. An image smaller than a tile is continued by its
-    mirror image.
-
-    A map appears by rename, so one that is there is whole; called again, only the missing ones are made. A file that
-    cannot be read does not stop the others: it is in ``failed``, and a warning at the end names it.
+    transform; its tag ``classes`` names them. Called again, only missing maps are made. A file that cannot be read, or
+    that the model refuses, does not stop the others: a warning at the end names it.
 
     Args:
-        task: a trained ``Segmentation``, on the device that does the work.
-        folder: of the images (``.tif``, ``.tiff``; not those of folders inside).
-        out: folder for the maps; another one.
+        task: a trained ``Segmentation``, on the device that does the work; it is put into eval mode.
+        folder: of the images (``.tif``, ``.tiff``); out: of the maps, another one.
         bands: names of the files' bands, in their order; those of the model are picked.
-        scale, offset: reflectance is (value + offset) / scale: 10000 and 0 for Sentinel-2, with offset -1000 since
-            processing baseline 04.00. A dict gives a scale for each of the model's bands (100 for kelvin x 100).
-        fill: stored value of pixels without data, where the files do not declare it.
-        tile: side, or (H, W), in the image's pixels, of what the model sees at once; it is enlarged to the model's
-            image size. None is that size. Give the size of the training images where those were enlarged.
-        overlap: of neighbouring tiles, as a share of their side.
-        batch_size: tiles at a time.
-        overwrite: make maps anew that are there.
-        progress: show a progress bar.
+        options: scale and offset of the stored values, tiles and so on, see ``TiledPredictor``.
 
     Raises:
-        ValueError: arguments that fit no file.
-        FileNotFoundError: no images in the folder.
+        ValueError: arguments that fit no file; FileNotFoundError: no images in the folder.
     """
     folder, out = Path(folder), Path(out)
     if folder.resolve() == out.resolve():
         raise ValueError(f"out={str(out)!r} is the folder of the images; maps of the same names would replace them")
-    predictor = TiledPredictor(task, bands, scale, offset, fill, tile, overlap, batch_size)
-    images = sorted(path for path in folder.glob("[!.]*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    predictor = TiledPredictor(task, bands, **options)
+    images = sorted(path for path in folder.glob("[!.]*") if path.suffix.lower() in (".tif", ".tiff"))
     if not images:
-        raise FileNotFoundError(f"no {' or '.join(SUFFIXES)} in {folder}")
-    done = Predictions()
+        raise FileNotFoundError(f"no .tif or .tiff in {folder}")
+    made, failed = [], []
     for image in tqdm(images, desc="class maps", disable=not progress):
-        target = out / image.name
-        if target.is_file() and not overwrite:
-            done.skipped.append(target)
+        if (target := out / image.name).is_file():
             continue
         try:
             predictor.write(image, target)
-            done.written.append(target)
+            made.append(target)
         except (OSError, ValueError) as error:
-            done.failed[image] = str(error)
-    if done.failed:
-        names = "; ".join(f"{path.name}: {error}" for path, error in done.failed.items())
-        warnings.warn(f"no map of {len(done.failed)} of {len(images)} images: {names}", stacklevel=2)
-    return done
+            failed.append(f"{image.name}: {error}")
+    if failed:
+        warnings.warn(f"no map of {len(failed)} of {len(images)} images: {'; '.join(failed)}", stacklevel=2)
+    return made
 
 
+@dataclass
 class TiledPredictor:
-    """Makes class maps of GeoTIFFs. Args: see ``predict_folder``."""
+    """Makes class maps of GeoTIFFs, which are read in overlapping tiles, a strip at a time, and continued by mirroring.
 
-    def __init__(
-        self, task: Segmentation, bands: Sequence[str], scale: float | Mapping[str, float] = 10_000.0,
-        offset: float = 0.0, fill: float | None = None, tile: int | tuple[int, int] | None = None,
-        overlap: float = 0.25, batch_size: int = 8,
-    ):  # fmt: skip
-        if not isinstance(task, Segmentation):
-            raise ValueError(f"class maps need a Segmentation task, got {type(task).__name__}")
-        names = task.model.bands.names
+    Where tiles overlap, their probabilities are averaged, with weights that fall linearly towards the border of a tile.
+
+    Args:
+        task, bands: as for ``predict_folder``.
+        scale, offset: reflectance is (value + offset) / scale: 10000 and 0 for Sentinel-2, with offset -1000 since
+            processing baseline 04.00.
+        fill: stored value of pixels without data, where the files do not declare it.
+        tile: side in the image's pixels of what is enlarged to the model's image size; None is that size. Give the size
+            of the training images where those were enlarged.
+        overlap: of neighbouring tiles, as a share of their side; batch_size: tiles at a time.
+    """
+
+    task: Segmentation
+    bands: Sequence[str]
+    scale: float = 10_000.0
+    offset: float = 0.0
+    fill: float | None = None
+    tile: int | None = None
+    overlap: float = 0.25
+    batch_size: int = 8
+
+    def __post_init__(self):
+        if not isinstance(self.task, Segmentation):
+            raise ValueError(f"class maps need a Segmentation task, got {type(self.task).__name__}")
+        bands, names = list(self.bands), self.task.model.bands.names
         missing = [name for name in names if name not in bands]
         if missing or len(set(bands)) < len(bands):
             raise ValueError(f"bands={tuple(bands)}; the model needs {names}, each once; missing: {missing}")
-        scales = scale if isinstance(scale, Mapping) else dict.fromkeys(names, scale)
-        if any(not scales.get(name) for name in names):
-            raise ValueError(f"scale={scale!r}; give a number other than 0, or one for each of {names}")
-        size = task.model.image_size if tile is None else (tile, tile) if isinstance(tile, int) else tuple(tile)
-        if min(size) < 1 or not 0 <= overlap < 1 or batch_size < 1:
-            raise ValueError(
-                f"{tile=}, {overlap=}, {batch_size=}; need pixels, a share from 0 to below 1, and a number"
-            )
-        if len(task.classes) > NO_CLASS:
-            raise ValueError(f"{len(task.classes)} classes; a map of bytes holds {NO_CLASS}")
-        self.task, self.count, self.batch_size = task, len(bands), batch_size
-        self.numbers = [list(bands).index(name) + 1 for name in names]
-        self.scale = np.array([scales[name] for name in names], dtype=np.float32)[:, None, None]
-        self.offset, self.fill, self.tile, self.overlap = offset, fill, (size[0], size[1]), overlap
+        self.size = self.task.model.image_size if self.tile is None else (self.tile, self.tile)
+        if not self.scale or min(*self.size, self.batch_size) < 1 or not 0 <= self.overlap < 1:
+            given = f"scale={self.scale}, tile={self.tile}, batch_size={self.batch_size}, overlap={self.overlap}"
+            raise ValueError(f"{given}; scale must not be 0, tile and batch_size at least 1, overlap 0 to below 1")
+        if len(self.task.classes) > NO_CLASS:
+            raise ValueError(f"{len(self.task.classes)} classes; a map of bytes holds {NO_CLASS}")
+        self.numbers = [bands.index(name) + 1 for name in names]
+        self.task.eval()
 
-    def write(self, source: str | Path, target: str | Path) -> None:
-        """The class map of one GeoTIFF.
-
-        Raises:
-            OSError, ValueError: an image that cannot be read, or that the model refuses; the map is not written then.
-        """
-        rasterio = _rasterio()
-        with warnings.catch_warnings(), evaluating(self.task):
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            with rasterio.open(source) as image:
-                if image.count != self.count:
-                    raise ValueError(f"it has {image.count} bands, and {self.count} are named")
-                where = {"crs": image.crs, "transform": image.transform}
-                if image.gcps[0]:
-                    where = {"gcps": image.gcps[0], "crs": image.gcps[1]}
-                facts = {"width": image.width, "height": image.height, "count": 1, "dtype": "uint8"} | where
-                facts |= {"nodata": NO_CLASS, "compress": "deflate", "BIGTIFF": "IF_SAFER", "driver": "GTiff"}
-                with atomic_path(Path(target)) as temporary, rasterio.open(temporary, "w", **facts) as file:
-                    file.update_tags(classes=", ".join(self.task.classes))
-                    for top, classes in self.row_blocks(image):
-                        file.write(classes, 1, window=rasterio.windows.Window(0, top, *classes.shape[::-1]))
+    def write(self, source: Path, target: Path) -> None:
+        """The class map of one GeoTIFF; where an error comes (OSError, ValueError), none is left."""
+        rasterio = optional("rasterio")
+        with rasterio.open(source) as image:
+            if image.count != len(self.bands):
+                raise ValueError(f"it has {image.count} bands, and {len(self.bands)} are named")
+            facts = {"driver": "GTiff", "width": image.width, "height": image.height, "count": 1, "dtype": "uint8"}
+            facts |= {"crs": image.crs, "transform": image.transform, "nodata": NO_CLASS, "compress": "deflate"}
+            with atomic_path(target) as temporary, rasterio.open(temporary, "w", BIGTIFF="IF_SAFER", **facts) as file:
+                file.update_tags(classes=", ".join(self.task.classes))
+                for top, classes in self.row_blocks(image):
+                    file.write(classes, 1, window=((top, top + len(classes)), (0, image.width)))
 
     def row_blocks(self, image) -> Iterator[tuple[int, np.ndarray]]:
         """Rows of the map from the top down, each once: the first row's number, and classes (rows, W)."""
-        (H, W), (h, w) = image.shape, self.tile
+        (H, W), (h, w) = image.shape, self.size
         tops, lefts = tile_offsets(H, h, self.overlap), tile_offsets(W, w, self.overlap)
-        window = torch.outer(taper(h), taper(w))
-        shape = (len(self.task.classes), h, max(W, w))
-        total, weight = torch.zeros(shape), torch.zeros(shape[1:])
+        down, across = (torch.minimum(i := torch.arange(side) + 0.5, side - i) for side in (h, w))
+        window = down[:, None] * across
+        total, weight = torch.zeros(len(self.task.classes), h, max(W, w)), torch.zeros(h, max(W, w))
         for top, following in zip(tops, [*tops[1:], H], strict=True):
             strip = self.read(image, top)
             tiles = torch.stack([strip[..., left : left + w] for left in lefts])
-            for left, probabilities in zip(lefts, self.probabilities(tiles), strict=True):
+            found = torch.cat([self.probabilities(batch) for batch in tiles.split(self.batch_size)])
+            for left, probabilities in zip(lefts, found, strict=True):
                 total[..., left : left + w] += window * probabilities
                 weight[:, left : left + w] += window
             rows = following - top  # the strips to come have nothing to add to these
@@ -164,14 +132,12 @@ class TiledPredictor:
             classes[~torch.isfinite(strip[:, :rows, :W]).any(0)] = NO_CLASS
             yield top, classes.numpy()
             for sums in (total, weight):
-                sums[..., : h - rows, :] = sums[..., rows:, :].clone()
-                sums[..., h - rows :, :] = 0
+                sums[:] = F.pad(sums[..., rows:, :], (0, 0, 0, rows))
 
     def read(self, image, top: int) -> Tensor:
         """Reflectance of a strip of a tile's height: (C, h, W), at least a tile wide, NaN where there is no data."""
-        h, w = self.tile
-        window = _rasterio().windows.Window(0, top, image.width, min(h, image.height - top))
-        values = image.read(self.numbers, window=window, masked=True).astype(np.float32)
+        (h, w), rows = self.size, (top, min(top + self.size[0], image.height))
+        values = image.read(self.numbers, window=(rows, (0, image.width)), masked=True).astype(np.float32)
         if self.fill is not None:
             values = np.ma.masked_equal(values, self.fill)
         values = (values.filled(np.nan) + self.offset) / self.scale
@@ -183,44 +149,11 @@ class TiledPredictor:
     @torch.inference_mode()
     def probabilities(self, tiles: Tensor) -> Tensor:
         """(n, C, h, w) reflectance -> probabilities (n, classes, h, w), on the CPU."""
-        found = []
-        for batch in tiles.split(self.batch_size):
-            logits = self.task(resize_image(batch.to(self.task.device), self.task.model.image_size))
-            found.append(resize_image(logits.float().softmax(1), self.tile).cpu())
-        return torch.cat(found)
-
-
-@contextmanager
-def evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """A module in eval mode, and each of its parts in its own mode again afterwards."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes.items():
-            part.training = training
+        logits = self.task(resize_image(tiles.to(self.task.device), self.task.model.image_size))
+        return resize_image(logits.float().softmax(1), self.size).cpu()
 
 
 def tile_offsets(length: int, tile: int, overlap: float) -> list[int]:
     """Where tiles begin that cover a length, the first and the last at its ends, with at least that overlap."""
-    if length <= tile:
-        return [0]
-    step = max(1, int(tile * (1 - overlap)))
-    count = math.ceil((length - tile) / step) + 1
-    return [round(i * (length - tile) / (count - 1)) for i in range(count)]
-
-
-def taper(length: int) -> Tensor:
-    """Weights that fall linearly from the middle of a tile to its borders, and stay above 0: (length,)."""
-    position = torch.arange(length) + 0.5
-    return torch.minimum(position, length - position)
-
-
-def _rasterio():
-    try:
-        import rasterio
-        import rasterio.windows
-    except ImportError as error:
-        raise ImportError(f"GeoTIFFs need the optional extra: pip install 'peftlib[geo]' ({error})") from error
-    return rasterio
+    count = 1 - min(0, tile - length) // max(1, int(tile * (1 - overlap)))
+    return [round(i * (length - tile) / max(count - 1, 1)) for i in range(count)]

@@ -20,9 +20,8 @@ class Classification(Task):
     ``micro_map``, ``macro_f1`` and ``micro_f1``. See ``peftlib.training.metrics``.
 
     Args:
-        model, classes: see ``Task``.
+        model, classes, recipe: see ``Task``.
         multilabel: labels are (classes,) of 0 and 1.
-        recipe: learning rates and so on, see ``Task``.
     """
 
     def __init__(self, model: AdaptedViT, classes: int | Sequence[str], *, multilabel: bool = False, **recipe):
@@ -63,10 +62,9 @@ class Segmentation(Task):
     ``peftlib.training.metrics``.
 
     Args:
-        model, classes: see ``Task``.
+        model, classes, recipe: see ``Task``.
         decoder: ``"linear"``, ``"unet"`` or ``"upernet"``.
         ignore_index: label of pixels that do not count.
-        recipe: learning rates and so on, see ``Task``.
     """
 
     def __init__(
@@ -104,11 +102,7 @@ class Segmentation(Task):
 
 @torch.no_grad()
 def predict_batches(task: Task, batches: Iterable[dict], precision: str = "32-true") -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits and truth of each batch, resized as in training, on the CPU.
-
-    Yields:
-        (B, classes) and (B,) or, of masks, (B, classes, H, W) and (B, H, W).
-    """
+    """Logits (B, classes, ...) and truth (B, ...) of each batch, resized as in training, on the CPU."""
     for batch in batches:
         batch = task.resized(batch | {"image": batch["image"].to(task.device)})
         with torch.autocast(task.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):

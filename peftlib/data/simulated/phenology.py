@@ -24,7 +24,7 @@ from peftlib.data.simulated import landscape
 from peftlib.data.simulated.metamers import metamers, pools
 from peftlib.data.simulated.scenes import SAMPLES, Simulated
 from peftlib.deflect.time_series import best_date, series_bands, stack
-from peftlib.sensors.bands import SENSORS, band_set
+from peftlib.sensors.bands import SENSORS, BandSet, band_set
 
 # Calendar -> the days of the year on which its fields turn green and wither. Northern, and as even as no real land is.
 CALENDARS = {
@@ -51,7 +51,8 @@ class Phenology(Simulated):
         view: ``"series"``: the four dates as one image (``peftlib.deflect.time_series``); ``"best"``: the best date;
             ``"each"``: each date an image of its own, four to a scene, one after the other. ``meta["date"]`` is there
             in the latter two.
-        bands: channels, in order; None is all: of a series with the days, ``series_bands(..., day=False)`` is without.
+        bands: channels, in order; None is all. A series is read whole, with its days or, as
+            ``series_bands(..., day=False)``, without.
 
     Attributes:
         dates: of an image; day: whether their days are channels too; date_bands: the channels of one date.
@@ -60,7 +61,7 @@ class Phenology(Simulated):
     name = "phenology"
     classes = CLASSES
     date_bands = tuple(SENSORS["sentinel2"])  # of each date
-    all_bands = series_bands(date_bands, len(DAYS))
+    all_bands = series_bands(date_bands, len(DAYS)).names
 
     def __init__(
         self,
@@ -74,13 +75,22 @@ class Phenology(Simulated):
         self.choose(view=(view, VIEWS))
         self.view, series = view, view == "series"
         self.all_bands = type(self).all_bands if series else self.date_bands
+        self.day = series and (bands is None or set(bands) == set(self.all_bands))
         super().__init__(split, length * (len(DAYS) if view == "each" else 1), size, seed, "sentinel2", bands)
         self.dates = len(DAYS) if series else 1
-        self.day = "cos@1" in self.bands
 
         shuffle = np.random.default_rng(1).permutation
         self._canopies = self.seen(metamers()["canopy"])  # (n, 2, bands): green, withered
         self._others = {_WATER: self.seen(shuffle(pools().water)), _BUILT: self.seen(shuffle(pools().built))}
+
+    def resolve_bands(self) -> BandSet:
+        if self.view != "series":
+            return super().resolve_bands()
+        series = series_bands(self.date_bands, len(DAYS), day=self.day)
+        if self.bands != series.names:
+            raise ValueError(f"phenology: a series has channels {series.names}, given {self.bands}")
+        self.bands = series  # what pl.adapt takes: names alone do not say that they are dates
+        return series
 
     def evaluations(self) -> dict:
         return {"calendar": partial(calendar_scores, dates=len(DAYS) if self.view == "each" else 1)}
