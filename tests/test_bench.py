@@ -9,13 +9,13 @@ import torch
 
 import peftlib as pl
 from peftlib.__main__ import main
+from peftlib.files import root
 from peftlib.studies.bench import (
     BANDS,
     PEER,
     PLAIN,
     bench,
     highest_allocation,
-    read_bench,
 )
 
 CPU = torch.device("cpu")
@@ -76,6 +76,6 @@ def test_the_command_writes_json_and_a_table(tmp_path, capsys):
 
 
 def test_committed_rows_are_those_of_the_benchmark(rows):
-    committed = read_bench()
+    committed = pd.read_csv(root() / "data" / "results" / "bench.csv")
     assert set(committed.columns) == set(rows.columns) and set(committed["precision"]) == {"float32", "bfloat16"}
     assert {PEER, PLAIN, "RGB × LoRA", "DEFLECT"} <= set(committed["name"])

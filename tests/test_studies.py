@@ -76,7 +76,7 @@ def test_an_approach_is_the_role_of_its_finals(planned):
     bands = plans["DEFLECT, set without days"].bands
     assert "B08@4" in bands and not [name for name in bands if name.startswith(("cos", "sin"))]
     with pytest.raises(ValueError, match="choose from LoRA, RGB of the best date"):
-        series.setting("LoRA")
+        planned(series.study, names=("LoRA",))
 
 
 def test_missing_bands_are_filled_from_what_is_there():
@@ -97,7 +97,7 @@ def small(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sensors")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PEFTLIB_RUNS", str(folder))
-        options = dict(trained_on=("sentinel2",), unseen=("hls",), seeds=(0,), setting=TINY)
+        options = dict(sensors=("sentinel2", "hls"), seeds=(0,), setting=TINY)
         yield *sensors.study(made_up, **options), folder
 
 
@@ -114,9 +114,8 @@ def test_the_transferred_score_is_that_of_the_transferred_model(small):
     runs, metrics, folder = small
     row = runs[runs["role"] == "by wavelengths"].iloc[0]
     experiment = Experiment.from_dict(experiment_fields(row))
-    train, val, test = experiment.parts()
-    task = sensors.build_task(experiment, data := sensors.EarthData(train, val, test, 2, seed=0))
-    sensors.fit(task, data, folder / "sensors" / row["key"], experiment.steps, 0)  # finished before: read
+    task = sensors.build_task(experiment, sensors.EarthData(*experiment.parts(), 2))
+    sensors.restore(task, folder / "sensors" / "work" / row["key"] / sensors.LAST)
     scenes = load("spectral_scenes", split="test", sensor="hls", length=4, size=32)
     task.model = pl.transfer(task.model, scenes.bands, "hls")
     logits, truth = logits_and_truth(

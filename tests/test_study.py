@@ -146,3 +146,9 @@ def test_what_it_writes(drawn):
     assert list(names["table"].index) == [
         "RGB × Full fine-tuning", "RGB × LoRA", "Inflated × LoRA", "EMB × Frozen", "EMB × LoRA", "DEFLECT",
     ]  # fmt: skip
+
+
+def test_published_numbers_are_those_of_the_paper(drawn):
+    table = drawn[0]["published"]
+    assert table.loc["DEFLECT", "MADOS, mIoU"] == "50.5 ± 0.2" and table.loc["LoRA", "So2Sat, macro F1"] == "54.7 ± 0.2"
+    assert table.shape == (7, 6) and table.loc["DEFLECT", "tuned, %"] == 0.2

@@ -1,4 +1,4 @@
-"""Tables and pictures: names, order, intervals, the published numbers, and files that are the same each time."""
+"""Tables and pictures: names, order, intervals, and files that are the same each time."""
 
 import numpy as np
 import pandas as pd
@@ -43,13 +43,7 @@ def test_a_table_has_mean_interval_metric_and_number_of_runs(found):
 
 def test_what_was_not_run_is_a_dash(found):
     table = tables.comparison(found[~(found["method"].eq("deflect") & found["dataset"].eq("eurosat"))])
-    assert table.loc["DEFLECT"].tolist()[1] == tables.NONE and table.loc["DEFLECT"].tolist()[2] != tables.NONE
-
-
-def test_published_numbers_are_those_of_the_paper():
-    table = tables.published()
-    assert table.loc["DEFLECT", "MADOS, mIoU"] == "50.5 ± 0.2" and table.loc["LoRA", "So2Sat, macro F1"] == "54.7 ± 0.2"
-    assert table.shape == (7, 6) and table.loc["DEFLECT", "tuned, %"] == 0.2
+    assert table.loc["DEFLECT"].tolist()[1] == "–" and table.loc["DEFLECT"].tolist()[2] != "–"
 
 
 def test_latex_is_escaped_and_csv_reads_back(found, tmp_path, monkeypatch):

@@ -134,13 +134,15 @@ class PixelSetEncoder(nn.Module):
         parts = x.split(len(x) if whole else max(1, 40_000 // (x.shape[-2] * x.shape[-1])))
         keep = self._draw(x.device)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            again = dict(use_reentrant=False, preserve_rng_state=False)
-            codes = [checkpoint(self._code, reflectance, part, keep, **again) for part in parts]
+            codes = [
+                checkpoint(self._code, reflectance, part, keep, use_reentrant=False, preserve_rng_state=False)
+                for part in parts
+            ]
         else:
             codes = [self._code(reflectance, part, keep) for part in parts]
-        code, seen = (None if any(t is None for t in ts) else torch.cat(ts) for ts in zip(*codes, strict=True))
-        x_A = self.patch_mlp(code.to(self.patch_mlp[-1].weight.dtype))
-        return x_A if seen is None else x_A * seen
+        x_A = self.patch_mlp(torch.cat([code for code, _ in codes]).to(self.patch_mlp[-1].weight.dtype))
+        seen = [seen for _, seen in codes if seen is not None]
+        return x_A * torch.cat(seen) if seen else x_A
 
     def _draw(self, device: torch.device) -> Tensor | None:
         """Which pixels of each cell to read in this step; None is all."""

@@ -62,7 +62,9 @@ class TimeSeriesBands(BandSet):
         return series_bands(facts["bands"], facts["dates"], facts["sensor"], facts["day"])
 
 
-def series_bands(bands: BandSet | Sequence[str], dates: int, sensor: str = "sentinel2", day: bool = True) -> BandSet:
+def series_bands(
+    bands: BandSet | Sequence[str], dates: int, sensor: str = "sentinel2", day: bool = True
+) -> TimeSeriesBands:
     """The channels of a time series, for ``adapt``.
 
     Args:

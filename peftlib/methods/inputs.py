@@ -84,7 +84,7 @@ def inflated_kernels(rgb: Tensor, bands: BandSet, start: str, rgb_order: tuple[i
     if start == "zero":
         return torch.cat([rgb, rgb.new_zeros(len(rgb), new_bands, *rgb.shape[2:])], dim=1)
     if start == "random":
-        fresh = nn.Conv2d(3 + new_bands, len(rgb), rgb.shape[2:], device=rgb.device, dtype=rgb.dtype)
+        fresh = nn.Conv2d(3 + new_bands, len(rgb), (rgb.shape[2], rgb.shape[3]), device=rgb.device, dtype=rgb.dtype)
         return torch.cat([rgb, fresh.weight.detach()[:, 3:]], dim=1)
     if start == "mean":
         extra = rgb.mean(1, keepdim=True).expand(-1, new_bands, -1, -1)

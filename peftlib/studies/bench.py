@@ -4,13 +4,11 @@ rows = bench("dinov2_small", image_size=98, batch_size=32)
 print(markdown(rows))
 """
 
-import json
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -21,7 +19,6 @@ from tqdm import tqdm
 
 from peftlib.backbones.loading import encoder_parameters, load_backbone
 from peftlib.experiments.run import device_name
-from peftlib.files import root
 from peftlib.methods import INPUTS, METHODS, Frozen, Input, Method
 from peftlib.methods.lora import LoRA
 from peftlib.model.adapted_vit import adapt
@@ -68,17 +65,10 @@ class Contestant:
 
 
 def bench(
-    backbone: str = "dinov2_small",
-    image_size: int = 98,
-    batch_size: int = 32,
-    methods: Sequence[str] = CELLS,
-    repeats: int = 10,
-    device: str = "",
-    precision: str = "float32",
-    compiled: bool = False,
-    checkpointed: bool = False,
+    backbone: str = "dinov2_small", image_size: int = 98, batch_size: int = 32, methods: Sequence[str] = CELLS,
+    repeats: int = 10, device: str = "", precision: str = "float32", compiled: bool = False, checkpointed: bool = False,
     progress: bool = True,
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """Time contestants beside each other: each repeat is a forward and a step of all, so all see the same weather.
 
     Weights and images are random: they change no time. Contestants are given the 12 surface bands of Sentinel-2; the
@@ -116,9 +106,8 @@ def bench(
         for input, method in cells.values():
             model = adapt(vit, method, BANDS, "sentinel2", image_size, input)
             made[cell_label(input.name, method.name), input.name, method.name] = model, x
-        racers = {
-            key: Contestant(model, batch, vit.embed_dim, precision, compiled) for key, (model, batch) in made.items()
-        }
+        how = (vit.embed_dim, precision, compiled)
+        racers = {names: Contestant(model, batch, *how) for names, (model, batch) in made.items()}
     seconds = []
     for repeat in tqdm(range(-2, repeats), disable=not progress, desc="bench", unit="round"):
         for (name, *_), racer in racers.items():
@@ -135,9 +124,8 @@ def _cell(name: str) -> tuple[Input, Method]:
     """``"lora"`` or ``"emb+lora"`` -> input and method with their default options."""
     input, _, method = name.rpartition("+")
     if method not in METHODS or input not in (*INPUTS, ""):
-        raise ValueError(
-            f"methods={name!r}; choose METHOD or INPUT+METHOD of {', '.join(METHODS)} and {', '.join(INPUTS)}"
-        )
+        known = f"{', '.join(METHODS)}, INPUT of {', '.join(INPUTS)}"
+        raise ValueError(f"methods={name!r}; choose METHOD or INPUT+METHOD, METHOD of {known}")
     config = METHODS[method]()
     return INPUTS[input]() if input else config.default_input(), config
 
@@ -173,9 +161,6 @@ def _peer(vit: VisionTransformer, lora: LoRA) -> nn.Module:
     return get_peft_model(_plain(vit), config).base_model.model
 
 
-# --- measures ---
-
-
 def timed(act: Callable[[], object], device: torch.device) -> float:
     """Seconds that something takes, the work on a GPU included."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
@@ -201,35 +186,20 @@ def highest_allocation(act: Callable[[], None], device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
         act()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        seen.export_chrome_trace(str(path))
-        events = json.loads(path.read_text())["traceEvents"]
-    events = [event for event in events if event.get("name") == "[memory]"]
-    change = pd.Series([event["args"]["Bytes"] for event in sorted(events, key=lambda event: event["ts"])], dtype=float)
-    return int(change.cumsum().max())
-
-
-# --- tables ---
-
-
-def read_bench() -> pd.DataFrame:
-    """The committed rows, ``data/results/bench.csv``, with the machine that they were taken on."""
-    return pd.read_csv(root() / "data" / "results" / "bench.csv", keep_default_na=False)
+    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return int(np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]).max())
 
 
 def markdown(rows: pd.DataFrame) -> str:
     """The table as one would print it, fastest step first."""
-    table = pd.DataFrame({"input × method": rows["name"]})
-    for name in ("step", "ratio"):
-        middle = "step_ms" if name == "step" else name
-        three = rows[[middle, f"{name}_low", f"{name}_high"]].round(0 if name == "step" else 2)
+    table, facts = pd.DataFrame({"input × method": rows["name"]}), rows.iloc[0]
+    for middle, name, places in (("step_ms", "step", 0), ("ratio", "ratio", 2)):
+        three = rows[[middle, f"{name}_low", f"{name}_high"]].round(places)
         table[middle] = [f"{m:g} ({low:g} to {high:g})" for m, low, high in three.to_numpy()]
     digits = {"forward_ms": 0, "images_per_s": 0, "peak_mb": 0, "adapter_mb": 2, "step_gflops": 0, "reached": 2}
     for name, places in digits.items():
         table[name] = rows[name].map(f"{{:.{places}f}}".format)
-    table["tuned"] = rows["tuned"].map("{:,}".format)
-    table, facts = table.iloc[rows["step_ms"].argsort()], rows.iloc[0]
+    table = table.assign(tuned=rows["tuned"].map("{:,}".format)).iloc[rows["step_ms"].argsort()]
     how = [name for name in ("compiled", "checkpointed") if facts[name]]
     place = [f"{facts.image_size} px", f"batch {facts.batch_size}", facts.precision, *how, facts.device]
     head = (

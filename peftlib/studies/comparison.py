@@ -5,6 +5,7 @@ runs, metrics = study(execute)     # rows of the study "preliminary"
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import pandas as pd
 
@@ -16,6 +17,9 @@ from peftlib.methods.lora import LoRA
 
 ROWS = "preliminary"  # under which the rows are committed
 Execute = Callable[[Sequence[Experiment]], tuple[pd.DataFrame, pd.DataFrame]]
+Place = TypeVar("Place", bound=Hashable)
+Fields = dict[str, Any]
+Setting = tuple[Experiment, tuple[Fields, ...]]
 # The primary cells: input and method, both with their default options.
 CELLS: dict[str, tuple[Input, Method]] = {
     "RGB × LoRA": (pl.RGB(), LoRA()),
@@ -25,10 +29,10 @@ CELLS: dict[str, tuple[Input, Method]] = {
     "EMB × LoRA": (pl.EMB(), LoRA()),
     "DEFLECT": (pl.EMB(), pl.Deflect()),
 }
-_SCENES = {"length": 1000, "size": 56}
-_BASE = {"method": pl.Frozen(), "batch_size": 16, "steps": 500, "head_lr": 3e-3, "image_size": 56}
+_SCENES: Fields = {"length": 1000, "size": 56}
+_BASE: Fields = {"method": pl.Frozen(), "batch_size": 16, "steps": 500, "head_lr": 3e-3, "image_size": 56}
 # Each data set's experiment, of which cell and rates are filled in, and the fields in which its final runs differ.
-SETTINGS: dict[str, tuple[Experiment, tuple[dict, ...]]] = {
+SETTINGS: dict[str, Setting] = {
     "eurosat": (
         Experiment(dataset="eurosat", folds=3, val_share=0.2, **_BASE),
         tuple({"fold": fold, "seed": fold} for fold in range(3)),
@@ -38,43 +42,37 @@ SETTINGS: dict[str, tuple[Experiment, tuple[dict, ...]]] = {
         tuple({"seed": seed, "data": _SCENES | {"seed": seed}} for seed in range(3)),
     ),
 }
-_PAPER = {"image_size": 224, "batch_size": 32, "steps": 5000, "decoder": "upernet", "precision": "bf16-mixed"}
+_SMALL: Fields = {"length": 192, "size": 56}
+_PAPER: Fields = {"image_size": 224, "batch_size": 32, "steps": 5000, "decoder": "upernet", "precision": "bf16-mixed"}
+_PAPER_SETTING = replace(SETTINGS["eurosat"][0], folds=0, val_share=0.0, **_PAPER)
 _PAPER_SETS = ("so2sat", "brick_kiln", "forestnet", "burn_scars", "mados")
 # What notebook 04 runs by default: a small grid here, the committed study, or the paper's data sets on a GPU.
-PROFILES = {
+PROFILES: dict[str, dict[str, Setting]] = {
     "quick": {
         "spectral_scenes": (
-            replace(SETTINGS["spectral_scenes"][0], data={"length": 192, "size": 56, "seed": 100}, val_images=64),
-            ({"data": {"length": 192, "size": 56}},),
+            replace(SETTINGS["spectral_scenes"][0], data=_SMALL | {"seed": 100}, val_images=64),
+            ({"data": _SMALL},),
         )
     },
     "real": SETTINGS,
     "paper": {
-        name: (
-            replace(SETTINGS["eurosat"][0], dataset=name, folds=0, val_share=0.0, **_PAPER),
-            ({"seed": 0}, {"seed": 1}, {"seed": 2}),
-        )
-        for name in _PAPER_SETS
+        name: (replace(_PAPER_SETTING, dataset=name), ({"seed": 0}, {"seed": 1}, {"seed": 2})) for name in _PAPER_SETS
     },
 }
 # A search shares neither folds nor seeds with the final runs.
-UNSEEN = {"seed": 100, "repeat": 100, "fold": 0, "role": SEARCH}
-
-
-def rates(input: Input, method: Method) -> list[dict]:
-    """The two tries of a cell: the middle two rates that input and method name, each at its own, low with low."""
-    names = {"input_lr": input.learning_rates, "lr": method.learning_rates}
-    return [{name: tries[place] for name, tries in names.items() if tries} for place in (1, 2)]
+UNSEEN: Fields = {"seed": 100, "repeat": 100, "fold": 0, "role": SEARCH}
 
 
 def tries(setting: Experiment, input: Input, method: Method) -> list[Experiment]:
-    """The experiments that choose a cell's rates."""
-    return [replace(setting, input=input, method=method, **rate, **UNSEEN) for rate in rates(input, method)]
+    """The two that choose a cell's rates: the middle ones that input and method name, each its own, low with low."""
+    named = {"input_lr": input.learning_rates, "lr": method.learning_rates}
+    chosen: list[Fields] = [{name: known[i] for name, known in named.items() if known} for i in (1, 2)]
+    return [replace(setting, input=input, method=method, **rates, **UNSEEN) for rates in chosen]
 
 
 def search(
-    execute: Execute, planned: Mapping[Hashable, Sequence[Experiment]], metric: str | None = None
-) -> tuple[pd.DataFrame, pd.DataFrame, dict[Hashable, Experiment]]:
+    execute: Execute, planned: Mapping[Place, Sequence[Experiment]], metric: str | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[Place, Experiment]]:
     """Run tries, and choose by validation images.
 
     Args:
@@ -102,7 +100,7 @@ def search(
 
 def study(
     execute: Execute,
-    settings: Mapping[str, tuple[Experiment, Sequence[dict]]] = SETTINGS,
+    settings: Mapping[str, Setting] = SETTINGS,
     cells: Mapping[str, tuple[Input, Method]] = CELLS,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """All searches, then each cell at its chosen rates on all folds or seeds; the test part is scored by these alone.

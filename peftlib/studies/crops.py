@@ -51,6 +51,5 @@ def crop_accuracy(
 ) -> float:
     """Share of pixels that are classified rightly, on fixed crops from one half of a labelled image."""
     data = ChipCrops(image, mask, model.image_size[0], part, crops, seed=2**16)
-    batches = DataLoader(data, 16)
-    right = [(decoder(model(b["image"])).argmax(1) == b["mask"]).float().mean((1, 2)) for b in batches]
-    return float(torch.cat(right).mean())
+    right = [decoder(model(batch["image"])).argmax(1) == batch["mask"] for batch in DataLoader(data, 16)]
+    return float(torch.cat(right).float().mean())

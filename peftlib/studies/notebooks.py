@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import pandas as pd
 
@@ -19,7 +19,7 @@ from peftlib.files import atomic_path, figures_dir, root, runs_dir
 
 PROFILES = ("quick", "real", "paper")
 CELL_TIMEOUT = {"quick": 900}  # seconds a cell may take before it counts as hanging; other profiles train for hours
-_TYPES = {kind.__name__: kind for kind in (int, float, str, bool, list, tuple, dict)}
+SCALARS = ("int", "float", "str", "bool")  # types of parameters; also list, dict, and lists of one of these
 
 
 class NotebookFailed(Exception):
@@ -53,33 +53,23 @@ def declared_parameters(notebook: Path) -> dict[str, str]:
 
 
 def convert(name: str, kind: str, text: str) -> object:
-    """Text -> a value of a type such as "int" or "list[str]"; ``3`` is a float too, ``3.5`` no int.
-
-    Raises:
-        ValueError: a value of another type, or no type of ``_TYPES``.
-    """
-    try:
-        wanted = eval(kind, {"__builtins__": {}}, _TYPES)
-        if (get_origin(wanted) or wanted) not in _TYPES.values():
-            raise TypeError
-    except (NameError, SyntaxError, TypeError) as error:
-        raise ValueError(f"type {kind!r} of parameter {name}; use {', '.join(_TYPES)}, list[int]") from error
-    if wanted is str:
+    """Text -> a value of a type such as "int" or "list[str]"; ``3`` is a float too, ``3.5`` no int. Else ValueError."""
+    if kind == "str":
         return text
     try:
-        value = ast.literal_eval(text.capitalize() if wanted is bool else text)
+        value = ast.literal_eval(text.capitalize() if kind == "bool" else text)
     except (ValueError, SyntaxError):
         value = None
-    if not _is(value, wanted):
-        raise ValueError(f"parameter {name}={text!r} is not of type {kind}")
-    return float(value) if wanted is float else value
+    if kind not in _kinds(value):
+        raise ValueError(f"parameter {name}={text!r} is not of type {kind}; use {', '.join(SCALARS)}, list or dict")
+    return float(value) if kind == "float" else value
 
 
-def _is(value: Any, kind: Any) -> bool:
-    """Whether a literal is of a type; an int is a float too, a bool is no int."""
-    if type(value) is not (get_origin(kind) or kind):
-        return kind is float and type(value) is int
-    return get_origin(kind) not in (list, tuple) or all(_is(member, get_args(kind)[0]) for member in value)
+def _kinds(value: Any) -> set[str]:
+    """The types that a literal is of: an int is a float too, a bool is no int, an empty list is of every kind."""
+    if isinstance(value, list):
+        return {"list", *(f"list[{kind}]" for kind in SCALARS if all(kind in _kinds(one) for one in value))}
+    return {"int", "float"} if type(value) is int else {type(value).__name__}
 
 
 def read_parameters(notebook: Path, profile: str, settings: Mapping[str, str]) -> dict[str, object]:
@@ -126,24 +116,19 @@ def _run(notebook: Path, copy: Path, profile: str, parameters: dict[str, object]
     failed.parent.mkdir(parents=True, exist_ok=True)
     try:
         document = papermill.execute_notebook(
-            notebook,
-            failed,
-            parameters,
+            notebook, failed, parameters, cwd=notebook.parent, execution_timeout=CELL_TIMEOUT.get(profile),
             progress_bar={"desc": notebook.stem, "mininterval": 0.1 if sys.stderr.isatty() else 30},
             stderr_file=sys.stderr,  # warnings, and progress of trainings and grids
-            cwd=notebook.parent,
-            execution_timeout=CELL_TIMEOUT.get(profile),
             extra_arguments=["--log-level=ERROR"],  # to the kernel: no warning about its own transport
-        )
+        )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         what = " ".join(f"{error.ename}: {error.evalue}".split())
         raise NotebookFailed(f"{notebook.name}, cell [{error.exec_count}]: {what} (see {failed})") from error
     except (RuntimeError, TimeoutError, LookupError) as error:  # the kernel died, a cell hung, no such kernel
         raise NotebookFailed(f"{notebook.name}: {type(error).__name__}: {error}") from error
     document.metadata["peftlib_digest"] = _digest(notebook, parameters, profile)
-    with atomic_path(copy) as path:
-        nbformat.write(document, path)
-    failed.unlink()
+    nbformat.write(document, failed)
+    failed.replace(copy)
 
 
 def _digest(notebook: Path, parameters: Mapping[str, object], profile: str) -> str:
@@ -158,30 +143,28 @@ def _digest(notebook: Path, parameters: Mapping[str, object], profile: str) -> s
 
 
 def check_reference(
-    name: str, values: dict[str, float], profile: str, tolerance: float, update=False, settings: dict | None = None
+    name: str, values: dict[str, float], profile: str, tolerance: float, update: bool, settings: dict
 ) -> pd.DataFrame:
     """Compare a notebook's numbers with ``data/reference/<name>.csv``, which holds those of the profile ``quick``.
 
     Args:
-        values: quantity -> number measured now.
+        values: quantity -> number measured now; ``update`` writes them first.
         tolerance: largest absolute difference that is let through: digits move with the processor's arithmetic.
-        update: write the numbers first.
         settings: parameters that the numbers depend on, kept with them; numbers of others are not compared.
 
     Returns:
-        columns quantity, reference, measured. AssertionError: a number is missing, not finite, or further off.
+        columns reference, measured; empty if not compared. AssertionError: one is missing, not finite, further off.
     """
-    path = root() / "data" / "reference" / f"{name}.csv"
-    measured = pd.Series(values, name="measured", dtype=float).rename_axis("quantity")
-    head = f"# {json.dumps(settings)}\n" if settings is not None else ""
+    path, head = root() / "data" / "reference" / f"{name}.csv", f"# {json.dumps(settings)}\n"
+    measured = pd.Series(values, dtype=float).rename_axis("quantity")
     if update and profile == "quick":
         with atomic_path(path) as temporary:
             temporary.write_text(head + measured.rename("reference").round(4).to_csv())
     if profile != "quick" or not path.is_file() or not path.read_text().startswith(head):
         print(f"not compared: data/reference/{name}.csv has no numbers for these parameters")
-        return pd.DataFrame(columns=["quantity", "reference", "measured"])
+        return pd.DataFrame()
     reference = pd.read_csv(path, index_col="quantity", comment="#")["reference"]
-    table = pd.concat([reference, measured], axis=1).reset_index()
+    table = pd.DataFrame({"reference": reference, "measured": measured})
     off = table[~((table["reference"] - table["measured"]).abs() <= tolerance)]
     assert off.empty, f"{len(off)} of {len(table)} numbers differ by more than {tolerance}:\n{off.to_string()}"
     print(f"all {len(table)} numbers within {tolerance} of data/reference/{name}.csv")

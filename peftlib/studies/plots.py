@@ -1,6 +1,5 @@
 """One style, one colour a method, pictures of images and tokens, figures that are saved the same way each time."""
 
-import io
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -27,12 +26,6 @@ METHOD_COLOURS = dict(zip(METHODS, sns.husl_palette(len(METHODS), h=0.12, s=0.6,
 _PALETTE = sns.color_palette("colorblind")
 # The two parts of an embedding, everywhere: blue is what RGB gives, orange what the other bands give.
 PART_COLOURS = {"x_P": _PALETTE[0], "x_A": _PALETTE[1], "both": _PALETTE[2]}
-PRODUCT_COLOURS = {
-    ("RGB", "RGB"): _PALETTE[0],
-    ("RGB", "spectral"): _PALETTE[2],
-    ("spectral", "RGB"): _PALETTE[4],
-    ("spectral", "spectral"): _PALETTE[1],
-}
 # Of the covers of spectral_scenes: a hue a pair, light and dark for its members.
 _TWELVE = sns.color_palette("Paired")
 COVER_COLOURS = (*_TWELVE[2:4], *_TWELVE[6:8], *_TWELVE[4:6], *_TWELVE[8:10], _PALETTE[0], (0.5, 0.5, 0.5))
@@ -102,12 +95,11 @@ def panel_letters(figure: Figure, axes=None) -> None:
 
 def use_style() -> None:
     """The style of every figure; call it once at the top of a notebook."""
-    sns.set_theme(context="notebook", style="ticks", palette="colorblind")
     sizes = {"axes.titlesize": 11, "axes.labelsize": 10, "legend.fontsize": 9, "legend.title_fontsize": 9}
     sizes |= {"xtick.labelsize": 9, "ytick.labelsize": 9, "figure.dpi": 80, "savefig.dpi": 200, "pdf.fonttype": 42}
     frame = {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
     layout = {"figure.constrained_layout.use": True, "image.interpolation": "nearest"}
-    plt.rcParams.update(sizes | frame | layout)
+    sns.set_theme(context="notebook", style="ticks", palette="colorblind", rc={**sizes, **frame, **layout})
 
 
 def save_figure(figure: Figure, name: str, profile: str) -> list[Path]:
@@ -154,15 +146,6 @@ def show_map(ax: Axes, values: Tensor, grid: tuple[int, int], title: str = "", l
     return shown
 
 
-def show_classes(ax: Axes, mask: Tensor, names: tuple[str, ...], title: str = ""):
-    """Class numbers as a map with a key of their names. mask: (H, W) in 0..len(names) - 1."""
-    colours = sns.color_palette("YlGn", len(names))
-    shown = show_image(ax, mask, title, cmap=ListedColormap(colours), vmin=-0.5, vmax=len(names) - 0.5)
-    keys = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in colours]
-    ax.legend(keys, names, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2)
-    return shown
-
-
 def show_truth(ax: Axes, mask: Tensor, names: tuple[str, ...], title: str = "", ignore_index: int = -1):
     """Class numbers in fixed colours, white where unknown. mask: (H, W). The key is ``class_key``."""
     shown = np.ma.masked_equal(np.asarray(mask), ignore_index)
@@ -180,52 +163,3 @@ def class_key(figure: Figure, names: tuple[str, ...], ncols: int = 5) -> None:
     """The key of ``show_truth`` under a figure."""
     keys = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in class_colours(len(names))]
     figure.legend(keys, names, loc="outside lower center", ncols=ncols)
-
-
-def attention_figure(
-    picture: np.ndarray,
-    products: dict[tuple[str, str], Tensor],
-    adapted: Tensor,
-    pretrained: Tensor,
-    grid: tuple[int, int],
-    query: tuple[int, int],
-    title: str = "",
-) -> Figure:
-    """Where one query token looks: the image, the four products, and attention before and after.
-
-    Args:
-        picture: (H, W, 3) what to show the query on.
-        products: query part, key part -> (N,) logits of one query and head; of N tokens the last are patches.
-        adapted, pretrained: (N,) attention of the same query and head.
-        grid: patches (down, across); query: (row, column) of its patch.
-    """
-    n = grid[0] * grid[1]
-    # Not through pyplot: sliders redraw from another thread, and pyplot's list of figures is not made for that.
-    figure = Figure(figsize=(13, 6.2))
-    axes = figure.subplots(2, 4)
-    for ax, (pair, logits) in zip(axes[0], products.items(), strict=True):
-        values = logits[-n:] - logits[-n:].mean()
-        limit = float(values.abs().max()) or 1.0
-        name = f"{pair[0]} query, {pair[1]} key"
-        show_map(ax, values, grid, name, "logit, centred", cmap="RdBu_r", vmin=-limit, vmax=limit)
-    show_image(axes[1, 0], picture, "query patch")
-    before, after = pretrained[-n:], adapted[-n:]
-    shared = {"label": "weight", "vmin": 0, "vmax": float(max(before.max(), after.max()))}
-    show_map(axes[1, 1], before, grid, "attention, pretrained weights", **shared)
-    show_map(axes[1, 2], after, grid, "attention, adapted", **shared)
-    limit = float((after - before).abs().max()) or 1.0
-    show_map(axes[1, 3], after - before, grid, "adapted - pretrained", "weight", cmap="PuOr_r", vmin=-limit, vmax=limit)
-    for ax in axes.flat:
-        x, y = (picture.shape[1] / grid[1], picture.shape[0] / grid[0]) if ax is axes[1, 0] else (1, 1)
-        for colour, width in (("black", 2.4), ("yellow", 1.2)):
-            corner = (query[1] * x - 0.5, query[0] * y - 0.5)
-            ax.add_patch(plt.Rectangle(corner, x, y, fill=False, edgecolor=colour, linewidth=width))
-    figure.suptitle(title)
-    return figure
-
-
-def to_png(figure: Figure) -> bytes:
-    """A figure as PNG, for an ``ipywidgets.Image``."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=80)
-    return buffer.getvalue()

@@ -14,80 +14,68 @@ import torch
 from torch import Tensor
 
 import peftlib as pl
-from peftlib.data import EarthData
-from peftlib.experiments.config import VERSION, Experiment
-from peftlib.experiments.evaluations import evaluate
+from peftlib.data import EarthData, EarthDataset
+from peftlib.experiments.config import Experiment
 from peftlib.experiments.results import DONE, tables
-from peftlib.experiments.run import build_task
+from peftlib.experiments.run import Resources, build_task, run_experiment
 from peftlib.files import runs_dir
+from peftlib.methods import Input, Method
 from peftlib.methods.lora import LoRA
 from peftlib.sensors.bands import SENSORS, BandSet
 from peftlib.sensors.spectral_indices import DEFAULT_INDICES
 from peftlib.studies.comparison import SETTINGS, Execute, joined, search, tries
-from peftlib.training.fit import fit
-from peftlib.training.tasks import Segmentation, logits_and_truth
+from peftlib.training.base import Task
+from peftlib.training.fit import LAST, restore
+from peftlib.training.tasks import logits_and_truth
 
-SOURCE, HYPERSPECTRAL = "sentinel2", "hyperspectral"
-UNSEEN = ("hls", "landsat8", HYPERSPECTRAL)
-SEEDS = (0, 1, 2)
-PARTS = ("encoder", "input", "method")
+SOURCE = "sentinel2"
 # Without the two that measure the air: what stands in for them on another sensor would be far from what was trained on.
 SOURCE_BANDS = tuple(band for band in SENSORS[SOURCE] if band not in ("B09", "B10"))
-# How a model that was trained on other bands is given a sensor's: see ``readings``.
-TRANSFER, REFITTED, NEAREST, INTERPOLATED = "transfer", "refitted", "nearest", "interpolated"
-READERS = {
+READERS: dict[str, tuple[Input, Method]] = {
     "by bands": (pl.EMB(), pl.Deflect()),
     # The indices that EMB() finds on Sentinel-2.
     "by wavelengths": (pl.EMB(spectral="wavelengths", indices=DEFAULT_INDICES), pl.Deflect()),
     "LoRA, RGB": (pl.RGB(), LoRA()),
     "LoRA, all bands": (pl.Inflated(), LoRA()),
 }
-TRAINED = dict.fromkeys((SOURCE, *UNSEEN), ("by bands",))
-TRAINED |= {SOURCE: ("by bands", "by wavelengths", "LoRA, RGB")}
-TRAINED |= {HYPERSPECTRAL: ("by bands", "by wavelengths", "LoRA, all bands")}
+TRAINED: dict[str, tuple[str, ...]] = {SOURCE: ("by bands", "by wavelengths", "LoRA, RGB")}
+TRAINED |= {"hls": ("by bands",), "landsat8": ("by bands",)}
+TRAINED |= {"hyperspectral": ("by bands", "by wavelengths", "LoRA, all bands")}
 
 
 def study(
-    execute: Execute,
-    trained_on: Sequence[str] = tuple(TRAINED),
-    unseen: Sequence[str] = UNSEEN,
-    seeds: Sequence[int] = SEEDS,
+    execute: Execute, sensors: Sequence[str] = tuple(TRAINED), seeds: Sequence[int] = (0, 1, 2),
     setting: Experiment = SETTINGS["spectral_scenes"][0],
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rates are chosen on Sentinel-2; what is trained there is tested on the unseen sensors too.
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
+    """Rates are chosen on Sentinel-2; what is trained there is tested on the other sensors too, some of ``TRAINED``.
 
-    ``execute`` does the searches; trainings are done here, in ``runs/sensors``, since their weights are tested in
-    several ways. ``trained_on``: some of ``TRAINED``; ``unseen``: some of ``UNSEEN``.
+    ``execute`` does the searches. Trainings are in ``runs/sensors``, with their weights, which are tested several ways.
     """
     there = replace(setting, bands=SOURCE_BANDS)
     *searched, best = search(execute, {name: tries(there, *READERS[name]) for name in READERS})
     rows = []
-    for sensor in trained_on:
-        bands = SOURCE_BANDS if sensor == SOURCE else None
+    for sensor in sensors:
+        bands, others = (SOURCE_BANDS, [s for s in sensors if s != SOURCE]) if sensor == SOURCE else (None, [])
         for name in TRAINED[sensor]:
             one = replace(best[name], role=name, data={**setting.data, "sensor": sensor}, bands=bands)
-            others = unseen if sensor == SOURCE else ()
             rows += [_row(replace(one, seed=seed, init=seed), others) for seed in seeds]
     return joined(searched, tables(rows))
 
 
 def _row(experiment: Experiment, unseen: Sequence[str]) -> dict:
-    """One training, tested on its own sensor and on others."""
-    train, val, test = experiment.parts()
-    data = EarthData(train, val, test, experiment.batch_size, seed=experiment.seed)
-    task = build_task(experiment, data)
-    metrics = fit(task, data, runs_dir() / "sensors" / experiment.key, experiment.steps, experiment.seed)
-    metrics["test"] |= evaluate(task, data.test_dataloader(), experiment.precision)
-    for sensor in unseen:
-        metrics |= {f"{sensor}, {how}": found for how, found in readings(task, experiment, sensor).items()}
-    counts = {f"{part}_parameters": n for part, n in pl.count_parameters(task.model).items() if part in PARTS}
-    row = {"key": experiment.key, "experiment": experiment.to_dict(), "version": VERSION, "metrics": metrics}
-    return (
-        row | counts | {"task": train.task, "images": len(train), "primary_metric": "miou", "status": DONE, "error": ""}
-    )
+    """One training, tested on its own sensor, and with the weights that are kept of it on others."""
+    folder = runs_dir() / "sensors"
+    row = run_experiment(experiment, folder, Resources(keep=True))
+    if unseen and row["status"] == DONE:
+        task = build_task(experiment, EarthData(*experiment.parts(), experiment.batch_size))
+        restore(task, folder / "work" / row["key"] / LAST)
+        for sensor in unseen:
+            found = readings(task, experiment, sensor)
+            row["metrics"] |= {f"{sensor}, {how}": scores for how, scores in found.items()}
+    return row
 
 
-def readings(task: Segmentation, experiment: Experiment, sensor: str) -> dict[str, dict[str, float]]:
+def readings(task: Task, experiment: Experiment, sensor: str) -> dict[str, dict[str, float]]:
     """Scores of a trained task on another sensor's test scenes, by how it is given that sensor's bands.
 
     ``transfer`` and, with statistics of the new sensor's unlabelled training scenes, ``refitted``, where the adapter
@@ -96,19 +84,20 @@ def readings(task: Segmentation, experiment: Experiment, sensor: str) -> dict[st
     """
     there = replace(experiment, data={**experiment.data, "sensor": sensor}, bands=None)
     train, val, scenes = there.parts()
-    data = EarthData(train, val, scenes, experiment.batch_size)
-    loader, model, found = data.test_dataloader(), task.model, {}
+    assert scenes is not None  # a final run
+    data, model = EarthData(train, val, scenes, experiment.batch_size), task.model
+    found, batches = {}, data.test_dataloader()
     if not model.input.reads_any_bands:
-        for how in (NEAREST, INTERPOLATED):
+        for how in ("nearest", "interpolated"):
             matrix = stand_ins(model.bands, scenes.band_set, how)
-            read = [b | {"image": torch.einsum("oc,bchw->bohw", matrix, b["image"])} for b in loader]
-            found[how] = scored(task, read, scenes)
+            filled = [b | {"image": torch.einsum("oc,bchw->bohw", matrix, b["image"])} for b in batches]
+            found[how] = scored(task, filled, scenes)
         return found
     task.model = pl.transfer(model, scenes.bands, scenes.sensor)
-    found[TRANSFER] = scored(task, loader, scenes)
+    found["transfer"] = scored(task, batches, scenes)
     if task.model.auxiliary is not None:
         task.model.fit_normalization(data.train_dataloader())
-        found[REFITTED] = scored(task, loader, scenes)
+        found["refitted"] = scored(task, batches, scenes)
     task.model = model
     return found
 
@@ -116,17 +105,16 @@ def readings(task: Segmentation, experiment: Experiment, sensor: str) -> dict[st
 def stand_ins(wanted: BandSet, given: BandSet, how: str) -> Tensor:
     """(wanted, given) what makes the bands that a model wants of those that a sensor has, by centre wavelength."""
     have, want = (np.log(bands.wavelengths) for bands in (given, wanted))
-    if how == NEAREST:
+    if how == "nearest":
         return torch.eye(len(have))[np.abs(want[:, None] - have).argmin(1)]
     order = np.argsort(have)
-    each = np.eye(len(have))[order]
-    return torch.from_numpy(np.stack([np.interp(want, have[order], one) for one in each.T], axis=1)).float()
+    columns = [np.interp(want, have[order], one) for one in np.eye(len(have))[:, order]]
+    return torch.tensor(np.stack(columns, axis=1), dtype=torch.float32)
 
 
-def scored(task: Segmentation, batches: Iterable[dict], scenes) -> dict[str, float]:
+def scored(task: Task, batches: Iterable[dict], scenes: EarthDataset) -> dict[str, float]:
     """The task's metrics on batches, and those that the scenes have of their own."""
     logits, truth = logits_and_truth(task, batches)
-    metrics = task.metrics.clone()
-    metrics.update(task.predictions(logits), truth)
-    found = {name: float(value) for name, value in metrics.compute().items()}
-    return found | {name: value for own in scenes.evaluations().values() for name, value in own(logits, truth).items()}
+    found = task.metrics.clone()(task.predictions(logits), truth)
+    own = [score(logits, truth) for score in scenes.evaluations().values()]
+    return {name: float(value) for scores in (found, *own) for name, value in scores.items()}

@@ -11,13 +11,11 @@ import pandas as pd
 import peftlib as pl
 from peftlib.data.simulated.phenology import DAYS
 from peftlib.deflect.time_series import SeriesEMB, series_bands
-from peftlib.experiments.config import Experiment
 from peftlib.methods import Input, Method
 from peftlib.methods.lora import LoRA
 from peftlib.sensors.bands import SENSORS
 from peftlib.studies.comparison import SETTINGS, Execute, joined, search, tries
 
-SEEDS = (0, 1, 2)
 WITHOUT_DAYS = {"bands": series_bands(tuple(SENSORS["sentinel2"]), len(DAYS), day=False).names}
 _LORA, _DEFLECT = (pl.Inflated(), LoRA()), (pl.EMB(), pl.Deflect())
 _SET, _SEQUENCE = (SeriesEMB(order=order) for order in ("set", "sequence"))
@@ -40,32 +38,19 @@ _KNOWN = (100 / 6, *(200 / 6,) * 2, *(50.0,) * 3, *(100.0,) * 5)
 KNOWABLE = dict(zip(APPROACHES, _KNOWN, strict=True))
 
 
-def setting(name: str, **changes) -> Experiment:
-    """The experiment of an approach, its rates still to be chosen.
-
-    Args:
-        name: one of ``APPROACHES``.
-        changes: of fields, such as ``steps=100``.
-
-    Raises:
-        ValueError: an unknown approach.
-    """
-    if name not in APPROACHES:
-        raise ValueError(f"approach {name!r}; choose from {', '.join(APPROACHES)}")
-    (input, method), view, fields = APPROACHES[name]
-    scenes = SETTINGS["spectral_scenes"][0]
-    data = {**scenes.data, "view": view}
-    plan = {"dataset": "phenology", "data": data, "input": input, "method": method, "steps": 1000}
-    return replace(scenes, **(plan | fields | changes))
-
-
 def study(
-    execute: Execute, names: Sequence[str] = tuple(APPROACHES), seeds: Sequence[int] = SEEDS, **changes
+    execute: Execute, names: Sequence[str] = tuple(APPROACHES), seeds: Sequence[int] = (0, 1, 2)
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rates by validation loss: one date leaves several classes equally likely, and which is named is chance."""
-    settings = {name: setting(name, **changes) for name in names}
-    *searched, best = search(
-        execute, {name: tries(one, one.input, one.method) for name, one in settings.items()}, "loss"
-    )
+    """Rates by validation loss: one date leaves several classes equally likely, and which is named is chance.
+
+    ``names``: some of ``APPROACHES``; ValueError for another.
+    """
+    if unknown := [name for name in names if name not in APPROACHES]:
+        raise ValueError(f"approaches {unknown}; choose from {', '.join(APPROACHES)}")
+    scenes, planned = replace(SETTINGS["spectral_scenes"][0], dataset="phenology", steps=1000), {}
+    for name in names:
+        cell, view, fields = APPROACHES[name]
+        planned[name] = tries(replace(scenes, data={**scenes.data, "view": view}, **fields), *cell)
+    *searched, best = search(execute, planned, "loss")
     finals = [replace(one, role=name, seed=seed, init=seed) for name, one in best.items() for seed in seeds]
     return joined(searched, execute(finals))

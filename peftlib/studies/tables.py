@@ -1,4 +1,4 @@
-"""Scores -> the comparison table, as text and LaTeX, and the published one that stands beside it."""
+"""Scores -> the comparison table, as text and LaTeX."""
 
 import json
 import math
@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from peftlib.files import atomic_path, figures_dir, root
+from peftlib.files import atomic_path, figures_dir
 from peftlib.methods import INPUTS, METHODS, input_from, method_from
 from peftlib.studies.plots import cell_label, label, student_interval
-
-NONE = "–"
 
 
 def named(scores: pd.DataFrame) -> pd.DataFrame:
@@ -48,19 +46,7 @@ def comparison(scores: pd.DataFrame) -> pd.DataFrame:
         runs = part.groupby("cell", sort=False)["percent"]
         n, head = runs.size(), f"{label(dataset)}, {label(part['metric'].iloc[0])}"
         columns[f"{head} (n={n.max()})"] = runs.agg(lambda v: number(v.mean(), *student_interval(v)))
-    return pd.DataFrame(columns).reindex(table["cell"].unique()).fillna(NONE).rename_axis("input × method")
-
-
-def published() -> pd.DataFrame:
-    """Table 1 of the DEFLECT paper, Scale-MAE ViT-L: mean ± standard deviation, as published. Nothing here made it."""
-    table = pd.read_csv(root() / "data" / "reference" / "published_table1.csv")
-    names = table["method"].replace("finetuning", "full").map(label)
-    head = [f"{label(d)}, {label(m)}" for d, m in zip(table["dataset"], table["metric"], strict=True)]
-    cells = [f"{mean:.1f} ± {std:.1f}" for mean, std in zip(table["mean"], table["std"], strict=True)]
-    long = table.assign(method=names, head=head, text=cells)
-    wide = long.pivot(index="method", columns="head", values="text")[list(dict.fromkeys(head))].loc[names.unique()]
-    wide.insert(0, "tuned, %", long.groupby("method")["encoder_tuned_percent"].first())
-    return wide.rename_axis(columns=None)
+    return pd.DataFrame(columns).reindex(table["cell"].unique()).fillna("–").rename_axis("input × method")
 
 
 def save_table(table: pd.DataFrame, name: str, profile: str) -> list[Path]:
