@@ -12,7 +12,6 @@ UNDRAWN := $(if $(wildcard data/results/preliminary/runs.csv),,notebooks/05_figu
 NOTEBOOKS := $(filter-out $(UNDRAWN),$(sort $(wildcard notebooks/[0-9]*.ipynb)))
 # 04 makes runs, whose last digits are a machine's own: nothing for nbval.
 STRIPPED := notebooks/04_full_experiments.ipynb
-TRAINED := $(wildcard notebooks/01_* notebooks/02_* notebooks/03_*)
 QUIET := OMP_NUM_THREADS=1 TQDM_DISABLE=1
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with tests/nbval_sanitize.cfg
 PARALLEL := -n logical --maxprocesses 4 --dist worksteal
@@ -50,15 +49,13 @@ test: env  ## ruff, mypy, pytest, nbval
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check --quiet .
 	@made=$$(mktemp -d); trap 'kill $$(jobs -p) 2>/dev/null; rm -rf "$$made"' EXIT; \
 	export $(QUIET) PEFTLIB_FIGURES=$$made/figures PEFTLIB_RUNS=$$made/runs; \
-	$(PY) -m pytest $(NBVAL) $(filter-out $(STRIPPED) $(TRAINED),$(NOTEBOOKS)) >$$made/nbval 2>&1 & nbval=$$!; \
+	$(PY) -m pytest $(NBVAL) $(filter-out $(STRIPPED),$(NOTEBOOKS)) >$$made/nbval 2>&1 & nbval=$$!; \
 	$(PY) -m mypy peftlib >$$made/mypy 2>&1 & mypy=$$!; \
 	$(PY) -m pytest $(PARALLEL) -m "not slow" tests; failed=$$?; \
 	wait $$nbval || failed=1; wait $$mypy || failed=1; cat $$made/mypy $$made/nbval; exit $$failed
 
-test-slow: env  ## what takes minutes or a browser: kills, notebooks that train, JupyterLab
+test-slow: env  ## what takes minutes or a browser: kills, damage, workers of clusters, JupyterLab
 	@$(QUIET) $(PY) -m pytest $(PARALLEL) -m slow tests
-	@made=$$(mktemp -d) && trap 'rm -rf "$$made"' EXIT && \
-	  $(QUIET) PEFTLIB_FIGURES=$$made PEFTLIB_RUNS=$$made $(PY) -m pytest -n 2 --dist loadfile $(NBVAL) $(TRAINED)
 
 test-latest: env  ## make test's tests with the newest versions of everything: what is newer, and whether they pass
 	@$(PYTHON) -m venv --clear $(LATEST)

@@ -74,8 +74,10 @@ class EarthData(lightning.LightningDataModule):
 
     def unseen_split(self) -> "EarthData":
         """The same data with the unseen part to test on."""
+        if self.unseen is None:
+            raise ValueError("these data have no unseen part")
         there = copy(self)
-        there.test, there.unseen = self._parts().get("unseen"), None
+        there.test, there.unseen = self.unseen, None
         return there
 
     def _rank(self) -> tuple[int, int]:
