@@ -72,3 +72,12 @@ def test_the_yaml_names_a_backbone_and_options_that_exist():
     assert backbone in pl.BACKBONES
     chosen = {name.removeprefix("backbone_"): v for name, v in options.items() if name.startswith("backbone_")}
     pl.METHODS[method].from_options({name: v for name, v in chosen.items() if name not in ("bands", "image_size")})
+
+
+def test_the_table_of_costs_is_computed():
+    with torch.device("meta"):
+        vit = pl.load_backbone("scalemae_large", weights="random")
+    for config, costs in pl.cost_table(vit, tuple(pl.SENSORS["sentinel2"]), image_size=224).iterrows():
+        (row,) = [line for line in README.splitlines() if line.startswith(f"| `pl.{config}` | ")]
+        size, step = f"{costs['adapter_bytes'] / 1e6:.1f} MB", f"{costs['step_gflops']:.0f} GFLOP"
+        assert row.endswith(f"| {costs['percent']:.2f}% | {size} | {step} |"), config
