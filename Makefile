@@ -45,7 +45,7 @@ figures-all: figures  ## also those that are drawn from committed rows, from run
 	@$(PY) -m peftlib run --profile $(PROFILE) --set rerun=true $(shell grep -l 'rerun: bool' $(NOTEBOOKS))
 
 # Three at once, so that no core waits: the notebooks (in one process: a kernel's cells have an order), mypy, the tests.
-test: env  ## ruff, mypy, pytest, nbval
+test: env data/weights/dinov2_small.safetensors  ## ruff, mypy, pytest, nbval
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check --quiet .
 	@made=$$(mktemp -d); trap 'kill $$(jobs -p) 2>/dev/null; rm -rf "$$made"' EXIT; \
 	export $(QUIET) PEFTLIB_FIGURES=$$made/figures PEFTLIB_RUNS=$$made/runs; \
