@@ -10,7 +10,6 @@ from datetime import date, timedelta
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from peftlib.data.simulated import landscape, spectra
 from peftlib.data.simulated.metamers import PAIRS, metamers, pair_accuracy, pools
@@ -70,10 +69,6 @@ class SpectralScenes(Simulated):
 
     def evaluations(self) -> dict:
         return {"pairs": pair_accuracy} if self.task == "segmentation" else {}
-
-    def rgb_classes(self, mask: Tensor) -> Tensor:
-        """Classes -> those that red, green and blue tell apart: the members of a pair are one."""
-        return torch.where(mask < 2 * len(PAIRS), mask.div(2, rounding_mode="floor"), mask - len(PAIRS))
 
     def twin(self, index: int) -> dict:
         """The scene with every coin turned: the same picture in red, green and blue, the other class of each pair."""
