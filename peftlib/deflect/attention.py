@@ -100,8 +100,11 @@ class UntangledBlock(nn.Module):
         """ls1(proj(attention)) of fused queries, keys and values (B, N, 3d) -> (B, N, d)."""
         attn = self.block.attn
         q, k, v = split_heads(attn, qkv)
-        dropout = attn.attn_drop.p if self.training else 0.0
-        x = F.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v, dropout_p=dropout)
+        q, k = attn.q_norm(q), attn.k_norm(k)
+        if attn.fused_attn:
+            x = F.scaled_dot_product_attention(q, k, v, dropout_p=attn.attn_drop.p if self.training else 0.0)
+        else:
+            x = attn.attn_drop((q * attn.scale @ k.transpose(-2, -1)).softmax(dim=-1)) @ v
         x = attn.norm(x.transpose(1, 2).flatten(2))
         return self.block.ls1(attn.proj_drop(attn.proj(x)))
 
@@ -126,9 +129,9 @@ class UntangledBlock(nn.Module):
 
 
 def added(y: Tensor, x: Tensor, layer: nn.Linear) -> Tensor:
-    """y + layer(x) in one pass. y: (B, N, m), x: (B, N, r) -> (B, N, m)."""
-    weight = layer.weight.T.contiguous()  # small; its gradient is then a product of the faster form
-    return torch.addmm(y.flatten(0, 1), x.flatten(0, 1), weight).view_as(y)
+    """y + layer(x) in one pass, in the type of y. y: (B, N, m), x: (B, N, r) -> (B, N, m)."""
+    weight = layer.weight.to(y.dtype).T.contiguous()  # small; its gradient is then a product of the faster form
+    return torch.addmm(y.flatten(0, 1), x.flatten(0, 1).to(y.dtype), weight).view_as(y)
 
 
 def inverse_deviation(z: Tensor, eps: float) -> Tensor:

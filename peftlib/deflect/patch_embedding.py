@@ -5,14 +5,16 @@ radiometry of the other bands. EMB is an input: it works under every method.
 """
 
 import math
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from peftlib.methods.base import Input, option
 from peftlib.sensors.bands import BandSet
@@ -126,38 +128,15 @@ class PixelSetEncoder(nn.Module):
     # --- the same, fast ---
 
     def forward(self, reflectance: Reflectance, x: Tensor) -> Tensor:
-        """x: (B, C, H, W) reflectance -> x_A (B, n, d), patches row by row; zero for a patch without a valid pixel.
-
-        What is made of each pixel is made again in the backward pass, not kept; on a CPU it also stays in cache.
-        """
-        whole = torch.compiler.is_compiling() or x.device.type != "cpu"
-        parts = x.split(len(x) if whole else max(1, 40_000 // (x.shape[-2] * x.shape[-1])))
-        keep = self._draw(x.device)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            codes = [
-                checkpoint(self._code, reflectance, part, keep, use_reentrant=False, preserve_rng_state=False)
-                for part in parts
-            ]
-        else:
-            codes = [self._code(reflectance, part, keep) for part in parts]
-        x_A = self.patch_mlp(torch.cat([code for code, _ in codes]).to(self.patch_mlp[-1].weight.dtype))
-        seen = [seen for _, seen in codes if seen is not None]
-        return x_A * torch.cat(seen) if seen else x_A
-
-    def _draw(self, device: torch.device) -> Tensor | None:
-        """Which pixels of each cell to read in this step; None is all."""
-        if not (self.training and 0 < self.pixels < self.set_size):
-            return None
-        return torch.randperm(self.set_size, device=device)[: self.pixels]
-
-    def _code(self, reflectance: Reflectance, x: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Mean and deviation of f(s) over each cell, (B, n, 2 width cells²), and which patches have a valid pixel."""
+        """x: (B, C, H, W) reflectance -> x_A (B, n, d), patches row by row; zero for a patch without a valid pixel."""
         s, valid = self.members(reflectance, x)
-        if keep is not None:
+        if self.training and 0 < self.pixels < self.set_size:  # others in each step
+            keep = torch.randperm(self.set_size, device=x.device)[: self.pixels]
             s, valid = s[..., keep, :], None if valid is None else valid[..., keep, :]
-        moments = torch.cat(mapped_moments(self.pixel_mlp[:2](s), self.pixel_mlp[2], valid), dim=-1)
-        seen = None if valid is None else self.in_patches(valid.amax(-2)).amax(-1, keepdim=True)
-        return self.in_patches(moments), seen
+        first, _, last = self.pixel_mlp
+        code = self.in_patches(torch.cat(mapped_moments(*hidden_moments(s, first, valid), last, valid), dim=-1))
+        x_A = self.patch_mlp(code.to(self.patch_mlp[-1].weight.dtype))
+        return x_A if valid is None else x_A * self.in_patches(valid.amax(-2)).amax(-1, keepdim=True)
 
     def members(self, reflectance: Reflectance, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """s of each cell's pixels: (B, rows, columns, P, c); and (..., P, 1), 1 where all bands have data, or None."""
@@ -177,23 +156,85 @@ class PixelSetEncoder(nn.Module):
         return x.permute(0, 1, 3, 5, 2, 4).flatten(3).flatten(1, 2)
 
 
-def mapped_moments(hidden: Tensor, layer: nn.Linear, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def mapped_moments(mean: Tensor, second: Tensor, layer: nn.Linear, valid: Tensor | None) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation, over the pixels of each cell, of what a linear layer makes of them.
 
-    The layer itself never runs on a pixel: the mean of W h + b is W mean(h) + b, its variances are the diagonal of
-    W cov(h) W^T, and the covariance of a cell's pixels is one small matrix product.
+    The layer itself never runs on a pixel: the mean of W h + b is W mean(h) + b, and its variances are the diagonal of
+    W cov(h) W^T.
 
-    hidden: (..., P, w) P pixels a cell; layer: w -> c; valid: (..., P, 1) 1 or 0, or None -> two of (..., c). A cell
-    without a valid pixel has mean and deviation near 0.
+    mean: (..., w) of h; second: (..., w, w) mean of h h^T; layer: w -> c; valid: as for ``hidden_moments``
+    -> two of (..., c). A cell without a valid pixel has mean and deviation near 0.
     """
-    exact = hidden.dtype if hidden.dtype == torch.float64 else torch.float32  # squares lose too much in bfloat16
-    with nullcontext() if hidden.is_meta else torch.autocast(hidden.device.type, enabled=False):
-        h, W = hidden.to(exact), layer.weight.to(exact)
-        counted = h if valid is None else h * valid.to(exact)
-        pixels = h.shape[-2] if valid is None else valid.to(exact).sum(-2).clamp_min(1e-6)[..., None]
-        mean = counted.sum(-2, keepdim=True) / pixels
-        covariance = counted.transpose(-2, -1) @ h / pixels - mean.transpose(-2, -1) * mean
+    with exactly(mean):
+        W, b = layer.weight.to(mean.dtype), layer.bias.to(mean.dtype)
+        covariance = second - mean[..., :, None] * mean[..., None, :]
         variance = ((W @ covariance) * W).sum(-1)
         std = variance.clamp_min(0.0).add(1e-6).sqrt()  # the constant keeps the gradient of sqrt finite
-        mean = F.linear(mean.squeeze(-2), W, layer.bias.to(exact))
-        return mean if valid is None else mean * valid.to(exact).amax(-2), std
+        mean = F.linear(mean, W, b)
+        return mean if valid is None else mean * valid.to(mean.dtype).amax(-2), std
+
+
+def hidden_moments(s: Tensor, layer: nn.Linear, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Means of h and of h h^T over the pixels of each cell, for h = GELU(W s + b).
+
+    s: (..., P, c) P pixels a cell; layer: c -> w; valid: (..., P, 1) 1 or 0, or None -> (..., w), (..., w, w).
+    """
+    with exactly(s):
+        s = s if s.dtype == torch.float64 else s.float()  # squares lose too much in bfloat16
+        W, b = layer.weight.to(s.dtype), layer.bias.to(s.dtype)
+        w = None if valid is None else valid.to(s.dtype).flatten(0, -3)
+        mean, second = _HiddenMoments.apply(s.flatten(0, -3), W, b, w)
+        return mean.view(*s.shape[:-2], -1), second.view(*s.shape[:-2], len(W), len(W))
+
+
+class _HiddenMoments(torch.autograd.Function):
+    """Gradients written out, so that h is made again in the backward pass, not kept; on a CPU it stays in cache.
+
+    With n valid pixels in a cell, for gradients m of the mean and Q of the second moment,
+
+        dh = ((Q + Q^T) h + m) / n     of a valid pixel
+    """
+
+    @staticmethod
+    def forward(s: Tensor, W: Tensor, b: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        means, seconds = [], []
+        for part, w in _HiddenMoments.parts(s, valid):
+            h = F.gelu(F.linear(part, W, b))
+            counted = h if w is None else h * w
+            n = h.shape[1] if w is None else w.sum(1, keepdim=True).clamp_min(1e-6)
+            means.append((counted.sum(1, keepdim=True) / n).squeeze(1))
+            seconds.append(counted.transpose(1, 2) @ h / n)
+        return torch.cat(means), torch.cat(seconds)
+
+    @staticmethod
+    def parts(s: Tensor, valid: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Cells together that fit a processor's cache; elsewhere all."""
+        whole = torch.compiler.is_compiling() or s.device.type != "cpu"
+        some = len(s) if whole else max(1, 40_000 // s.shape[1])
+        yield from zip(s.split(some), repeat(None) if valid is None else valid.split(some), strict=False)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: tuple) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dmean: Tensor, dsecond: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
+        s, W, b, valid = ctx.saved_tensors
+        dW, db, ds, done = torch.zeros_like(W), torch.zeros_like(b), [], 0
+        for part, w in _HiddenMoments.parts(s, valid):
+            cells = slice(done, done := done + len(part))
+            a = F.linear(part, W, b)
+            dh = torch.baddbmm(dmean[cells, None], F.gelu(a), dsecond[cells] + dsecond[cells].transpose(1, 2))
+            dh = dh / part.shape[1] if w is None else dh * (w / w.sum(1, keepdim=True).clamp_min(1e-6))
+            da = torch.ops.aten.gelu_backward(dh, a).flatten(0, 1)
+            dW.addmm_(da.T, part.flatten(0, 1))
+            db += da.sum(0)
+            if ctx.needs_input_grad[0]:
+                ds.append((da @ W).view_as(part))
+        return torch.cat(ds) if ds else None, dW, db, None
+
+
+def exactly(x: Tensor):
+    """No autocast."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

@@ -36,7 +36,7 @@ class LowRankUpdate(nn.Module):
         nn.init.zeros_(self.B.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.scale * self.B(self.A(self.dropout(x)))
+        return self.scale * self.B(self.A(self.dropout(x.to(self.A.weight.dtype))))
 
     def weight(self) -> Tensor:
         """The update as a matrix: (d_out, d_in)."""
@@ -52,19 +52,17 @@ class LoRALinear(LowRankUpdate):
         self.to(linear.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.fits_one_product(x):
-            return self.linear(x) + super().forward(x)
         W, b = self.linear.weight, self.linear.bias
-        return MergedProduct.apply(x, W, b, self.A.weight, self.B.weight, self.scale)
+        if W.requires_grad or (self.training and self.dropout.p > 0):
+            return self.formula(x)
+        autocast = torch.is_autocast_enabled(x.device.type)
+        dtype = torch.get_autocast_dtype(x.device.type) if autocast else W.dtype
+        x, W, b, A, B = (t if t is None else t.to(dtype) for t in (x, W, b, self.A.weight, self.B.weight))
+        return LowRankSum.apply(x, W, b, A, B, self.scale)[0].to(getattr(self.linear, "gives", dtype))
 
-    def fits_one_product(self, x: Tensor) -> bool:
-        """Whether ``MergedProduct`` gives the same: frozen W, no dropout, at least float32.
-
-        In bfloat16, W + s B A would round small updates away; on the meta device the formula itself is counted.
-        """
-        plain = x.is_meta or x.dtype not in (torch.float32, torch.float64) or self.linear.weight.requires_grad
-        plain = plain or torch.is_autocast_enabled(x.device.type) or (self.training and self.dropout.p > 0)
-        return not plain
+    def formula(self, x: Tensor) -> Tensor:
+        """As the equation reads; ``forward`` computes the same in fewer passes (a test)."""
+        return self.linear(x) + super().forward(x)
 
     def merged(self) -> nn.Linear:
         """One plain layer that gives the same."""
@@ -83,7 +81,7 @@ class SplitLoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = zip(QKV, self.linear(x).chunk(3, dim=-1), strict=True)
-        return torch.cat([y + self.parts[part](x) if part in self.parts else y for part, y in rows], dim=-1)
+        return torch.cat([y + self.parts[part](x).to(y.dtype) if part in self.parts else y for part, y in rows], dim=-1)
 
     def merged(self) -> nn.Linear:
         """One plain fused layer that gives the same."""
@@ -133,30 +131,31 @@ class LoRA(Method):
 # --- the same, fast ---
 
 
-class MergedProduct(torch.autograd.Function):
-    """x (W + s B A)^T + b for frozen W and b, in one product; only what concerns A and B is thin.
+class LowRankSum(torch.autograd.Function):
+    """W x + b + s B A x for frozen W and b: what is low-rank is added in place, forward and backward.
 
-    The plain formula reads and writes every output twice more (add, scale) and multiplies by A and B forward too. Here
-    they are multiplied in the backward pass alone:
-
-        dx = dy (W + s B A),   dA = s (dy B)^T x,   dB = s dy^T (x A^T)
+        h = A x,   dh = s B^T dy,   dx = W^T dy + A^T dh,   dA = dh x^T,   dB = s dy h^T
     """
 
     @staticmethod
-    def forward(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float) -> Tensor:
-        return F.linear(x, torch.addmm(W, B, A, alpha=s), b)
+    def forward(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, Tensor]:
+        h = F.linear(x, A)
+        y = F.linear(x, W, b)
+        y.view(-1, len(W)).addmm_(h.view(-1, len(A)), B.T, alpha=s)
+        return y, h
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+    def setup_context(ctx, inputs: tuple, output: tuple) -> None:
         x, W, _, A, B, ctx.s = inputs
-        ctx.save_for_backward(x, W, A, B)
+        ctx.shape = x.shape
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(x, W, A, B, output[1])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy: Tensor) -> tuple:
-        x, W, A, B = ctx.saved_tensors
-        dx = dy @ torch.addmm(W, B, A, alpha=ctx.s) if ctx.needs_input_grad[0] else None
-        x, dy = x.flatten(0, -2), dy.flatten(0, -2)
-        dA = (ctx.s * (dy @ B)).T @ x  # only what is thin is scaled, and transposed
-        dB = ((ctx.s * (x @ A.T)).T @ dy).T
-        return dx, None, None, dA, dB, None
+    def backward(ctx, dy: Tensor, _) -> tuple:
+        x, W, A, B, h = ctx.saved_tensors
+        x, dy, h = x.flatten(0, -2), dy.flatten(0, -2), h.flatten(0, -2)
+        dh = dy @ (ctx.s * B)
+        dx = (dy @ W).addmm_(dh, A).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        return dx, None, None, dh.T @ x, ((ctx.s * h).T @ dy).T, None

@@ -15,6 +15,7 @@ from peftlib.backbones.loading import backbone_hash, encoder_parameters, pair, r
 from peftlib.deflect.attention import UntangledBlock, auxiliary_after_norm
 from peftlib.methods.base import INPUTS, METHODS, Config, Input, Method
 from peftlib.model.metadata import MetadataEmbedding
+from peftlib.model.precision import BF16_FROZEN, FLOAT32, PRECISIONS, pretrained_linears, round_frozen
 from peftlib.sensors.bands import BandSet, band_set
 from peftlib.sensors.reflectance import Reflectance
 
@@ -29,12 +30,12 @@ class AdaptedViT(nn.Module):
         auxiliary: what makes x_A, or None.
         reflectance: checks and normalises the image.
         metadata: what makes an embedding of location, date and ground sampling distance, or None.
-        input, method, bands, image_size, spec: what it was made of.
+        input, method, bands, image_size, precision, spec: what it was made of.
     """
 
     def __init__(
         self, vit: VisionTransformer, method: Method, input: Input, bands: BandSet, image_size: tuple[int, int],
-        rgb_white: float, nodata: str, metadata: Sequence[str] = (),
+        rgb_white: float, nodata: str, metadata: Sequence[str] = (), precision: str = FLOAT32,
     ):  # fmt: skip
         super().__init__()
         self.spec = spec_of(vit)
@@ -47,7 +48,11 @@ class AdaptedViT(nn.Module):
         self.auxiliary = input.inject(vit, bands)
         self.metadata = MetadataEmbedding(metadata, vit.embed_dim).to(vit.patch_embed.proj.weight) if metadata else None
         self._input_names = {name for name, p in self.named_parameters() if p.requires_grad}
+        pretrained = pretrained_linears(vit)
         method.inject(vit)
+        self.precision = precision
+        if precision == BF16_FROZEN:
+            round_frozen(vit, pretrained)
         self.reflectance = self.reflectance_of(bands, rgb_white, nodata)
 
     def reflectance_of(self, bands: BandSet, rgb_white: float, nodata: str) -> Reflectance:
@@ -159,6 +164,7 @@ def adapt(
     nodata: str = "error",
     inplace: bool = False,
     metadata: Sequence[str] = (),
+    precision: str = FLOAT32,
 ) -> AdaptedViT:
     """Adapt an RGB-pretrained ViT to multispectral images.
 
@@ -175,6 +181,8 @@ def adapt(
             gives such RGB values the backbone's mean colour and leaves such pixels out of the pixel set.
         inplace: change ``vit`` itself and spare the memory of a copy.
         metadata: of ``"location"``, ``"date"``, ``"gsd"``: tune an embedding of them that is added to the patch tokens.
+        precision: ``"float32"``, or ``"bf16-frozen"``: frozen linear layers in bfloat16, all else in float32; see
+            ``peftlib.model.precision``.
 
     Raises:
         ValueError: what was given, what is needed, and the choices.
@@ -182,6 +190,8 @@ def adapt(
     if not isinstance(vit, VisionTransformer):
         raise ValueError(f"adapt needs a timm VisionTransformer, got {type(vit).__name__}{_READS_BANDS}")
     input = _chosen(method, input)
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r}; choose from {PRECISIONS}")
     if getattr(vit, "peftlib_adapted", False):
         raise ValueError("this ViT was already adapted in place; load the backbone again")
     if not isinstance(vit.patch_drop, nn.Identity):
@@ -191,7 +201,7 @@ def adapt(
     if (channels := vit.patch_embed.proj.in_channels) != 3:
         raise ValueError(f"adapt needs a ViT pretrained on RGB, this one reads {channels} channels{_READS_BANDS}")
     size = pair(image_size if image_size is not None else vit.patch_embed.img_size)
-    made_of = (method, input, band_set(bands, sensor), size, rgb_white, nodata, metadata)
+    made_of = (method, input, band_set(bands, sensor), size, rgb_white, nodata, metadata, precision)
     if inplace:  # fail, where it will, before the user's only copy is touched
         with torch.random.fork_rng(devices=[]):
             AdaptedViT(without_weights(vit), *made_of)

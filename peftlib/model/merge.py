@@ -6,6 +6,7 @@ from dataclasses import replace
 from timm.models.vision_transformer import VisionTransformer
 
 from peftlib.model.adapted_vit import AdaptedViT
+from peftlib.model.precision import BF16_FROZEN
 
 
 def merge(model: AdaptedViT) -> VisionTransformer:
@@ -22,6 +23,11 @@ def merge(model: AdaptedViT) -> VisionTransformer:
         raise ValueError(f"a plain ViT reads no metadata, and this model reads {', '.join(model.metadata.names)}")
     if model.auxiliary is not None:
         raise ValueError(f"{model.input} does more than a plain ViT can: it adds x_A to the patch tokens")
+    if model.precision == BF16_FROZEN:
+        raise ValueError(
+            f"this model's frozen weights were rounded ({BF16_FROZEN}), and a merged one would keep that: "
+            "save_adapter it, load_adapter(path, vit, precision='float32'), and merge that"
+        )
     vit = model.method.merge(copy.deepcopy(model.vit))
     left = {name for name, module in vit.named_modules() if model.plain_modules.get(name) is not type(module)}
     if left:

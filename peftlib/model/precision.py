@@ -1,0 +1,60 @@
+"""bfloat16 for what is frozen: the backbone's linear layers, stored once, in half the memory.
+
+What is trained stays in float32, as do the norms, the stream of tokens between blocks, EMB and the head.
+"""
+
+import re
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Attention
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+FLOAT32, BF16_FROZEN = "float32", "bf16-frozen"
+PRECISIONS = (FLOAT32, BF16_FROZEN)
+
+
+class FrozenLinear(nn.Linear):
+    """y = W x + b with W in bfloat16. x: (..., d_in) of any type -> (..., d_out) of type ``gives``."""
+
+    def __init__(self, linear: nn.Linear, gives: torch.dtype):
+        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        self.weight = nn.Parameter(linear.weight.detach().bfloat16(), requires_grad=False)
+        self.bias = linear.bias  # small, and BitFit trains it
+        self.gives = gives
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.bfloat16()
+        return F.linear(x.bfloat16(), self.weight, bias).to(self.gives)
+
+
+def pretrained_linears(vit: VisionTransformer) -> set[nn.Linear]:
+    """The linear layers of a ViT's blocks, before a method changes them."""
+    return {module for module in vit.blocks.modules() if isinstance(module, nn.Linear)}
+
+
+def round_frozen(vit: VisionTransformer, linears: set[nn.Linear]) -> None:
+    """Store in bfloat16, in place, those of the linear layers whose weight is frozen.
+
+    Raises:
+        ValueError: none is frozen.
+    """
+    found = [(name, layer) for name, layer in vit.named_modules() if layer in linears]
+    frozen = [(name, layer) for name, layer in found if not layer.weight.requires_grad]
+    if not frozen:
+        raise ValueError(f"precision={BF16_FROZEN!r} rounds frozen linear layers, and this method trains them all")
+    for name, layer in frozen:
+        leaves = re.search(r"\.(proj|fc2)(\.|$)", name)  # for the stream of tokens, which stays in float32
+        vit.set_submodule(name, FrozenLinear(layer, torch.float32 if leaves else torch.bfloat16))
+    for attention in vit.modules():
+        if isinstance(attention, Attention):  # on a CPU, fused attention's backward pass is slow in bfloat16
+            attention.fused_attn = next(attention.parameters()).is_cuda
+
+
+def fastest_precision(device: torch.device | str = "cpu") -> str:
+    """``"bf16-frozen"`` where this device multiplies bfloat16 faster than float32, else ``"float32"``."""
+    if torch.device(device).type == "cpu":
+        able = torch.cpu.get_capabilities()
+        return BF16_FROZEN if able.get("avx512_bf16") or able.get("amx_bf16") else FLOAT32
+    return BF16_FROZEN if torch.cuda.is_bf16_supported(including_emulation=False) else FLOAT32
