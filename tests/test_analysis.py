@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import SAVANNA, adapted, images, randomise
+from helpers import adapted, randomise
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,8 +18,6 @@ from peftlib.deflect.analysis import (
     trace,
 )
 from peftlib.deflect.attention import UntangledBlock
-from peftlib.sensors.bands import band_set
-from peftlib.studies.probes import patch_targets
 
 
 def pixels_of(patch: torch.Tensor) -> list:
@@ -107,29 +105,3 @@ def test_displacement_table(x):
     np.testing.assert_allclose(after["norm_ratio"], 1, atol=1e-5)
     assert (after["angle"] > 1).all() and (after["z_A"] > 0.01).all() and (after["cka"] < 0.999).all()
     assert (after["free_ratio"] - 1).abs().max() > 0.1
-
-
-# --- probes ---
-
-
-def test_targets_of_a_ramp():
-    """Brightness rises by 0.01 a row and 0.02 a column, near infrared is three times red."""
-    x = images(SAVANNA, batch=1)
-    rows, columns = torch.meshgrid(torch.arange(24.0), torch.arange(16.0), indexing="ij")
-    grey = 0.1 + 0.01 * rows + 0.02 * columns
-    image = torch.stack([grey, grey, grey, 3 * grey])
-    got = patch_targets(image, band_set(SAVANNA), "B08", 8)
-    assert len(got) == 6
-    means = grey.unfold(0, 8, 8).unfold(1, 8, 8).mean((-1, -2)).flatten().numpy()
-    np.testing.assert_allclose(got["red"], means, atol=1e-6)
-    np.testing.assert_allclose(got["NIR"], 3 * means, atol=1e-6)
-    np.testing.assert_allclose(got["NDVI"], 0.5, atol=1e-6)
-    np.testing.assert_allclose(got["NIR beyond RGB"], 0, atol=1e-6)
-    inner = got.iloc[2:4]  # the middle row of patches touches no top or bottom edge
-    np.testing.assert_allclose(inner["slope down"], 0.01, atol=1e-6)
-    # Across, half the slope is seen at the replicated edge: 7.5 of 8 columns.
-    np.testing.assert_allclose(got["slope across"], 0.02 * 7.5 / 8, atol=1e-6)
-    before, after = (patch_targets(i[0], band_set(SAVANNA), "B08", 8) for i in (x, shuffle_pixels(x, 8)))
-    geometry = {"slope down", "slope across", "edge strength"}  # sees shuffling, radiometry does not
-    for name in got:
-        assert np.allclose(before[name], after[name], atol=1e-6) is (name not in geometry), name

@@ -64,7 +64,7 @@ def test_it_ends_after_so_many_steps_in_the_midst_of_an_epoch_and_validates_once
 
 
 def test_segmentation_with_a_decoder_of_several_blocks(tmp_path):
-    task, metrics, watch = run(tmp_path, segmentation(pl.VPT(tokens=3, deep=False), decoder="unet"), steps=4)
+    _, metrics, watch = run(tmp_path, segmentation(pl.VPT(tokens=3, deep=False), decoder="unet"), steps=4)
     assert {"miou", "iou_low", "iou_high", "loss"} <= metrics["test"].keys()
     assert len(watch.losses) == 4 and all(math.isfinite(loss) for loss in watch.losses)
 
