@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     race.add_argument("--precision", default="float32", help="float32, or bfloat16 (autocast)")
     race.add_argument("--compile", action="store_true", help="with torch.compile", dest="compiled")
     race.add_argument("--checkpoint", action="store_true", help="with activation checkpointing", dest="checkpointed")
-    race.add_argument("--out", metavar="FOLDER", help="write bench.json, bench.csv and bench.md there")
+    race.add_argument("--out", metavar="FILE.csv", help="write the rows there")
 
     options = vars(parser.parse_args(arguments))
     options.pop("command")
@@ -103,11 +103,7 @@ def _bench(out: str | None, **options) -> int:
     rows = bench(**options)
     print(markdown(rows))
     if out:
-        folder = Path(out)
-        folder.mkdir(parents=True, exist_ok=True)
-        rows.to_json(folder / "bench.json", orient="records", indent=1)
-        rows.to_csv(folder / "bench.csv", index=False, float_format="%.5g")
-        (folder / "bench.md").write_text(markdown(rows))
+        rows.to_csv(out, index=False, float_format="%.5g")
     return 0
 
 
