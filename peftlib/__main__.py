@@ -57,7 +57,7 @@ def studies() -> list[str]:
 
 
 def _run(notebooks: list[str], profile: str, set: list[str], if_changed: bool) -> int:
-    from peftlib.studies.notebooks import NotebookFailed, run_notebooks
+    from peftlib.studies.notebooks import run_notebooks
 
     start, settings = time.perf_counter(), {}
     for text in set:
@@ -65,11 +65,7 @@ def _run(notebooks: list[str], profile: str, set: list[str], if_changed: bool) -
         if not (name and equals):
             raise ValueError(f"--set {text!r}; write --set name=value")
         settings[name] = value
-    try:
-        ran = run_notebooks(notebooks, profile, settings, if_changed)
-    except NotebookFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    ran = run_notebooks(notebooks, profile, settings, if_changed)
     print(f"done: {len(notebooks)} notebooks ({ran} executed), {time.perf_counter() - start:.0f} s")
     return 0
 

@@ -11,6 +11,7 @@ from peftlib.data import subsets
 from peftlib.experiments import config
 from peftlib.experiments.config import Experiment
 from peftlib.experiments.grid import execute
+from peftlib.experiments.results import read_row, tables
 from peftlib.experiments.run import Resources
 
 CLASSES = ("Forest", "River", "SeaLake")
@@ -49,6 +50,11 @@ def toy(**fields) -> Experiment:
 def do(experiments, folder: Path, **options) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The tables of experiments, in this process and on one thread unless said otherwise."""
     return execute(experiments, folder=folder, **(dict(resources=HERE, progress=False) | options))
+
+
+def gather(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables of the rows in a folder."""
+    return tables(row for row in map(read_row, folder.glob("[!.]*.json")) if row is not None)
 
 
 def forget() -> None:

@@ -31,7 +31,6 @@ from peftlib.training.fit import LAST, fit
 from peftlib.training.tasks import Classification, Segmentation
 
 PACKAGES = ("torch", "timm", "lightning", "numpy", "torchmetrics")
-COUNTED = ("encoder", "input", "method")
 SAVE_EVERY = 100  # steps between checkpoints, at ends of epochs
 _ALONE = threading.Lock()  # runs draw from the process's own random numbers: one at a time
 
@@ -40,14 +39,11 @@ _ALONE = threading.Lock()  # runs draw from the process's own random numbers: on
 class Resources:
     """Where and on what an experiment runs. Nothing here changes a result, but for the last digits of other hardware.
 
-    ``accelerator``, ``devices`` (which share each batch) and ``strategy`` are those of Lightning's ``Trainer``,
-    ``workers`` processes of each run that read images ahead, ``threads`` those of PyTorch on the CPU (None leaves
-    them). ``keep`` keeps the last checkpoint, ``work/<key>/last.ckpt``, of finished runs.
+    ``accelerator`` is that of Lightning's ``Trainer``, ``workers`` processes of each run read images ahead, ``threads``
+    are those of PyTorch on the CPU (None leaves them). ``keep`` keeps the last checkpoint, ``work/<key>/last.ckpt``.
     """
 
     accelerator: str = "auto"
-    devices: int = 1
-    strategy: str = "auto"
     workers: int = 0
     threads: int | None = None
     keep: bool = False
@@ -97,23 +93,21 @@ def run_experiment(
 def _train_and_evaluate(experiment: Experiment, work: Path, predictions: Path, resources: Resources) -> dict:
     if resources.threads is not None:
         torch.set_num_threads(resources.threads)
-    if experiment.batch_size % resources.devices:
-        raise ValueError(f"a batch of {experiment.batch_size} images cannot be shared by {resources.devices} devices")
     train, val, test = experiment.parts()
-    unseen, size = experiment.unseen_part(), experiment.batch_size // resources.devices
-    data = EarthData(train, val, test, size, resources.workers, experiment.seed, unseen=unseen)
+    unseen = experiment.unseen_part()
+    data = EarthData(train, val, test, experiment.batch_size, resources.workers, experiment.seed, unseen=unseen)
     task, watch = build_task(experiment, data), Stopwatch()
-    used = {name: getattr(resources, name) for name in ("accelerator", "devices", "strategy")}
-    used |= {"precision": experiment.precision, "accumulate": experiment.accumulate, "save_every": SAVE_EVERY}
-    metrics = fit(task, data, work, experiment.steps, experiment.seed, callbacks=[watch], **used)
-    data.trainer = None  # it would share the images out: all of them, here
+    metrics = fit(
+        task, data, work, experiment.steps, experiment.seed, experiment.precision, experiment.accumulate,
+        resources.accelerator, save_every=SAVE_EVERY, callbacks=[watch],
+    )  # fmt: skip
     if test is not None:
         metrics["test"] |= evaluate(task, data.test_dataloader(), experiment.precision, predictions)
     if unseen is not None:
         metrics["unseen"] |= evaluate(task, data.unseen_split().test_dataloader(), experiment.precision)
     if experiment.rgb_drift and test is not None:
         metrics["rgb"] = rgb_drift(task.model, _backbone(experiment), test)
-    counts = {f"{part}_parameters": n for part, n in count_parameters(task.model).items() if part in COUNTED}
+    counts = count_parameters(task.model)
     return {
         "metrics": metrics,
         "primary_metric": train.primary_metric or task.monitor,
@@ -121,7 +115,7 @@ def _train_and_evaluate(experiment: Experiment, work: Path, predictions: Path, r
         "images": len(train),
         "backbone_hash": task.model.backbone_hash,
         "adapter_bytes": adapter_bytes(task.model),
-        **counts,
+        **{f"{part}_parameters": counts[part] for part in ("encoder", "input", "method")},
         **watch.measured(),
     }
 

@@ -20,7 +20,7 @@ from peftlib.files import atomic_path, figures_dir, root, runs_dir
 PROFILES = ("quick", "real", "paper")
 
 
-class NotebookFailed(Exception):
+class NotebookFailed(ValueError):
     """A notebook raised; one line names the notebook, the cell and the error."""
 
 

@@ -24,8 +24,6 @@ METHOD_COLOURS = dict(zip(METHODS, sns.husl_palette(len(METHODS), h=0.12, s=0.6,
     "lora": (0.10, 0.25, 0.52),
 }
 _PALETTE = sns.color_palette("colorblind")
-# The two parts of an embedding, everywhere: blue is what RGB gives, orange what the other bands give.
-PART_COLOURS = {"x_P": _PALETTE[0], "x_A": _PALETTE[1], "both": _PALETTE[2]}
 # Of the covers of spectral_scenes: a hue a pair, light and dark for its members.
 _TWELVE = sns.color_palette("Paired")
 COVER_COLOURS = (*_TWELVE[2:4], *_TWELVE[6:8], *_TWELVE[4:6], *_TWELVE[8:10], _PALETTE[0], (0.5, 0.5, 0.5))
@@ -50,12 +48,12 @@ def cell_label(input: str, method: str) -> str:
     return label(method) if METHODS[method].needs_auxiliary else f"{label(input)} × {label(method)}"
 
 
-def student_interval(values, level: float = 0.95) -> tuple[float, float]:
-    """Student's interval of a mean, for seaborn's ``errorbar``; (nan, nan) for one value."""
-    values = np.asarray(values, dtype=float)
+def student_interval(values) -> tuple[float, float]:
+    """Student's 95% interval of a mean, for seaborn's ``errorbar``; (nan, nan) for one value."""
     if len(values) < 2:
         return np.nan, np.nan
-    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values)
+    values = np.asarray(values, dtype=float)
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
     return values.mean() - half, values.mean() + half
 
 

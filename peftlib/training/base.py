@@ -138,13 +138,11 @@ class Task(lightning.LightningModule):
             {"params": head, "lr": self.head_lr},
         ]
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=self.weight_decay)
-        if self._trainer is None or (self.schedule == "constant" and not self.warmup):
+        if self._trainer is None:
             return optimizer
-        steps = self.steps or self.trainer.estimated_stepping_batches
-        if not 0 < steps < math.inf:
-            raise ValueError(f"schedule={self.schedule!r}, warmup={self.warmup} need a known number of steps")
+        steps = int(self.steps or self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: rate_share(step, int(steps), self.warmup, self.schedule)
+            optimizer, lambda step: rate_share(step, steps, self.warmup, self.schedule)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
