@@ -39,6 +39,8 @@ class Task(lightning.LightningModule):
         steps: that the schedule covers; None is what Lightning's ``Trainer`` expects.
     """
 
+    truth = "label"  # the entry of a batch that is to be predicted
+
     def __init__(
         self, model: AdaptedViT, classes: int | Sequence[str], metrics: Metric, monitor: str,
         input_lr: float = 1e-3, lr: float = 1e-3, head_lr: float = 1e-3, weight_decay: float = 0.01,
@@ -66,13 +68,13 @@ class Task(lightning.LightningModule):
         """What ``forward_features`` gives -> logits (B, classes), or (B, classes, H, W)."""
         raise NotImplementedError
 
-    def target(self, batch: dict) -> Tensor:
-        """What is to be predicted."""
-        raise NotImplementedError
-
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Mean over what counts."""
         raise NotImplementedError
+
+    def target(self, batch: dict) -> Tensor:
+        """What is to be predicted: class numbers of pixels or images, or 0 and 1 of each class."""
+        return batch[self.truth].long()
 
     def n_counted(self, target: Tensor) -> Tensor | int:
         """How much of a batch counts: images, or known pixels."""
@@ -118,7 +120,7 @@ class Task(lightning.LightningModule):
         counted = self.n_counted(target)
         self.total_loss.update(self.loss(logits, target) * counted)
         self.counted.update(counted)
-        self.metrics.update(self.predictions(logits), target.long())
+        self.metrics.update(self.predictions(logits), target)
 
     def on_validation_epoch_end(self) -> None:
         found = {"loss": self.total_loss.compute() / self.counted.compute()} | self.metrics.compute()

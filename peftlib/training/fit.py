@@ -38,7 +38,7 @@ def fit(
         steps: of the optimiser; the schedule of learning rates covers them.
         seed: of dropout and augmentation. The head's start is drawn when the task is made, the order of images by
             ``EarthData``.
-        precision: ``"32-true"``, ``"bf16-mixed"``, or another of Lightning's but ``"16-true"``.
+        precision: ``"32-true"``, ``"bf16-mixed"``, or another of Lightning's.
         accumulate: batches whose gradients make one step.
         accelerator, devices, strategy, callbacks, options: as for Lightning's ``Trainer``, such as ``devices=4,
             strategy="ddp", gradient_clip_val=1.0``; ``check_val_every_n_epoch=1`` validates before the end too.
@@ -55,8 +55,6 @@ def fit(
     whole = {"steps": steps, "accumulate": accumulate, "save_every": save_every}
     if wrong := {name: number for name, number in whole.items() if number < 1}:
         raise ValueError(f"fit({', '.join(f'{k}={v}' for k, v in wrong.items())}); it must be at least 1")
-    if precision == "16-true":
-        raise ValueError(f"{precision=}: AdamW's numbers underflow in float16; choose '32-true' or 'bf16-mixed'")
     folder, monitor = Path(folder).absolute(), task.monitor
     last = folder / LAST
     facts = task.facts() | data.facts() | {name: v for name, v in options.items() if isinstance(v, int | float | str)}
