@@ -181,7 +181,7 @@ def test_data_that_are_not_there_are_an_error_before_anything_runs(tmp_path, mon
 
 def test_where_a_run_is_done_does_not_change_its_result(whole, tmp_path):
     runs, table, _ = whole
-    resources = Resources(accelerator="cpu", threads=1, workers=1, keep=True)
+    resources = Resources(accelerator="cpu", workers=1, keep=True)
     assert_same(do(runs, tmp_path, resources=resources), table)
     for run in runs:
         assert [path.name for path in (tmp_path / "work" / run.key).iterdir()] == ["last.ckpt"]

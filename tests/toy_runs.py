@@ -16,7 +16,7 @@ from peftlib.experiments.run import Resources
 
 CLASSES = ("Forest", "River", "SeaLake")
 IMAGES = Path("ds/images/remote_sensing/otherDatasets/sentinel_2/tif")
-HERE = Resources(accelerator="cpu", threads=1)
+HERE = Resources(accelerator="cpu")
 MEASURED = ["step_ms", "peak_mb", "wall_s", "device", "versions", "commit"]  # what may differ between equal runs
 
 

@@ -39,13 +39,12 @@ _ALONE = threading.Lock()  # runs draw from the process's own random numbers: on
 class Resources:
     """Where and on what an experiment runs. Nothing here changes a result, but for the last digits of other hardware.
 
-    ``accelerator`` is that of Lightning's ``Trainer``, ``workers`` processes of each run read images ahead, ``threads``
-    are those of PyTorch on the CPU (None leaves them). ``keep`` keeps the last checkpoint, ``work/<key>/last.ckpt``.
+    ``accelerator`` is that of Lightning's ``Trainer``, ``workers`` processes of each run read images ahead. ``keep``
+    keeps the last checkpoint, ``work/<key>/last.ckpt``.
     """
 
     accelerator: str = "auto"
     workers: int = 0
-    threads: int | None = None
     keep: bool = False
 
 
@@ -91,8 +90,6 @@ def run_experiment(
 
 
 def _train_and_evaluate(experiment: Experiment, work: Path, predictions: Path, resources: Resources) -> dict:
-    if resources.threads is not None:
-        torch.set_num_threads(resources.threads)
     train, val, test = experiment.parts()
     unseen = experiment.unseen_part()
     data = EarthData(train, val, test, experiment.batch_size, resources.workers, experiment.seed, unseen=unseen)
