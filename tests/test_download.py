@@ -99,21 +99,6 @@ def packed(path: Path, files: dict[str, bytes], link: str | None = None) -> Path
     return path
 
 
-@pytest.fixture(params=["a.zip", "a.tar.gz"])
-def archive(request, tmp_path):
-    return packed(tmp_path / request.param, {"all/deep/a.txt": b"a", "all/b.bin": np.random.default_rng(0).bytes(5000)})
-
-
-def test_an_archive_becomes_a_folder(archive, tmp_path):
-    unpack(archive, tmp_path / "whole")
-    unpack(archive, tmp_path / "part", inner="all")
-    assert (tmp_path / "whole" / "all" / "deep" / "a.txt").read_text() == "a"
-    assert (tmp_path / "part" / "deep" / "a.txt").read_text() == "a"
-    with pytest.raises(FileNotFoundError, match="none"):
-        unpack(archive, tmp_path / "none", inner="none")
-    assert {path.name for path in tmp_path.iterdir()} == {archive.name, "whole", "part"}
-
-
 @pytest.mark.parametrize(
     ("name", "member"),
     [("a.zip", "../evil"), ("a.tar.gz", "../evil"), ("a.zip", "/tmp/evil"), ("link.tar.gz", "a")],

@@ -6,6 +6,7 @@ import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Literal
 
 
 def fetch(url: str, path: str | Path, checksum: str) -> Path:
@@ -39,11 +40,11 @@ def unpack(archive: Path, folder: Path, inner: str = ".") -> None:
     Raises:
         ValueError: no archive, or a tar with paths that lead out of the folder. Such paths of a zip are left out.
     """
-    options = {} if zipfile.is_zipfile(archive) else {"filter": "data"}
+    safe: Literal["data"] | None = None if zipfile.is_zipfile(archive) else "data"  # zips need none
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as partial:
-            shutil.unpack_archive(archive, whole := Path(partial) / "whole", **options)
+            shutil.unpack_archive(archive, whole := Path(partial) / "whole", filter=safe)
             (whole / inner).replace(folder)
     except (shutil.ReadError, zipfile.BadZipFile, tarfile.TarError) as error:
         raise ValueError(f"{archive} cannot be unpacked ({error})") from error

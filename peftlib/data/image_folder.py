@@ -67,8 +67,7 @@ class ImageFolder(EarthDataset):
 
     def _masked(self, masks: Path) -> list[tuple[Path, Path]]:
         folder, masks = self.root / self.split, masks / self.split
-        images = sorted(folder.rglob("*.tif")) if masks != folder else []
-        items = [(path, masks / path.relative_to(folder)) for path in images if masks not in path.parents]
+        items = [(path, masks / path.relative_to(folder)) for path in sorted(folder.rglob("*.tif"))]
         if without := [str(path.relative_to(folder)) for path, mask in items if not mask.is_file()]:
             raise FileNotFoundError(f"no mask in {masks} for {without[:3]} ({len(without)} images in all)")
         return items

@@ -23,7 +23,7 @@ from numpy._core import multiarray
 from peftlib.data.dataset import EarthDataset
 
 PARTS = {"train": "train", "val": "valid", "test": "test"}
-ALLOWED = {("numpy", "dtype"): np.dtype}
+ALLOWED: dict[tuple[str, str], Any] = {("numpy", "dtype"): np.dtype}
 ALLOWED |= {(f"numpy.{core}.multiarray", "scalar"): multiarray.scalar for core in ("core", "_core")}  # numpy 1, 2
 
 

@@ -49,8 +49,8 @@ class Mados(EarthDataset):
         by_nm, found = {int(path.stem.split("_")[-2]): path for path in paths}, []
         for band in self.all_bands:
             centre = SENSORS["sentinel2"][band]
-            nearest = min(by_nm, key=lambda nm, centre=centre: abs(nm - centre), default=0)
-            if abs(nearest - centre) > FARTHEST:
+            away, nearest = min(((abs(nm - centre), nm) for nm in by_nm), default=(centre, 0))
+            if away > FARTHEST:
                 raise FileNotFoundError(self.missing(f"file of band {band!r} of {scene}, crop {crop}"))
             found.append(by_nm[nearest])
         return [*found, self.root / scene / "10" / f"{scene}_L2R_cl_{crop}.tif"]

@@ -44,7 +44,7 @@ class Marida(EarthDataset):
             images = sorted((self.root / "images").glob("*.tif"))
             masks = self.root / "masks"
             part = dict.fromkeys(VAL_SCENES, "val") | dict.fromkeys(TEST_SCENES, "test")
-            images = [path for path in images if part.get(scene_of(path), "train") == self.split]
+            images = [path for path in images if part.get(path.stem.rsplit("_", 1)[0], "train") == self.split]
             return [(path, masks / f"{path.stem}_cl.tif") for path in images]
         names = [f"S2_{name}" for name in self.read_list(f"splits/{self.split}_X.txt")]
         folders = [self.root / "patches" / name.rsplit("_", 1)[0] for name in names]
@@ -57,9 +57,5 @@ class Marida(EarthDataset):
         return mask - 1
 
     def about(self, item: tuple[Path, Path]) -> dict:
-        return {"scene": scene_of(item[0]), "date": date_in(item[0], r"_(\d+-\d+-\d+)_", "%d-%m-%y")}
-
-
-def scene_of(path: Path) -> str:
-    """``S2_12-12-20_16PCC_0.tif`` -> ``S2_12-12-20_16PCC``: a day and a tile."""
-    return path.stem.rsplit("_", 1)[0]
+        scene = item[0].stem.rsplit("_", 1)[0]  # a day and a tile: S2_12-12-20_16PCC
+        return {"scene": scene, "date": date_in(item[0], r"_(\d+-\d+-\d+)_", "%d-%m-%y")}
