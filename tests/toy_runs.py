@@ -31,8 +31,7 @@ def write_eurosat(root: Path, train: int = 9, val: int = 6, test: int = 6, size:
             image[7] += 1000 * (i % 3)
             names.append(f"{CLASSES[i % 3]}_{number}")
             write_tif(image_path(root, names[-1]), image)
-        for name in (f"eurosat-{split}.txt", f"eurosat-spatial-{split}.txt"):
-            write_text(root / "eurosat" / name, *(f"{name}.jpg" for name in names))
+        write_text(root / "eurosat" / f"eurosat-{split}.txt", *(f"{name}.jpg" for name in names))
     return root
 
 

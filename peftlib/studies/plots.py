@@ -32,7 +32,7 @@ COVER_COLOURS = (*_TWELVE[2:4], *_TWELVE[6:8], *_TWELVE[4:6], *_TWELVE[8:10], _P
 DATASET_NAMES = {
     "eurosat": "EuroSAT", "marida": "MARIDA", "spectral_scenes": "simulated scenes", "so2sat": "So2Sat",
     "phenology": "simulated time series", "brick_kiln": "brick kilns", "forestnet": "ForestNet", "mados": "MADOS",
-    "burn_scars": "burn scars", "ben": "BigEarthNet", "sen1floods11": "Sen1Floods11",
+    "burn_scars": "burn scars",
 }  # fmt: skip
 METRIC_NAMES = {"macro_f1": "macro F1", "mF1": "macro F1", "miou": "mIoU", "map": "mAP", "iou_burnt": "IoU"}
 
