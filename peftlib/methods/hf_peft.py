@@ -31,7 +31,7 @@ class HFPeft(Method, bridge=True):
 
     Attributes:
         config: a ``PeftConfig``, copied. Without ``target_modules`` it gets ``qkv``, ``proj``, ``fc1`` and ``fc2`` of
-            all blocks (LN tuning: their norms, and the last; IA3: ``qkv`` and ``fc2``). The patch embedding is never a target.
+            all blocks (LN tuning: norms; IA3: ``qkv`` and ``fc2``). The patch embedding is left out.
 
     Raises:
         ImportError: ``peft`` is not installed.
@@ -90,8 +90,8 @@ class HFPeft(Method, bridge=True):
                 "an adapter file alone could not bring the model back; choose an initialisation that leaves them"
             )
         for name, parameter in vit.named_parameters():
-            if name.startswith(("patch_embed.", *BEYOND_TOKENS)):  # the input's, and heads: peft's bias="all" tunes both
-                parameter.requires_grad_(tunes[name])
+            if name.startswith(("patch_embed.", *BEYOND_TOKENS)):  # bias="all" tunes these too
+                parameter.requires_grad_(tunes.get(name, False))
         vit.__dict__["hf_tuner"] = tuner  # not a submodule: the tuner holds the ViT
 
     def merge(self, vit: VisionTransformer) -> VisionTransformer:
