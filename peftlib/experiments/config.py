@@ -22,7 +22,7 @@ from peftlib.training.decoders import DECODERS
 VERSION = 2  # part of each key: raised when a change of the package changes results
 SEARCH = "search"
 PRECISIONS = ("32-true", "bf16-mixed")
-NAMED_WEIGHTS = ("default", "hub", "random")
+NAMED_WEIGHTS = ("default", "random")
 LEAST = dict.fromkeys(("folds", "fold", "repeat", "tile", "train_tiles", "train_images", "val_images", "seed"), 0)
 LEAST |= dict.fromkeys(("image_size", "batch_size", "accumulate", "steps"), 1)
 HELD_MEGABYTES = 1000  # data sets up to this size are read once a process, not once an epoch
