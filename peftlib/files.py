@@ -3,7 +3,8 @@
 import argparse
 import hashlib
 import os
-import tempfile
+import textwrap
+import uuid
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path, PosixPath, WindowsPath
@@ -64,16 +65,11 @@ def atomic_path(path: Path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes private files; this one is an ordinary one
         os.replace(temporary, path)
     except SafetensorError as error:
         raise OSError(f"could not write {path} ({error})") from error
@@ -119,21 +115,9 @@ def load_state(path: str | Path, entry: str | None = None) -> dict[str, Tensor]:
 
 
 def load_strictly(module: torch.nn.Module, state: Mapping[str, Tensor], source: object) -> None:
-    """``load_state_dict`` whose error names what is missing, unexpected or of another shape, and where it came from."""
-    own = module.state_dict()
-    missing = sorted(set(own) - set(state))
-    unexpected = sorted(set(state) - set(own))
-    shapes = [
-        f"{n}: {tuple(state[n].shape)} in the file, {tuple(own[n].shape)} in the model"
-        for n in own
-        if n in state and own[n].shape != state[n].shape
-    ]
-    if missing or unexpected or shapes:
-        report = [f"{label}: {_shorten(names)}" for label, names in
-                  (("missing", missing), ("unexpected", unexpected), ("other shape", shapes)) if names]  # fmt: skip
-        raise ValueError(f"{source} does not fit {type(module).__name__}; " + "; ".join(report))
-    module.load_state_dict(state)
-
-
-def _shorten(names: list[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f" ... ({len(names)} in all)" if len(names) > most else "")
+    """``load_state_dict``; ValueError names what is missing, unexpected or of another shape, and where it came from."""
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        found = [textwrap.shorten(line, 250, placeholder=" ...") for line in str(error).splitlines()[1:9]]
+        raise ValueError(f"{source} does not fit {type(module).__name__}: {'; '.join(found)}") from None

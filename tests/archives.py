@@ -22,7 +22,6 @@ from peftlib.sensors.bands import band_set
 SIZE = 12  # pixels: whole numbers of 20 m and 60 m pixels
 UTM = ("EPSG:32632", affine.Affine(10, 0, 500_000, 0, -10, 5_000_000))
 UTM_CENTRE = (45.152937, 9.000763)  # latitude and longitude of its middle, by pyproj
-DEGREES = ("EPSG:4326", affine.Affine(1e-4, 0, 9, 0, -1e-4, 45))
 NO_PLACE = (None, None)
 COARSE = {"B01": 6, "B09": 6} | dict.fromkeys(("B05", "B06", "B07", "B8A", "B11", "B12"), 2)  # 60 m and 20 m
 
@@ -36,15 +35,14 @@ class Archive:
     files: list[Path]  # of the image
     store: Callable[[np.ndarray], None]  # writes reflectance (bands, H, W) as the publisher stores it
     image: np.ndarray
-    truth: int | list | np.ndarray
+    truth: int | np.ndarray
     listed: Path | None = None  # the list of the split
     mask: Path | None = None
     codes: Callable[[np.ndarray], np.ndarray] = lambda mask: mask  # class numbers -> what a mask file holds
-    options: dict = field(default_factory=dict)
     meta: dict = field(default_factory=dict)
 
     def load(self, **options):
-        return DATASETS[self.name](root=self.root, **(self.options | options))
+        return DATASETS[self.name](root=self.root, **options)
 
 
 def write_tif(path: Path, values: np.ndarray, place=UTM) -> None:
@@ -179,15 +177,6 @@ def burn_scars(root: Path) -> Archive:
     return chips("burn_scars", root, *files, to_file=lambda image: image.astype(np.float32), **more)
 
 
-def sen1floods11(root: Path) -> Archive:
-    folder = root / "v1.1" / "data" / "flood_events" / "HandLabeled"
-    files = folder / "S2Hand" / "Mekong_52610_S2Hand.tif", folder / "LabelHand" / "Mekong_52610_LabelHand.tif"
-    lists = root / "v1.1" / "splits" / "flood_handlabeled"
-    listed = write_text(lists / "flood_train_data.csv", "Mekong_52610_S1Hand.tif,Mekong_52610_LabelHand.tif")
-    meta = {"event": "Mekong", "location": (45 - 1e-4 * SIZE / 2, 9 + 1e-4 * SIZE / 2)}
-    return chips("sen1floods11", root, *files, place=DEGREES, listed=listed, meta=meta)
-
-
 def water(root: Path) -> Archive:
     files = root / "images" / "0.tif", root / "masks" / "0.png"
 
@@ -200,7 +189,7 @@ def water(root: Path) -> Archive:
 
 
 def calfire(root: Path) -> Archive:
-    """One fire, read as one tile."""
+    """One fire, in one tile."""
     files = root / "images" / "LNU_20200817.tif", root / "masks" / "LNU_20200817.tif"
     listed = write_text(root / "index.csv", "name,height,width,fold,pre", f"LNU_20200817,{SIZE},{SIZE},0,yes")
 
@@ -208,7 +197,7 @@ def calfire(root: Path) -> Archive:
         return digital(np.nan_to_num(image))
 
     meta = {"fold": 0, "date": "2020-08-17", "location": UTM_CENTRE}
-    more = dict(codes=lambda mask: np.where(mask == -1, 255, mask), listed=listed, meta=meta, options={"tile": SIZE})
+    more = dict(codes=lambda mask: np.where(mask == -1, 255, mask), listed=listed, meta=meta)
     return chips("calfire", root, *files, to_file=to_file, **more)
 
 
@@ -245,27 +234,20 @@ def eurosat(root: Path) -> Archive:
     return Archive("eurosat", root, [path], store, image, 1, listed, meta={"location": UTM_CENTRE})
 
 
-def separate_bands(name: str, paths: list[Path], to_file, place=UTM) -> tuple[np.ndarray, Callable]:
-    """Image and ``store`` of a data set with a file a band, each on its own grid."""
-    cls = DATASETS[name]
-
-    def store(image):
-        for path, band, values in zip(paths, cls.all_bands, image, strict=True):
-            step = COARSE.get(band, 1)
-            write_tif(path, to_file(values[::step, ::step]), place)
-
-    image = picture(cls, coarse=COARSE)
-    store(image)
-    return image, store
-
-
 def mados(root: Path) -> Archive:
     cls = DATASETS["mados"]
     nm = (442, 492, 559, 665, 704, 739, 780, 833, 864, 1610, 2186)  # Sentinel-2B
     folders = [10 * COARSE.get(band, 1) for band in cls.all_bands]
     stems = [f"{folder}/Scene_5_L2R_rhorc_{n}_11.tif" for folder, n in zip(folders, nm, strict=True)]
     paths = [root / "Scene_5" / stem for stem in stems]
-    image, store = separate_bands("mados", paths, lambda values: values.astype(np.float32), NO_PLACE)
+
+    def store(image):
+        for path, band, values in zip(paths, cls.all_bands, image, strict=True):
+            step = COARSE.get(band, 1)
+            write_tif(path, values[::step, ::step].astype(np.float32), NO_PLACE)
+
+    image = picture(cls, coarse=COARSE)
+    store(image)
     mask_path, mask = root / "Scene_5" / "10" / "Scene_5_L2R_cl_11.tif", sparse_mask(15)
     write_tif(mask_path, (mask + 1).astype(np.uint8), NO_PLACE)
     listed = write_text(root / "splits" / "train_X.txt", "Scene_5_11")
@@ -273,27 +255,5 @@ def mados(root: Path) -> Archive:
     return Archive("mados", root, paths, store, image, mask, listed, mask_path, lambda m: m + 1, meta=meta)
 
 
-PATCH = "S2A_MSIL2A_20170613T101031_N9999_R022_T34VER_25_49"
-METADATA = {
-    "patch_id": [PATCH, PATCH[:-2] + "50", PATCH[:-2] + "51", PATCH[:-2] + "52"],
-    "labels": [["Marine waters", "Urban fabric"], ["Pastures"], ["Pastures"], ["Arable land"]],
-    "split": ["train", "test", "test", "train"],
-    "country": ["Finland", "Finland", "Ireland", "Austria"],
-}
-
-
-def ben(root: Path) -> Archive:
-    """With the metadata as JSON: ``pandas.read_parquet`` needs pyarrow; tests put ``pandas.read_json`` in its place."""
-    cls = DATASETS["ben"]
-    paths = [root / "BigEarthNet-S2" / PATCH[:-6] / PATCH / f"{PATCH}_{band}.tif" for band in cls.all_bands]
-    image, store = separate_bands("ben", paths, digital)
-    write_text(root / "metadata.parquet", json.dumps(METADATA))
-    listed = write_text(root / "reBEN_7k" / "train.txt", PATCH)
-    truth = [float(name in METADATA["labels"][0]) for name in cls.classes]
-    meta = {"country": "Finland", "date": "2017-06-13", "location": UTM_CENTRE}
-    return Archive("ben", root, paths, store, image, truth, listed, meta=meta)
-
-
-MAKERS = [so2sat, brick_kiln, forestnet, burn_scars, mados, sen1floods11, eurosat, ben, marida, marida_crops]
-MAKERS += [water, calfire]
+MAKERS = [so2sat, brick_kiln, forestnet, burn_scars, mados, eurosat, marida, marida_crops, water, calfire]
 ARCHIVES = {make.__name__: make for make in MAKERS}

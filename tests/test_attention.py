@@ -10,13 +10,7 @@ from timm.models.vision_transformer import Block, ParallelScalingBlock
 from torch import Tensor, nn
 
 import peftlib as pl
-from peftlib.deflect.analysis import (
-    PRODUCTS,
-    attention_change,
-    attention_maps,
-    attention_products,
-    product_shares,
-)
+from peftlib.deflect.analysis import PRODUCTS, attention_maps, attention_products
 from peftlib.deflect.attention import UntangledBlock, auxiliary_after_norm
 from peftlib.deflect.norm_constraint import constrain_norm
 
@@ -174,16 +168,6 @@ def test_four_products_sum_to_the_logits_of_the_fused_path(principal, monkeypatc
     torch.testing.assert_close(sum(products.values()), seen[0], rtol=0, atol=1e-5)
 
 
-def test_shares_sum_to_one_and_ignore_what_softmax_ignores():
-    products = attention_products(block(), *tokens())
-    shares = product_shares(products)
-    assert sum(shares.values()) == pytest.approx(1) and min(shares.values()) > 0
-    shifted = {pair: logits + torch.randn(2, 2, 6, 1) * 5 for pair, logits in products.items()}
-    assert product_shares(shifted) == pytest.approx(shares, rel=1e-3)
-    nothing = {pair: torch.zeros_like(logits) for pair, logits in products.items()}
-    assert set(product_shares(nothing).values()) == {0.0}
-
-
 def test_maps_are_those_of_both_attentions():
     m = block()
     z, z_A = tokens()
@@ -195,8 +179,6 @@ def test_maps_are_those_of_both_attentions():
     torch.testing.assert_close(pretrained_map, caught[0], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(adapted_map, sum(attention_products(m, z, z_A).values()).softmax(-1))
     assert not torch.allclose(adapted_map, pretrained_map, atol=1e-2)
-    same, other = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.25, 0.75]]]])
-    assert attention_change(same, other).tolist() == [0.75] and attention_change(same, same).tolist() == [0.0]
 
 
 # --- which blocks ---

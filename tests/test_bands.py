@@ -10,7 +10,7 @@ from helpers import SENTINEL2, images
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peftlib.sensors.bands import SENSORS, BandSet, band_set
+from peftlib.sensors.bands import SENSORS, band_set
 from peftlib.sensors.spectral_indices import (
     DEFAULT_INDICES,
     SpectralIndices,
@@ -85,16 +85,11 @@ def test_statistics_follow_names_and_wavelengths():
     assert mean[3] < 0.01 < mean[4]  # only a cirrus band borrows the cirrus statistics
 
 
-@pytest.mark.parametrize(
-    "bands", [(SENTINEL2[::-1], "sentinel2"), (("B4", "B3", "B2", "B5"), "landsat8"),
-              ({"swir": 1610, "red": 665, "nir": 833.5, "green": 560, "blue": 490}, "custom")], ids=lambda b: b[1]
-)  # fmt: skip
-def test_bands_survive_json(bands):
-    made = band_set(*bands)
-    again = BandSet.from_json(json.loads(json.dumps(made.to_json())))
-    assert again == made and hash(again) == hash(made) and band_set(again) is again
-    with pytest.raises(ValueError, match=r"unknown kind of bands 'Other'.*TimeSeriesBands"):
-        BandSet.from_json(made.to_json() | {"kind": "Other"})
+def test_bands_survive_json():
+    for bands in ((SENTINEL2[::-1], "sentinel2"), ({"swir": 1610, "red": 665, "green": 560, "blue": 490}, "custom")):
+        made = band_set(*bands)
+        again = band_set(**json.loads(json.dumps(made.to_json())))
+        assert again == made and hash(again) == hash(made) and band_set(again) is again
 
 
 # --- spectral indices ---
@@ -128,11 +123,7 @@ def test_every_catalogue_index_agrees_with_spyndex_or_is_refused():
             expected = spyndex.computeIndex(name, params=parameters)
         except NameError:  # a formula that spyndex cannot compute without numpy in scope
             continue
-        try:
-            mine = index_function(name, bands)(x).numpy()
-        except ValueError as error:
-            assert "arithmetic" in str(error), name
-            continue
+        mine = index_function(name, bands)(x).numpy()
         np.testing.assert_allclose(mine, expected, rtol=1e-9, atol=1e-12, err_msg=name)
         agreed += 1
     assert agreed > 100
@@ -154,4 +145,3 @@ def test_indices_are_clamped_and_zero_over_zero_is_zero():
     torch.testing.assert_close(got, torch.tensor([1.0, 0.0, -1.0, 0.5]))
     assert SpectralIndices((), bands)(images(bands)).shape == (2, 0, 32, 32)
     assert available_indices(bands) == ("NDVI", "NDWI") and available_indices(band_set(SENTINEL2)) == DEFAULT_INDICES
-    assert available_indices(band_set(("B04", "B03", "B02")), ("GLI", "NGRDI")) == ()  # RGB alone would allow these

@@ -17,10 +17,6 @@ def small():
     return pl.load_backbone("dino_mc_small", weights="random")
 
 
-class Hostile:
-    """test_weights shows that nothing of it runs."""
-
-
 def same(vit, state) -> bool:
     return all(torch.equal(tensor, state[name]) for name, tensor in vit.state_dict().items())
 
@@ -59,7 +55,7 @@ def authors_names(state, split: bool, prefix: str = "encoder.", names=("q", "k",
     return made
 
 
-@pytest.mark.parametrize("prefix", ["module.backbone.", "backbone.", ""])
+@pytest.mark.parametrize("prefix", ["module.backbone.", ""])
 def test_dino_mc(small, tmp_path, prefix):
     path = tmp_path / "checkpoint.pth"
     torch.save(dino_checkpoint(small.state_dict(), prefix), path)
@@ -95,16 +91,10 @@ def test_fused_rows_are_queries_then_keys_then_values():
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        (
-            "cross_scale_mae_base",
-            {"model": {"encoder.encoders.0.wrap_att.norm.weight": torch.ones(3)}},
-            "wrap_att",
-        ),
+        ("cross_scale_mae_base", {"model": {"encoder.0.wrap_att.norm.weight": torch.ones(3)}}, "wrap_att"),
         ("dino_mc_small", {"teacher": 3}, r"no plain dict.*entry 'teacher'"),
-        ("dino_mc_small", [1, 2], r"no plain dict.*entry 'teacher'"),
-        ("dino_mc_small", {"teacher": {}, "args": object.__new__(Hostile)}, r"other\.pth"),  # unpickled by nobody
     ],
-    ids=["xformers", "no dict", "a list", "code"],
+    ids=["xformers", "no dict"],
 )
 def test_files_without_the_weights_are_named(name, content, says, tmp_path):
     torch.save(content, tmp_path / "other.pth")
@@ -112,7 +102,7 @@ def test_files_without_the_weights_are_named(name, content, says, tmp_path):
         pl.load_backbone(name, weights=tmp_path / "other.pth")
 
 
-@pytest.mark.parametrize(("name", "weights"), [("dino_mc_small", "default"), ("cross_scale_mae_large", "hub")])
-def test_what_only_people_can_download_says_from_where(name, weights):
-    with pytest.raises(FileNotFoundError, match=r"drive\.google\.com.*weights=PATH.*'random'"):
-        pl.load_backbone(name, weights=weights)
+def test_what_only_people_can_download_says_from_where():
+    for name in ("dino_mc_small", "cross_scale_mae_large"):
+        with pytest.raises(FileNotFoundError, match=r"drive\.google\.com.*weights=PATH.*'random'"):
+            pl.load_backbone(name)

@@ -15,7 +15,7 @@ import peftlib as pl
 from peftlib.training.base import rate_share
 from peftlib.training.fit import quiet_trainer
 from peftlib.training.metrics import ClassScores, MultilabelScores
-from peftlib.training.tasks import Classification, Segmentation, logits_and_truth
+from peftlib.training.tasks import Classification, Segmentation, predict_batches
 
 
 def batch(n: int = 4, **options) -> dict:
@@ -200,7 +200,7 @@ def test_images_are_resized_to_the_models_size_and_scored_there():
 def test_predicted_batches_are_those_of_the_task_in_order():
     task, data = segmentation().eval(), Toy(5, size=(50, 50))
     loader = DataLoader(data, 2, collate_fn=toy_data().val_dataloader().collate_fn)
-    logits, truth = logits_and_truth(task, loader)
+    logits, truth = map(torch.cat, zip(*predict_batches(task, loader), strict=True))
     whole = task.resized(next(iter(DataLoader(data, 5, collate_fn=loader.collate_fn))))
     torch.testing.assert_close(logits, task(whole["image"]).detach(), rtol=1e-4, atol=1e-5)
     assert torch.equal(truth, whole["mask"])

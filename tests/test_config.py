@@ -18,7 +18,7 @@ from peftlib.data import DATASETS
 from peftlib.experiments.config import Experiment
 
 # Another value of each field that holds neither number nor truth value, and what a field needs beside it.
-OTHER = {"dataset": "spectral_scenes", "method": pl.Frozen(), "input": pl.Inflated(), "data": {"spatial": True}}
+OTHER = {"dataset": "spectral_scenes", "method": pl.Frozen(), "input": pl.Inflated(), "data": {"longitudes": [0, 99]}}
 OTHER |= {"bands": ("B04", "B03", "B02"), "folds": 3, "val_share": 0.25, "backbone": "test_vit2", "weights": "default"}
 OTHER |= {
     "res": 10.0,
@@ -28,7 +28,7 @@ OTHER |= {
     "init": 1,
     "role": "search",
 }
-OTHER |= {"metadata": ("date",), "unseen": {"spatial": True}}
+OTHER |= {"metadata": ("date",), "unseen": {"longitudes": [0, 99]}}
 NEEDS = {"train_tiles": {"tile": 4}, "fold": {"folds": 3}}
 
 
@@ -90,7 +90,7 @@ def test_what_is_left_out_is_filled_in(data):
 
 
 def test_an_experiment_comes_back_from_plain_values():
-    run = toy(method=pl.Deflect(layers=(0, 1)), bands=("B04", "B03", "B02", "B08"), unseen={"spatial": True})
+    run = toy(method=pl.Deflect(layers=(0, 1)), bands=("B04", "B03", "B02", "B08"), unseen={"longitudes": [0, 99]})
     assert Experiment.from_dict(json.loads(json.dumps(run.to_dict()))) == run
 
 
@@ -252,7 +252,7 @@ def test_options_of_the_unseen_part_that_cannot_be(data):
     with pytest.raises(ValueError, match=r"Experiment\(unseen=.*root is PEFTLIB_DATA"):
         toy(unseen={"root": "x"})
     with pytest.raises(ValueError, match=r"Experiment\(unseen=.*6 of its images are in the folds"):
-        toy(unseen={"spatial": True}, folds=3).unseen_part()
+        toy(unseen={"longitudes": [0, 99]}, folds=3).unseen_part()
 
 
 def test_eurosat_is_cut_by_longitude(tmp_path, monkeypatch):

@@ -12,7 +12,6 @@ import torch
 from archives import SIZE, brick_kiln, so2sat, write_sample
 
 from peftlib.data import DATASETS
-from peftlib.data.readers.geobench import read_sample
 
 TRUE_ORDER = ("B01", "B02", "B03", "B04", "B05", "B07", "B8A", "B08", "B11", "B12")
 STORED_NAMES = """01 - Coastal aerosol, 02 - Blue, 03 - Green, 04 - Red, 05 - Vegetation Red Edge, 06 - Vegetation Red
@@ -23,7 +22,8 @@ Cirrus, 11 - SWIR, 12 - SWIR""".replace("\n", " ").split(", ")
 def rewrite(archive, label=1, change=lambda bands: bands, **more):
     """The archive's sample with other bands, label or attributes."""
     (path,) = archive.files
-    bands, _ = read_sample(path)
+    with h5py.File(path) as file:
+        bands = {name: file[name][()] for name in file}
     write_sample(path, change(bands), label, **more)
     return archive.load()
 
@@ -59,11 +59,10 @@ def test_the_partition_is_the_split(tmp_path):
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda bands: {n: v for n, v in bands.items() if n != "04 - Red"}, r"differing: \['04 - Red'\]"),
-        (lambda bands: bands | {"13 - Extra": bands["04 - Red"]}, r"differing: \['13 - Extra'\]"),
-        (lambda bands: {n.replace("Red", "red"): v for n, v in bands.items()}, "04 - red"),
-        (lambda bands: bands | {"04 - Red_2015-06-30": bands["04 - Red"]}, "one band at several dates"),
-        (lambda bands: bands | {"04 - Red": bands["04 - Red"][:4]}, "bands of different sizes"),
+        (lambda bands: {n.replace("Red", "red"): v for n, v in bands.items()}, r"04 - red.*need .*04 - Red"),
+        (lambda bands: bands | {"13 - Extra": bands["04 - Red"]}, "need .* once each"),
+        (lambda bands: bands | {"04 - Red_2015-06-30": bands["04 - Red"]}, "need .* once each"),
+        (lambda bands: bands | {"04 - Red": bands["04 - Red"][:4]}, "same shape"),
     ],
 )
 def test_wrong_bands_are_refused(tmp_path, change, words):
@@ -74,7 +73,7 @@ def test_wrong_bands_are_refused(tmp_path, change, words):
 
 
 @pytest.mark.parametrize(
-    "label, words", [(17, "classes are 0 to 16"), (-1, "classes are"), ("water", "a class number")]
+    "label, words", [(17, "classes are 0 to 16"), (-1, "classes are"), ("water", "no file of so2sat")]
 )
 def test_a_label_that_is_no_class_is_refused(tmp_path, label, words):
     with pytest.raises(ValueError, match=words) as refused:
@@ -96,42 +95,25 @@ class Runs:
 
 
 @pytest.mark.parametrize("function", [os.mkdir, eval], ids=lambda f: f.__name__)
-def test_code_in_the_attributes_is_refused_and_not_run(tmp_path, function):
+def test_code_in_the_attributes_is_not_run(tmp_path, function):
     done = tmp_path / "done"
-    call = Runs(function, f"__import__('os').mkdir({str(done)!r})" if function is eval else str(done))
-    for attributes in ({"label": call}, {"label": 1, "also": [call]}):
-        with pytest.raises(ValueError, match="do not need; not run") as refused:
-            rewrite(so2sat(tmp_path / "data"), pickled=pickle.dumps(attributes))[0]
-        assert "id_0001.hdf5" in str(refused.value) and not done.exists()
-
-
-def test_attributes_that_are_no_pickle_are_refused(tmp_path):
-    for pickled in (b"nonsense", b"", "no bytes", b"\x80\x04}."):
-        with pytest.raises(ValueError, match="not a readable file of GEO-Bench"):
-            rewrite(so2sat(tmp_path), pickled=pickled)[0]
-
-
-def test_code_as_text_of_the_attribute_is_not_run(tmp_path):
-    (path,) = so2sat(tmp_path).files
-    with h5py.File(path, "a") as file:
-        file.attrs["pickle"] = f"__import__('os').mkdir({str(tmp_path / 'done')!r})"
-    with pytest.raises(ValueError, match="not a readable file of GEO-Bench"):
-        read_sample(path)
-    assert not (tmp_path / "done").exists()
+    text = f"__import__('os').mkdir({str(done)!r})"
+    call = Runs(function, text if function is eval else str(done))
+    assert rewrite(so2sat(tmp_path / "data"), pickled=pickle.dumps({"label": 1, "also": [call]}))[0]["label"] == 1
+    for pickled in (pickle.dumps({"label": call}), text, b"nonsense", b"", "no bytes", b"\x80\x04}."):
+        with pytest.raises(ValueError, match=r"id_0001\.hdf5 is no file of so2sat"):
+            rewrite(so2sat(tmp_path / "data"), pickled=pickled)[0]
+    assert not done.exists()
 
 
 def test_a_damaged_file_is_refused(tmp_path):
-    (path,) = so2sat(tmp_path).files
+    archive = so2sat(tmp_path)
+    (path,) = archive.files
     whole = path.read_bytes()
     for bad in (b"", b"nonsense", whole[: len(whole) // 2], whole[:48] + bytes(64) + whole[112:]):
         path.write_bytes(bad)
-        with pytest.raises(ValueError, match=r"id_0001\.hdf5 is not a readable file of GEO-Bench"):
-            read_sample(path)
-    path.write_bytes(whole)
-    with h5py.File(path, "a") as file:
-        del file.attrs["pickle"]
-    with pytest.raises(ValueError, match=r"id_0001\.hdf5 is not a readable file of GEO-Bench"):
-        read_sample(path)
+        with pytest.raises(ValueError, match=r"id_0001\.hdf5 is no file of so2sat"):
+            archive.load()[0]
 
 
 def test_numbers_pickled_by_numpy_1_are_read(tmp_path):

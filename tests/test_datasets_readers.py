@@ -1,7 +1,6 @@
 """Every reader on a tiny archive of its published layout: values, bands, labels, meta, and what it refuses."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from archives import ARCHIVES, SIZE, write_tif
@@ -11,8 +10,8 @@ from peftlib.sensors.bands import band_set
 
 
 @pytest.fixture(autouse=True)
-def _metadata_without_pyarrow(monkeypatch):
-    monkeypatch.setattr(pd, "read_parquet", lambda path, columns: pd.read_json(path)[columns])
+def _small_tiles(monkeypatch):
+    monkeypatch.setattr(DATASETS["calfire"], "tile", SIZE)
 
 
 @pytest.fixture(params=ARCHIVES)
@@ -20,9 +19,7 @@ def archive(request, tmp_path):
     return ARCHIVES[request.param](tmp_path / "data")
 
 
-@pytest.fixture(
-    params=[name for name in ARCHIVES if name not in ("so2sat", "brick_kiln", "forestnet", "eurosat", "ben")]
-)
+@pytest.fixture(params=[name for name in ARCHIVES if name not in ("so2sat", "brick_kiln", "forestnet", "eurosat")])
 def masked(request, tmp_path):
     return ARCHIVES[request.param](tmp_path / "data")
 
@@ -30,7 +27,7 @@ def masked(request, tmp_path):
 def test_every_data_set_has_an_archive(tmp_path):
     made = {make(tmp_path / name).name for name, make in ARCHIVES.items()}
     read_from_files = {name for name, cls in DATASETS.items() if cls.__module__.startswith("peftlib.data.readers")}
-    assert made == read_from_files and len(made) == 11
+    assert made == read_from_files and len(made) == 9
 
 
 def test_a_sample_is_what_the_publisher_stored(archive):
@@ -52,8 +49,6 @@ def test_a_sample_is_what_the_publisher_stored(archive):
     if archive.mask is not None:
         assert sample["mask"].dtype == torch.int64
         np.testing.assert_array_equal(sample["mask"], archive.truth)
-    elif isinstance(archive.truth, list):
-        assert sample["label"].tolist() == archive.truth and sample["label"].sum() == 2
     else:
         assert sample["label"] == archive.truth
 

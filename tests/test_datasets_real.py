@@ -63,9 +63,3 @@ def test_no_file_is_in_two_splits(name):
     items = [item for dataset in real(name).values() for item in dataset.items]
     names = [(item[0].name, *item[3:]) if isinstance(item, tuple) else item.name for item in items]
     assert max(Counter(names).values()) == 1
-
-
-def test_no_scene_is_in_two_splits():
-    splits = real("marida")
-    scenes = {split: {item[0].stem.rsplit("_", 1)[0] for item in dataset.items} for split, dataset in splits.items()}
-    assert not scenes["train"] & scenes["val"] and not (scenes["train"] | scenes["val"]) & scenes["test"]

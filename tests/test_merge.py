@@ -11,8 +11,7 @@ ZERO, MEAN = pl.Inflated(), pl.Inflated("mean", train=False)
 PAIRS = [
     (pl.LoRA(rank=4, alpha=6.0, targets=("qkv", "fc2"), layers=(0, -1)), MEAN),
     (pl.LoRA(targets=("q", "v"), dropout=0.5), ZERO),
-    (pl.SLR(), pl.RGB()),
-    (pl.SLR(scalers=False, train_norms=True), pl.Inflated("nearest")),
+    (pl.SLR(train_norms=True), pl.Inflated("nearest")),
     (pl.NormTuning(), pl.RGB()),
     (pl.BitFit(), ZERO),
     (pl.Full(), ZERO),
@@ -62,11 +61,11 @@ def test_other_forms_of_vit_and_images_that_are_not_square(method, options):
 
 def test_what_reads_rgb_can_be_adapted_again_at_another_size(x):
     vit = tiny_vit()
-    vit.spec = pl.BackboneSpec("tiny", weights="nowhere", licence="MIT", mean=(0.5, 0.4, 0.3), channels="BGR")
+    vit.spec = pl.BackboneSpec("tiny", weights="nowhere", licence="MIT", mean=(0.5, 0.4, 0.3))
     first = randomise(adapted(pl.LoRA(), vit=vit, image_size=64))
     merged = pl.merge(first)
     assert merged.spec.weights == "nowhere, merged with lora" and vit.spec.weights == "nowhere"
-    assert (merged.spec.name, merged.spec.mean, merged.spec.channels) == ("tiny", (0.5, 0.4, 0.3), "BGR")
+    assert (merged.spec.name, merged.spec.mean) == ("tiny", (0.5, 0.4, 0.3))
     second = pl.adapt(merged, pl.Deflect(), SENTINEL2, image_size=32)  # from the pretrained positions
     assert (second(x) - randomise(adapted(pl.LoRA(), vit=vit))(x)).abs().max() <= 1e-5
     with pytest.raises(ValueError, match="13 channels"):

@@ -97,28 +97,24 @@ def test_a_notebook_runs_short_and_from_another_folder(tmp_path):
 # --- parameters ---
 
 
-TAKEN = {"float": {"1e-4": 1e-4, "3": 3.0}, "int": {"-1": -1}, "bool": {"true": True, "False": False}}
-TAKEN |= {"str": {"3": "3", "a=b": "a=b"}, "list[int]": {"[2, 3]": [2, 3]}, "dict": {"{'a': 1}": {"a": 1}}}
-REFUSED = {"int": ("3.5", "three", "True", "", "__import__('os')"), "float": ("fast", "True"), "bool": ("1", "yes")}
-REFUSED |= {"list[int]": ("3", "(1, 2)", "['a']", "[2.5]", "[True]")}
-REFUSED |= dict.fromkeys(("Path", "None", "list[Path]", "int[int]"), ("3",))  # no types of parameters
+TAKEN = [(0.5, "1e-4", 1e-4), (0.5, "3", 3.0), (1, "-1", -1), (False, "true", True), (True, "False", False)]
+TAKEN += [("a", "3", "3"), ([1], "[2, 3]", [2, 3]), ({}, "{'a': 1}", {"a": 1})]
+REFUSED = [(1, "3.5"), (1, "True"), (1, ""), (1, "__import__('os')"), (0.5, "fast"), (0.5, "True"), (True, "1")]
+REFUSED += [(True, "yes"), ([1], "3"), ([1], "(1, 2)")]
 
 
-def test_values_take_their_declared_type_or_are_refused():
-    for kind, values in TAKEN.items():
-        for text, value in values.items():
-            got = convert("it", kind, text)
-            assert got == value and type(got) is type(value)
-    for kind, texts in REFUSED.items():
-        for text in texts:
-            with pytest.raises(ValueError, match="parameter it") as error:
-                convert("it", kind, text)
-            assert kind in str(error.value)
+def test_values_are_of_the_kind_of_the_default_or_are_refused():
+    for default, text, value in TAKEN:
+        got = convert("it", default, text)
+        assert got == value and type(got) is type(value)
+    for default, text in REFUSED:
+        with pytest.raises(ValueError, match=rf"parameter it=.* is no {type(default).__name__}"):
+            convert("it", default, text)
 
 
 def test_settings_are_read_against_what_the_notebook_declares(notebook, tmp_path):
     assert read_parameters(notebook, "real", {"steps": "4"}) == {"profile": "real", "steps": 4}
-    with pytest.raises(ValueError, match=r"07_first.ipynb has no parameter stepz; it has .*steps: int, rate: float"):
+    with pytest.raises(ValueError, match=r"07_first.ipynb has no parameter stepz; it has .*steps = 3, rate = 0.001"):
         read_parameters(notebook, "quick", {"stepz": "3"})
     with pytest.raises(ValueError, match=r"unknown profile 'fast'.*quick, real, paper"):
         read_parameters(notebook, "fast", {})
@@ -130,10 +126,7 @@ def test_settings_are_read_against_what_the_notebook_declares(notebook, tmp_path
     ("parameters", "says"),
     [
         ("", "no cell tagged 'parameters'"),
-        ("steps = 3", "steps='3' is not of type None"),
-        ("steps: Path = 3", "steps='3' is not of type Path"),
-        ("steps: int = 3\nrate: float = 1 / 3", "rate='1 / 3' is not of type float"),
-        ("steps: int = 3.5", "steps='3.5'"),
+        ("steps: int = 3\nrate: float = 1 / 3", "odd.ipynb: defaults of parameters must be literals"),
     ],
 )
 def test_parameter_cells_of_another_form_are_refused(parameters, says, tmp_path):

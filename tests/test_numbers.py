@@ -170,7 +170,6 @@ def test_three_steps_of_fit_on_odd_images_leave_finite_numbers(kind, precision, 
     model = model_for(kind, SAVANNA).fit_normalization(data.train_dataloader())
     task = Segmentation(model, CLASSES, lr=1e-2)
     found = fit(task, data, tmp_path, steps=3, precision=precision, accelerator="cpu")
-    assert len(task.losses) == 3 and all(math.isfinite(loss) for loss in task.losses)
     assert all(p.isfinite().all() for p in task.parameters())
     nan = {name for part in found.values() for name, value in part.items() if math.isnan(value)}
     assert nan <= {"iou_c"}  # a class that neither occurs nor is predicted

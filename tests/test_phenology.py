@@ -53,7 +53,7 @@ def test_colour_tells_nothing(pixels):
     assert forest(pixels, lambda x: x[:, :, 1:4].reshape(len(x), -1)) < 1 / 6 + 0.05
 
 
-@pytest.mark.parametrize("date", range(4))
+@pytest.mark.parametrize("date", [0, 3])
 def test_one_date_tells_one_half_from_the_other(pixels, date):
     assert 0.28 < forest(pixels, lambda x: x[:, date]) < 2 / 6 + 0.03
 

@@ -9,10 +9,6 @@ from peftlib.experiments.statistics import (
     Interval,
     detectable_difference,
     holm,
-    image_bootstrap,
-    interquartile_mean,
-    mean_ranks,
-    no_gain,
     paired,
     paired_difference,
     verdict,
@@ -59,24 +55,6 @@ def test_holm_by_hand():
     assert holm([0.9, 0.8]).tolist() == [1.0, 1.0]
 
 
-def test_the_interquartile_mean_and_its_interval():
-    """Draws by hand within each data set; an outlier in the upper quarter does not count."""
-    cells = [[1.0, 2.0, 3.0, 4.0], [11.0, 12.0, 13.0, 900.0]]
-    found = interquartile_mean(cells)
-    assert found.mean == np.mean([3.0, 4.0, 11.0, 12.0]) and found.n == 8
-    draw = np.random.default_rng(1)
-    drawn = [np.sort(np.concatenate([draw.choice(cell, 4) for cell in cells]))[2:6].mean() for _ in range(4000)]
-    assert (found.low, found.high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.3)
-
-
-def test_mean_ranks_and_the_critical_difference_of_demsar():
-    """Demsar (2006), table 5: q = 2.569 for four methods; example of section 3.2: 14 data sets give 1.25."""
-    table = pd.DataFrame({"a": [3.0, 3.0], "b": [2.0, 3.0], "c": [1.0, 0.0], "d": [0.0, 1.0]})
-    ranks, _ = mean_ranks(table)
-    assert ranks.to_dict() == {"a": 1.25, "b": 1.75, "c": 3.5, "d": 3.5}
-    assert mean_ranks(pd.DataFrame(np.random.default_rng(0).random((14, 4))))[1] == pytest.approx(1.25, abs=0.005)
-
-
 def test_the_detectable_difference_is_settled_that_often():
     shift = detectable_difference(std=2.0, n=5, power=0.8)
     draws = np.random.default_rng(0).normal(shift, 2.0, (4000, 5))
@@ -88,14 +66,3 @@ def test_the_detectable_difference_is_settled_that_often():
 def test_verdicts():
     intervals = [Interval(1, 0.1, 2, 5), Interval(-1, -2, -0.1, 5), Interval(1, -0.1, 2, 5)]
     assert [verdict(one) for one in intervals] == ["ahead", "behind", "not settled"]
-    assert [no_gain(one) for one in (Interval(0, -1.9, 1.9, 5), Interval(0, -1.9, 2.1, 5))] == [True, False]
-
-
-def test_images_are_drawn_in_pairs():
-    """Two runs that differ on every tenth image alone: the interval is that of the share of such images."""
-    right, wrong = np.diag([1, 0]), np.array([[0, 1], [0, 0]])
-    other = np.stack([wrong if i % 10 == 0 else right for i in range(200)])
-    found = image_bootstrap(np.stack([right] * 200), other, lambda m: m.trace() / m.sum())
-    assert found.mean == pytest.approx(0.1) and found.n == 200
-    low, high = stats.binom.ppf([0.025, 0.975], 200, 0.1) / 200
-    assert (found.low, found.high) == pytest.approx((low, high), abs=0.01)

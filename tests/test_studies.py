@@ -15,7 +15,7 @@ from peftlib.experiments.config import SEARCH, Experiment
 from peftlib.experiments.results import experiment_fields, read_study, scores
 from peftlib.sensors.bands import band_set
 from peftlib.studies import decoders, regions, sensors, series
-from peftlib.training.tasks import logits_and_truth
+from peftlib.training.tasks import predict_batches
 
 COMMITTED = {"decoders": 150, "regions": 66, "series": 77, "sensors": 24}  # runs
 HLS = ("B02", "B03", "B04", "B8A", "B11", "B12")
@@ -118,9 +118,8 @@ def test_the_transferred_score_is_that_of_the_transferred_model(small):
     sensors.restore(task, folder / "sensors" / "work" / row["key"] / sensors.LAST)
     scenes = load("spectral_scenes", split="test", sensor="hls", length=4, size=32)
     task.model = pl.transfer(task.model, scenes.bands, "hls")
-    logits, truth = logits_and_truth(
-        task, [{part: torch.stack([s[part] for s in scenes]) for part in ("image", "mask")}]
-    )
+    batch = {part: torch.stack([s[part] for s in scenes]) for part in ("image", "mask")}
+    ((logits, truth),) = predict_batches(task, [batch])
     right = float((logits.argmax(1) == truth)[truth >= 0].float().mean())
     kept = metrics[metrics["key"].eq(row["key"]) & metrics["split"].eq("hls, transfer")].set_index("metric")["value"]
     assert kept["accuracy"] == pytest.approx(right, abs=1e-6)

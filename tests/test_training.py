@@ -63,20 +63,10 @@ def test_it_ends_after_so_many_steps_in_the_midst_of_an_epoch_and_validates_once
     assert json.loads((tmp_path / "results.json").read_text())["metrics"] == metrics
 
 
-def test_the_best_weights_come_back_where_asked(tmp_path):
-    """The best score on few images with a high rate is not the last."""
-    rates = dict(lr=0.1, head_lr=0.1)
-    task, metrics, watch = run(tmp_path, classification(**rates), steps=12, best=True)
-    *epochs, final = watch.scores
-    best = max(range(6), key=lambda epoch: epochs[epoch]["macro_f1"])
-    assert len(epochs) == 6 and best < 5 and same(tuned(task), watch.weights[best])
-    assert final == pytest.approx(epochs[best], rel=1e-5) and metrics["val"]["loss"] == final["loss"]
-
-
 def test_segmentation_with_a_decoder_of_several_blocks(tmp_path):
-    task, metrics, watch = run(tmp_path, segmentation(pl.VPT(tokens=3, deep=False), decoder="unet"), steps=4)
+    _, metrics, watch = run(tmp_path, segmentation(pl.VPT(tokens=3, deep=False), decoder="unet"), steps=4)
     assert {"miou", "iou_low", "iou_high", "loss"} <= metrics["test"].keys()
-    assert len(watch.losses) == 4 and all(math.isfinite(loss) for loss in task.losses)
+    assert len(watch.losses) == 4 and all(math.isfinite(loss) for loss in watch.losses)
 
 
 def test_it_is_quiet_unless_asked(tmp_path, capfd):
@@ -90,18 +80,13 @@ def test_it_is_quiet_unless_asked(tmp_path, capfd):
 
 
 def test_checkpoints_hold_what_is_tuned_and_no_backbone(tmp_path):
-    task, _, _ = run(tmp_path, classification(pl.LoRA(rank=2)), steps=2, best=True)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt", "results.json"]
-    backbone = sum(p.numel() * p.element_size() for p in task.model.parameters() if not p.requires_grad)
-    for name in ("best.ckpt", "last.ckpt"):
-        state = torch.load(tmp_path / name, weights_only=True)
-        assert set(state["state_dict"]) == set(tuned(task)) and "model.vit.blocks.0.mlp.fc1.weight" not in tuned(task)
-        held = sum(t.numel() * t.element_size() for t in state["state_dict"].values())
-        assert held < backbone / 5 and (tmp_path / name).stat().st_size < 1.5 * backbone  # tiny: much of it is names
-        moments = state["optimizer_states"][0]["state"].values()
-        assert sum(m["exp_avg"].numel() for m in moments) == sum(
-            p.numel() for p in task.parameters() if p.requires_grad
-        )
+    task, _, _ = run(tmp_path, classification(pl.LoRA(rank=2)), steps=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.ckpt", "results.json"]
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert set(state["state_dict"]) == set(tuned(task)) and "model.vit.blocks.0.mlp.fc1.weight" not in tuned(task)
+    moments = state["optimizer_states"][0]["state"].values()
+    trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
+    assert sum(m["exp_avg"].numel() for m in moments) == trained
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
@@ -136,15 +121,6 @@ def test_gathered_gradients_are_those_of_the_large_batch(tmp_path):
     assert len(two.losses) == 12 and two.rates == one.rates and len(one.rates) == 6
     for name, tensor in tuned(large).items():
         torch.testing.assert_close(tuned(small)[name], tensor, rtol=0, atol=1e-5)
-
-
-def test_training_ends_after_validations_without_a_better_score(tmp_path):
-    still = dict(lr=0.0, head_lr=0.0)  # nothing ever gets better than the first validation
-    _, _, watch = run(tmp_path, classification(**still), steps=18, patience=2)
-    assert len(watch.losses) == 6 and len(watch.scores) == 3 + 1
-    (tmp_path / "results.json").unlink()  # killed after the training, before the results
-    _, metrics, more = run(tmp_path, classification(**still), steps=18, patience=2)
-    assert more.losses == [] and metrics["val"] == pytest.approx(watch.scores[-1])
 
 
 VARIANTS = {
@@ -189,16 +165,12 @@ def test_dropout_of_a_method_works_in_training(tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (dict(steps=0), "steps=0.*at least 1"),
-        (dict(patience=0), "patience=0.*at least 1"),
         (dict(accumulate=0, save_every=0), "accumulate=0, save_every=0.*at least 1"),
-        (dict(precision="16-true"), "underflow in float16"),
     ],
 )
 def test_impossible_runs_are_refused(options, says, tmp_path):
-    options = dict(options)
     with pytest.raises(ValueError, match=says):
-        run(tmp_path, options.pop("task", classification)(), **options)
+        run(tmp_path, **options)
 
 
 def test_validation_with_nothing_to_score_is_refused(tmp_path):
@@ -214,6 +186,5 @@ def test_a_folder_holds_one_run(tmp_path):
     with pytest.raises(ValueError, match=r"gradient_clip_val: None there, 0.1 here"):
         run(tmp_path, steps=1, gradient_clip_val=0.1)
     (tmp_path / "results.json").unlink()
-    for other, said in ((classification(pl.LoRA(rank=2)), r"method: 'LoRA\(\)' there, 'LoRA\(rank=2\)' here"),):
-        with pytest.raises(ValueError, match=said):
-            run(tmp_path, other, steps=1)
+    with pytest.raises(ValueError, match=r"method: 'LoRA\(\)' there, 'LoRA\(rank=2\)' here"):
+        run(tmp_path, classification(pl.LoRA(rank=2)), steps=1)

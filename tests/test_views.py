@@ -82,7 +82,7 @@ def tiles_one_by_one(data, side: int, per_image: int) -> list[tuple]:
     return kept
 
 
-@given(st.integers(0, 2**20), st.integers(1, 7), st.integers(0, 4), st.integers(0, 60))
+@given(st.integers(0, 2**20), st.integers(1, 7), st.integers(0, 4), st.integers(0, 63))
 def test_tiles_are_those_found_one_by_one(seed, side, per_image, unknown):
     drawn = torch.randint(-1, 2, (2, 7, 9), generator=torch.Generator().manual_seed(seed))
     data = Masked(*torch.where(torch.arange(63).view(7, 9) < unknown, -1, drawn))
@@ -93,11 +93,6 @@ def test_tiles_are_those_found_one_by_one(seed, side, per_image, unknown):
         assert tile["meta"]["source"] == str(number)
         assert torch.equal(tile["image"], data[number]["image"][window])
         assert torch.equal(tile["mask"], data[number]["mask"][window])
-
-
-def test_images_without_a_known_pixel_give_no_tiles():
-    assert numbers(Tiles(Masked(torch.full((4, 4), -1), torch.zeros(4, 4)), 4)) == ["1"]
-    assert len(Tiles(Masked(torch.full((4, 4), -1)), 2)) == 0
 
 
 @pytest.mark.parametrize("side", [0, 5, 8])
@@ -157,11 +152,11 @@ def test_a_view_has_the_facts_of_its_data_and_can_be_sent_and_copied(kind):
 # --- folds and spread ---
 
 
-@given(st.lists(st.integers(0, 4), min_size=2, max_size=60), st.integers(2, 8))
+@given(st.lists(st.integers(0, 4), min_size=2, max_size=60), st.integers(1, 8))
 def test_folds_are_a_partition_balanced_in_size_and_labels(labels, number):
     data = Labelled(labels)
-    if number > len(labels):
-        with pytest.raises(ValueError, match=rf"{number} folds of {len(labels)} images"):
+    if not 2 <= number <= len(labels):
+        with pytest.raises(ValueError, match=rf"{number} folds of {len(labels)} images; choose 2 or more"):
             folds(data, number)
         return
     parts = folds(data, number)
@@ -189,11 +184,6 @@ def test_images_of_one_scene_are_in_one_fold():
         assert sum(map(len, scenes)) == 7
     with pytest.raises(ValueError, match=r"8 folds of images with 7 values of 'source'"):
         folds(data, 8)
-
-
-def test_fewer_than_two_folds_are_an_error():
-    with pytest.raises(ValueError, match=r"1 folds of 5 images; choose 2 or more"):
-        folds(blank(5), 1)
 
 
 @given(st.integers(1, 50), st.integers(0, 60))

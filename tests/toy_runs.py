@@ -11,11 +11,12 @@ from peftlib.data import subsets
 from peftlib.experiments import config
 from peftlib.experiments.config import Experiment
 from peftlib.experiments.grid import execute
+from peftlib.experiments.results import read_row, tables
 from peftlib.experiments.run import Resources
 
 CLASSES = ("Forest", "River", "SeaLake")
 IMAGES = Path("ds/images/remote_sensing/otherDatasets/sentinel_2/tif")
-HERE = Resources(accelerator="cpu", threads=1)
+HERE = Resources(accelerator="cpu")
 MEASURED = ["step_ms", "peak_mb", "wall_s", "device", "versions", "commit"]  # what may differ between equal runs
 
 
@@ -30,8 +31,7 @@ def write_eurosat(root: Path, train: int = 9, val: int = 6, test: int = 6, size:
             image[7] += 1000 * (i % 3)
             names.append(f"{CLASSES[i % 3]}_{number}")
             write_tif(image_path(root, names[-1]), image)
-        for name in (f"eurosat-{split}.txt", f"eurosat-spatial-{split}.txt"):
-            write_text(root / "eurosat" / name, *(f"{name}.jpg" for name in names))
+        write_text(root / "eurosat" / f"eurosat-{split}.txt", *(f"{name}.jpg" for name in names))
     return root
 
 
@@ -49,6 +49,11 @@ def toy(**fields) -> Experiment:
 def do(experiments, folder: Path, **options) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The tables of experiments, in this process and on one thread unless said otherwise."""
     return execute(experiments, folder=folder, **(dict(resources=HERE, progress=False) | options))
+
+
+def gather(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables of the rows in a folder."""
+    return tables(row for row in map(read_row, folder.glob("[!.]*.json")) if row is not None)
 
 
 def forget() -> None:

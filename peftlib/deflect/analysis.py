@@ -1,8 +1,7 @@
-"""What the notebooks look at in an adapted model: embedding parts, attention products, displacements, drift."""
+"""What the notebooks look at in an adapted model: attention products, displacements, drift."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,15 +11,6 @@ from peftlib.deflect.norm_constraint import constrain_norm
 
 RGB, SPECTRAL = "RGB", "spectral"
 PRODUCTS = tuple((query, key) for query in (RGB, SPECTRAL) for key in (RGB, SPECTRAL))
-
-
-@torch.no_grad()
-def embedding_parts(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """x_P and x_A of images, before positions are added: each (B, n, d). x: (B, C, H, W) reflectance."""
-    x_P, x_A = model.embed_patches(x)
-    if x_A is None:
-        raise ValueError(f"input {model.input} gives no x_A; use pl.EMB()")
-    return x_P, x_A
 
 
 def shuffle_pixels(x: Tensor, patch: int, seed: int = 0) -> Tensor:
@@ -70,45 +60,18 @@ def attention_maps(block: UntangledBlock, z: Tensor, z_A: Tensor) -> tuple[Tenso
     return maps[0], maps[1]
 
 
-def attention_change(adapted: Tensor, pretrained: Tensor) -> Tensor:
-    """Total variation, 0 (same) to 1 (disjoint), between attention maps, mean over queries: (B, h, N, N) -> (h,)."""
-    return 0.5 * (adapted - pretrained).abs().sum(-1).mean(dim=(0, 2))
-
-
-def product_shares(products: dict[tuple[str, str], Tensor]) -> dict[tuple[str, str], float]:
-    """How much each product shapes the attention: its share of the variance over keys.
-
-    Softmax does not see what is constant over the keys of a query, so only the variance over keys counts. Cross terms
-    between products are left out; shares sum to one.
-    """
-    energy = {pair: float(logits.var(dim=-1, unbiased=False).mean()) for pair, logits in products.items()}
-    total = sum(energy.values()) or 1.0
-    return {pair: value / total for pair, value in energy.items()}
-
-
 # --- displacements ---------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class BlockTrace:
-    """What one adapted block did to the tokens. All tensors (B, N, d).
+class BlockTrace(NamedTuple):
+    """What one adapted block did to the tokens. All tensors (B, N, d)."""
 
-    Attributes:
-        layer: block number.
-        z, z_A: tokens entering the block, and their auxiliary part.
-        D: displacement by the attention, as the model applies it.
-        D_free: the same before the norm constraint.
-        D_ref: what the pretrained block would have done to the same tokens.
-        out: tokens leaving the block.
-    """
-
-    layer: int
-    z: Tensor
-    z_A: Tensor
-    D: Tensor
-    D_free: Tensor
-    D_ref: Tensor
-    out: Tensor
+    layer: int  # block number
+    z: Tensor  # tokens entering the block
+    z_A: Tensor  # their auxiliary part
+    D: Tensor  # displacement by the attention, as the model applies it
+    D_free: Tensor  # the same before the norm constraint
+    D_ref: Tensor  # what the pretrained block would have done to the same tokens
 
 
 @torch.no_grad()
@@ -123,9 +86,8 @@ def trace(model: nn.Module, x: Tensor) -> list[BlockTrace]:
         adapted, pretrained = block.qkv(z, z_A)
         D_free, D_ref = block.attend(adapted), block.attend(pretrained)
         D = constrain_norm(D_free, D_ref) if block.constrain else D_free
-        out = block(z, z_A)
-        traces.append(BlockTrace(layer, z, z_A, D, D_free, D_ref, out))
-        z = out
+        traces.append(BlockTrace(layer, z, z_A, D, D_free, D_ref))
+        z = block(z, z_A)
     if not traces:
         raise ValueError("the model has no untangled block; use Deflect with at least one layer")
     return traces
@@ -145,34 +107,6 @@ def linear_cka(a: Tensor, b: Tensor) -> float:
     a, b = (t.double() - t.double().mean(0) for t in (a, b))
     cross, own_a, own_b = (torch.linalg.matrix_norm(p.T @ q) for p, q in ((a, b), (a, a), (b, b)))
     return float(cross.square() / (own_a * own_b))
-
-
-def displacement_table(traces: list[BlockTrace], pretrained_out: list[Tensor]) -> pd.DataFrame:
-    """One row a block: lengths, angle, spectral part and drift.
-
-    Args:
-        traces: of ``trace``.
-        pretrained_out: tokens (B, N, d) that leave each block of the pretrained model on the same images.
-
-    Returns:
-        columns ``layer``; ``norm_ratio``, mean ||D|| / ||D_ref||; ``free_ratio``, the same before the constraint;
-        ``angle``, mean angle in degrees between D and D_ref; ``z_A``, mean ||z_A|| / ||z||; ``cka``, linear CKA of the
-        tokens leaving the block with the pretrained ones.
-    """
-    rows = []
-    for t in traces:
-        reference = t.D_ref.norm(dim=-1).clamp_min(1e-12)
-        rows.append(
-            {
-                "layer": t.layer,
-                "norm_ratio": float((t.D.norm(dim=-1) / reference).mean()),
-                "free_ratio": float((t.D_free.norm(dim=-1) / reference).mean()),
-                "angle": float(angle(t.D, t.D_ref).mean()),
-                "z_A": float((t.z_A.norm(dim=-1) / t.z.norm(dim=-1)).mean()),
-                "cka": linear_cka(t.out.flatten(0, 1), pretrained_out[t.layer].flatten(0, 1)),
-            }
-        )
-    return pd.DataFrame(rows)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ The pretrained patch embedding sees the best date. ``SeriesEMB`` reads all dates
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,11 +55,8 @@ class TimeSeriesBands(BandSet):
         return moments.view(self.dates, -1).sum(0).repeat(self.dates)
 
     def to_json(self) -> dict:
-        return {"kind": type(self).__name__, **self.one.to_json(), "dates": self.dates, "day": self.day}
-
-    @staticmethod
-    def from_json(facts: Mapping) -> "TimeSeriesBands":
-        return series_bands(facts["bands"], facts["dates"], facts["sensor"], facts["day"])
+        """Arguments of ``series_bands``, as plain values."""
+        return self.one.to_json() | {"dates": self.dates, "day": self.day}
 
 
 def series_bands(

@@ -22,7 +22,7 @@ from peftlib.training.decoders import DECODERS
 VERSION = 2  # part of each key: raised when a change of the package changes results
 SEARCH = "search"
 PRECISIONS = ("32-true", "bf16-mixed")
-NAMED_WEIGHTS = ("default", "hub", "random")
+NAMED_WEIGHTS = ("default", "random")
 LEAST = dict.fromkeys(("folds", "fold", "repeat", "tile", "train_tiles", "train_images", "val_images", "seed"), 0)
 LEAST |= dict.fromkeys(("image_size", "batch_size", "accumulate", "steps"), 1)
 HELD_MEGABYTES = 1000  # data sets up to this size are read once a process, not once an epoch
@@ -33,7 +33,7 @@ class Experiment:
     """One training and its evaluation; each field but ``role`` changes the result.
 
     Attributes:
-        dataset: one of ``peftlib.data.DATASETS``; data: its further options, such as ``{"task": "multilabel"}``.
+        dataset: one of ``peftlib.data.DATASETS``; data: its further options, such as ``{"view": "best"}``.
         method: how the blocks adapt; input: how the bands come in, None is the method's default.
         bands: names; None is all that the data set has.
         folds: 0 takes the data set's own parts. k pools its train and test parts and cuts them in k
@@ -51,7 +51,7 @@ class Experiment:
         seed: of the order of images, augmentation and dropout; init: of adapter and head, None is ``seed``.
         metadata: of ``"location"``, ``"date"``, ``"gsd"``: what the model reads beside the image, see ``adapt``.
         unseen: options of the data set, beside ``data``, under which its test part is scored too, as split "unseen":
-            other regions, such as ``{"continents": ["africa"]}``; ``{"split": "bolivia"}`` names another part.
+            other regions, such as ``{"continents": ["africa"]}``; ``{"split": "train"}`` names another part.
         rgb_drift: whether to measure how far training moved the model on RGB, as split "rgb".
         role: what it is for: "search", "final", "ablation", "sensitivity", "start", "preliminary", or another word. Not
             part of the key, so one run may serve several roles; but a "search" never scores what is tested.

@@ -1,12 +1,10 @@
 """A grid of experiments: here, in processes, on Dask or Slurm; what is finished is never repeated."""
 
 import itertools
-import math
 import os
 import signal
 import threading
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
@@ -19,17 +17,12 @@ from joblib import cpu_count
 from tqdm import tqdm
 
 from peftlib.experiments.config import Experiment
-from peftlib.experiments.results import DONE, FAILED, read_row, tables, write_row
+from peftlib.experiments.results import DONE, FAILED, read_row, tables
 from peftlib.experiments.run import Resources, run_experiment
 from peftlib.files import runs_dir
 
 EXECUTORS = ("in-process", "processes", "dask", "slurm")
 POLL = 0.05  # seconds between looks at what workers have finished
-
-
-def rows_dir() -> Path:
-    """Where rows lie unless another folder is given: ``runs/rows``, for all grids: keys tell runs apart."""
-    return runs_dir() / "rows"
 
 
 def grid(base: Experiment, **choices: Sequence) -> list[Experiment]:
@@ -55,26 +48,23 @@ def execute(
             submitit), or anything that has ``submit(function, *arguments)`` and gives futures with ``done()`` and
             ``result()``. Workers share ``folder`` and the data.
         workers: processes of this machine; 0 is one a core, on a GPU one.
-        folder: of the rows; None is ``rows_dir()``.
+        folder: of the rows; None is ``runs/rows``, for all grids: keys tell runs apart.
         resources: on what each worker runs.
-        progress: print what it will cost, show a bar with the time left, and errors as they come.
+        progress: show a bar with the time left, and errors as they come.
         options: for ``"slurm"``, as submitit's ``update_parameters`` takes them, such as ``slurm_partition="gpu"``.
 
     Raises:
         FileNotFoundError: data or weights are not there; before anything runs.
-        RuntimeError: a worker of a pool died and took the pool with it.
+        BrokenExecutor: a process died, out of memory perhaps; what was finished is kept. Call again to continue.
         KeyboardInterrupt: Ctrl-C; what was finished is kept, and the message says how to continue.
     """
-    folder, resources = (rows_dir() if folder is None else Path(folder)).absolute(), resources or Resources()
+    folder, resources = Path(folder or runs_dir() / "rows").absolute(), resources or Resources()
     planned = {(one.key, one.role): one for one in experiments}
     unique: dict[str, Experiment] = {}
     for (key, _), one in planned.items():
         unique.setdefault(key, one)
     rows = {key: row for key in unique if (row := read_row(folder / f"{key}.json")) is not None}
     missing = {k: one for k, one in unique.items() if k not in rows or rows[k]["status"] == FAILED}
-    if progress and missing:
-        done = [row for row in rows.values() if row["status"] == DONE]
-        print(_cost(list(missing.values()), tables(done)[0], 1 if executor == "in-process" else _count(workers)))
     bar = tqdm(total=len(unique), initial=len(unique) - len(missing), unit="run", disable=not progress, smoothing=0)
     try:
         with _submitter(executor, workers, options) as submit:
@@ -98,22 +88,18 @@ def _completed(missing: dict, submit, folder: Path, resources: Resources) -> Ite
         for key, one in missing.items():
             yield key, run_experiment(one, folder, resources, key)
         return
-    attempt = uuid.uuid4().hex
-    waiting = {submit(run_experiment, one, folder, resources, key, attempt): key for key, one in missing.items()}
+    waiting = {submit(run_experiment, one, folder, resources, key): key for key, one in missing.items()}
     try:
         while waiting:
             for future in [future for future in waiting if future.done()]:
                 key = waiting.pop(future)
                 try:
                     row = future.result()
-                except BrokenExecutor as error:
-                    said = str(error).splitlines()[0]
-                    raise RuntimeError(f"a worker died, out of memory? {said} Run again to continue") from error
+                except BrokenExecutor:  # a process died, out of memory perhaps, and took the others with it
+                    raise
                 except Exception as error:  # the worker itself was lost; errors of a run come as rows
-                    row = read_row(path := folder / f"{key}.json")
-                    if row is None or row["status"] == FAILED:
-                        row = {"key": key, "experiment": missing[key].to_dict(), "status": FAILED}
-                        write_row(path, row := row | {"error": f"worker lost: {error!r}"[:500]})
+                    row = {"key": key, "experiment": missing[key].to_dict(), "status": FAILED}
+                    row = read_row(folder / f"{key}.json") or row | {"error": f"worker lost: {error!r}"[:500]}
                 yield key, row
             time.sleep(POLL)
     finally:
@@ -145,7 +131,7 @@ def _submitter(executor: Any, workers: int, options: dict) -> Iterator[Any]:
         address = os.environ.get("DASK_SCHEDULER_ADDRESS")
         local = {} if address else {"n_workers": _count(workers), "threads_per_worker": 1, "dashboard_address": None}
         with Client(address, **local) as client:
-            yield client.get_executor().submit
+            yield client.get_executor(pure=False).submit  # a failed run is tried again
     elif executor == "slurm":
         import submitit
 
@@ -173,16 +159,3 @@ def _count(workers: int) -> int:
     import torch
 
     return workers or (1 if torch.cuda.is_available() else cpu_count())
-
-
-def _cost(missing: Sequence[Experiment], done: pd.DataFrame, workers: int) -> str:
-    """How many runs, and how long they will take by the time of a step in finished runs, the most alike there are."""
-    done = done.assign(step_s=done["wall_s"].astype(float) / done["steps"].astype(float))
-    seconds = 0.0
-    for one in missing:
-        alike = done[(done["backbone"] == one.backbone) & (done["image_size"] == one.image_size)]
-        for name, value in (("method", one.method.name), ("input", one.input.name), ("dataset", one.dataset)):
-            alike = closer if len(closer := alike[alike[name] == value]) else alike
-        seconds += one.steps * alike["step_s"].median() / workers
-    told = "no run like them was timed before" if math.isnan(seconds) else f"about {seconds / 60:.0f} minutes"
-    return f"{len(missing)} runs to do, {told}"

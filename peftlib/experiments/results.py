@@ -35,23 +35,16 @@ def write_row(path: Path, row: Mapping) -> None:
 def read_row(path: Path) -> dict | None:
     """A run's row; None where there is none, or, with a warning, where it is damaged."""
     try:
-        row = json.loads(Path(path).read_text())
-        if row["status"] not in (DONE, FAILED) or row["key"] != Path(path).stem or "dataset" not in row["experiment"]:
-            raise ValueError("no row of this run")
-        if row["status"] == DONE and not row["metrics"]["val"]:
-            raise ValueError("no metrics")
+        row = json.loads(path.read_text())
+        whole = row["metrics"]["val"] if row["status"] == DONE else row["status"] == FAILED
+        if whole and row["key"] == path.stem and row["experiment"]:
+            return row
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
-        warnings.warn(f"{path} is damaged ({error}) and counts as missing", stacklevel=2)
-        return None
-    return row
-
-
-def gather(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows in a folder as two tables."""
-    paths = sorted(Path(folder).glob("[!.]*.json"))
-    return tables(row for row in map(read_row, paths) if row is not None)
+    except (ValueError, KeyError, TypeError):
+        pass
+    warnings.warn(f"{path} is damaged and counts as missing", stacklevel=2)
+    return None
 
 
 def tables(rows: Iterable[Mapping]) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -11,15 +11,17 @@ import time
 import traceback
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
 import lightning
 import torch
+from timm.models.vision_transformer import VisionTransformer
 
 from peftlib.backbones.loading import load_backbone
 from peftlib.data import EarthData
-from peftlib.experiments.config import NAMED_WEIGHTS, VERSION, Experiment
+from peftlib.experiments.config import VERSION, Experiment
 from peftlib.experiments.evaluations import evaluate, rgb_drift
 from peftlib.experiments.results import DONE, FAILED, read_row, write_row
 from peftlib.model.adapted_vit import adapt, count_parameters
@@ -29,7 +31,6 @@ from peftlib.training.fit import LAST, fit
 from peftlib.training.tasks import Classification, Segmentation
 
 PACKAGES = ("torch", "timm", "lightning", "numpy", "torchmetrics")
-COUNTED = ("encoder", "input", "method")
 SAVE_EVERY = 100  # steps between checkpoints, at ends of epochs
 _ALONE = threading.Lock()  # runs draw from the process's own random numbers: one at a time
 
@@ -38,23 +39,18 @@ _ALONE = threading.Lock()  # runs draw from the process's own random numbers: on
 class Resources:
     """Where and on what an experiment runs. Nothing here changes a result, but for the last digits of other hardware.
 
-    ``accelerator``, ``devices`` (which share each batch) and ``strategy`` are those of Lightning's ``Trainer``,
-    ``workers`` processes of each run that read images ahead, ``threads`` those of PyTorch on the CPU (None leaves
-    them). ``keep`` keeps the last checkpoint, ``work/<key>/last.ckpt``, of finished runs.
+    ``accelerator`` is that of Lightning's ``Trainer``, ``workers`` processes of each run read images ahead. ``keep``
+    keeps the last checkpoint, ``work/<key>/last.ckpt``.
     """
 
     accelerator: str = "auto"
-    devices: int = 1
-    strategy: str = "auto"
     workers: int = 0
-    threads: int | None = None
     keep: bool = False
 
 
 def run_experiment(
-    experiment: Experiment, folder: str | Path, resources: Resources = Resources(), key: str | None = None,
-    attempt: str = "",
-) -> dict:  # fmt: skip
+    experiment: Experiment, folder: str | Path, resources: Resources = Resources(), key: str | None = None
+) -> dict:
     """Run an experiment unless it is finished, resuming where it was stopped. Returns its row.
 
     An error makes a row too, with ``status`` "failed" and the error; only an interrupt comes through.
@@ -64,7 +60,6 @@ def run_experiment(
         folder: of the rows, ``<key>.json``; of ``predictions/<key>.npz``, see
             ``peftlib.experiments.evaluations.evaluate``; and of work in progress, ``work/<key>/``. One grid at a time.
         key: of the experiment where it was planned; another one here means other data or weights, and fails.
-        attempt: any text, which tells this try from others for executors that remember what equal calls gave (Dask).
     """
     folder, key = Path(folder), key or experiment.key
     path, work = folder / f"{key}.json", folder / "work" / key
@@ -85,9 +80,6 @@ def run_experiment(
             raise KeyboardInterrupt from None
         except Exception as error:
             row |= {"status": FAILED, "error": _in_one_line(error)}
-        there = read_row(path)
-        if row["status"] == FAILED and there is not None and there["status"] == DONE:
-            return there  # another grid in this folder was faster, and cleared the work away
         write_row(path, row := row | {"wall_s": round(time.perf_counter() - clock, 2)})
         if resources.keep and row["status"] == DONE:
             for other in (other for other in work.iterdir() if other.name != LAST):
@@ -98,29 +90,21 @@ def run_experiment(
 
 
 def _train_and_evaluate(experiment: Experiment, work: Path, predictions: Path, resources: Resources) -> dict:
-    if resources.threads is not None:
-        torch.set_num_threads(resources.threads)
-    if experiment.batch_size % resources.devices:
-        raise ValueError(f"a batch of {experiment.batch_size} images cannot be shared by {resources.devices} devices")
     train, val, test = experiment.parts()
-    unseen, size = experiment.unseen_part(), experiment.batch_size // resources.devices
-
-    def images() -> EarthData:
-        return EarthData(train, val, test, size, resources.workers, experiment.seed, unseen=unseen)
-
-    data = images()
+    unseen = experiment.unseen_part()
+    data = EarthData(train, val, test, experiment.batch_size, resources.workers, experiment.seed, unseen=unseen)
     task, watch = build_task(experiment, data), Stopwatch()
-    used = {name: getattr(resources, name) for name in ("accelerator", "devices", "strategy")}
-    used |= {"precision": experiment.precision, "accumulate": experiment.accumulate, "save_every": SAVE_EVERY}
-    metrics = fit(task, data, work, experiment.steps, experiment.seed, callbacks=[watch], **used)
-    whole = images()  # without a trainer, which would share them out: all of them, here
+    metrics = fit(
+        task, data, work, experiment.steps, experiment.seed, experiment.precision, experiment.accumulate,
+        resources.accelerator, save_every=SAVE_EVERY, callbacks=[watch],
+    )  # fmt: skip
     if test is not None:
-        metrics["test"] |= evaluate(task, whole.test_dataloader(), experiment.precision, predictions)
+        metrics["test"] |= evaluate(task, data.test_dataloader(), experiment.precision, predictions)
     if unseen is not None:
-        metrics["unseen"] |= evaluate(task, whole.unseen_split().test_dataloader(), experiment.precision)
+        metrics["unseen"] |= evaluate(task, data.unseen_split().test_dataloader(), experiment.precision)
     if experiment.rgb_drift and test is not None:
         metrics["rgb"] = rgb_drift(task.model, _backbone(experiment), test)
-    counts = {f"{part}_parameters": n for part, n in count_parameters(task.model).items() if part in COUNTED}
+    counts = count_parameters(task.model)
     return {
         "metrics": metrics,
         "primary_metric": train.primary_metric or task.monitor,
@@ -128,7 +112,7 @@ def _train_and_evaluate(experiment: Experiment, work: Path, predictions: Path, r
         "images": len(train),
         "backbone_hash": task.model.backbone_hash,
         "adapter_bytes": adapter_bytes(task.model),
-        **counts,
+        **{f"{part}_parameters": counts[part] for part in ("encoder", "input", "method")},
         **watch.measured(),
     }
 
@@ -154,58 +138,38 @@ def build_task(experiment: Experiment, data: EarthData) -> Classification | Segm
     return Classification(model, train.classes, multilabel=train.task == "multilabel", **recipe)
 
 
-def _backbone(experiment: Experiment):
-    """The backbone. What tells weights of one name apart: the seed of random ones, the time of a file."""
-    weights, origin = experiment.weights, None
-    if weights not in NAMED_WEIGHTS:
-        origin = Path(weights).stat().st_mtime_ns
-    elif weights == "random":
-        origin = experiment.init
-    return _loaded(experiment.backbone, weights, experiment.res, experiment.image_size, origin)
-
-
-@lru_cache(maxsize=2)
-def _loaded(name: str, weights: str, res: float | None, image_size: int, origin: int | None):
-    """A backbone, loaded once a process: ``adapt`` copies it."""
+def _backbone(experiment: Experiment) -> VisionTransformer:
+    """The backbone, random weights drawn from ``init``."""
     with torch.random.fork_rng(devices=[]):
-        if weights == "random":
-            torch.manual_seed(origin)
-        return load_backbone(name, weights, image_size, res)
+        torch.manual_seed(experiment.init)
+        return load_backbone(experiment.backbone, experiment.weights, experiment.image_size, experiment.res)
 
 
 class Stopwatch(lightning.Callback):
-    """Time of a training step and memory at its highest."""
+    """Where a run is done, and the time between the ends of its training steps."""
 
     def __init__(self):
-        self.device, self.seconds, self.peak, self._start = "", [], None, 0.0
+        self.device, self.ends = torch.device("cpu"), []
 
     def setup(self, trainer: lightning.Trainer, task: lightning.LightningModule, stage: str) -> None:
-        self.device = device_name(device := trainer.strategy.root_device)
-        if stage == "fit" and device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+        self.device = trainer.strategy.root_device
+        if stage == "fit" and self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
 
-    def on_train_batch_start(self, *_) -> None:
-        self._start = time.perf_counter()
-
-    def on_train_batch_end(self, trainer: lightning.Trainer, task: lightning.LightningModule, *_) -> None:
-        if len(self.seconds) < 30:
-            if task.device.type == "cuda":
-                torch.cuda.synchronize()
-            self.seconds.append(time.perf_counter() - self._start)
-
-    def on_train_end(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
-        if task.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(task.device)
-        self.peak = round(peak / 2**20, 1)
+    def on_train_batch_end(self, *_) -> None:
+        self.ends.append(time.perf_counter())
 
     def measured(self) -> dict[str, float | str | None]:
-        """``device``; ``step_ms``, the median of up to 30 steps without the first two; ``peak_mb`` of GPU or process.
+        """``device``; ``step_ms``, median time of a step and of reading its batch; ``peak_mb`` of GPU or process.
 
-        None where nothing was trained in this process: the run had been stopped after its training.
+        None where fewer than two steps were trained in this process: the run had been stopped after its training.
         """
-        step = round(1e3 * median(self.seconds[2:] or self.seconds), 3) if self.seconds else None
-        return {"device": self.device, "step_ms": step, "peak_mb": self.peak}
+        steps = [1e3 * (end - start) for start, end in pairwise(self.ends)]
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.device)
+        found = {"step_ms": round(median(steps), 3), "peak_mb": round(peak / 2**20, 1)} if steps else {}
+        return {"device": device_name(self.device), "step_ms": None, "peak_mb": None} | found
 
 
 def device_name(device: torch.device) -> str:

@@ -1,9 +1,9 @@
-"""From scores of runs to what may be said of them: paired differences with intervals, ranks, verdicts.
+"""From scores of runs to what may be said of them: paired differences with intervals, verdicts.
 
 Scores are in percent points wherever rows come from ``peftlib.experiments.results.scores``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 
@@ -13,7 +13,6 @@ from scipy import stats
 from scipy.optimize import brentq
 
 PAIR = ("dataset", "backbone", "repeat", "fold", "seed")  # what two runs share that make a pair
-DRAWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -70,29 +69,6 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     return adjusted
 
 
-def interquartile_mean(cells: Sequence[Sequence[float]]) -> Interval:
-    """Mean of the middle half of all scores of a method, a list a data set, and its stratified bootstrap interval."""
-
-    def middle(*samples, axis=-1):
-        return stats.trim_mean(np.concatenate(samples, axis=axis), 0.25, axis=axis)
-
-    samples = [np.asarray(cell, dtype=float) for cell in cells]
-    found = stats.bootstrap(samples, middle, method="percentile", n_resamples=DRAWS, rng=0)
-    low, high = found.confidence_interval
-    return Interval(float(middle(*samples)), float(low), float(high), sum(map(len, samples)))
-
-
-def mean_ranks(table: pd.DataFrame) -> tuple[pd.Series, float]:
-    """Mean rank of each method (1 is best, ties share), and the critical difference of two of them (Nemenyi, 5%).
-
-    The table of scores has a row a block (data set, repeat, fold) and a column a method, none missing.
-    """
-    blocks, methods = table.shape
-    ranks = pd.Series(stats.rankdata(-table.to_numpy(), axis=1).mean(0), table.columns, name="rank")
-    q = stats.studentized_range.ppf(0.95, methods, np.inf) / sqrt(2)
-    return ranks.sort_values(kind="stable"), float(q * sqrt(methods * (methods + 1) / (6 * blocks)))
-
-
 def detectable_difference(std: float, n: int, test_to_train: float = 0.0, power: float = 0.8) -> float:
     """The true difference that ``paired_difference`` at 95% settles with this probability, n pairs of such a spread."""
     limit = stats.f.ppf(0.95, 1, n - 1)  # of t squared: scipy's noncentral t is NaN at some shifts
@@ -103,23 +79,3 @@ def detectable_difference(std: float, n: int, test_to_train: float = 0.0, power:
 def verdict(interval: Interval) -> str:
     """``"ahead"``, ``"behind"``, or ``"not settled"`` where the interval holds 0."""
     return "ahead" if interval.low > 0 else "behind" if interval.high < 0 else "not settled"
-
-
-def no_gain(interval: Interval, margin: float = 2.0) -> bool:
-    """Whether a difference is settled to be smaller than a margin either way."""
-    return -margin < interval.low and interval.high < margin
-
-
-def image_bootstrap(one: np.ndarray, other: np.ndarray, score: Callable[[np.ndarray], float]) -> Interval:
-    """A difference of scores on the same test images, and its 95% interval, images drawn anew.
-
-    Args:
-        one, other: (n, classes, classes) confusion matrices of single images, pooled over folds, in one order.
-        score: of a confusion matrix.
-    """
-    n, draw = len(one), np.random.default_rng(0)
-    weights = draw.multinomial(n, np.full(n, 1 / n), size=DRAWS // 10)
-    sums = [np.tensordot(weights, side, 1) for side in (one, other)]
-    drawn = [score(a) - score(b) for a, b in zip(*sums, strict=True)]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Interval(score(one.sum(0)) - score(other.sum(0)), float(low), float(high), n)

@@ -37,22 +37,13 @@ def adapt_blocks(vit: nn.Module, method: Method) -> nn.Module:
 
 
 def _refuse_unplain(vit: nn.Module) -> None:
-    name = type(vit).__name__
+    name, blocks = type(vit).__name__, list(getattr(vit, "blocks", []))
     if getattr(vit, "peftlib_adapted", False):
         raise ValueError(f"this {name} was already adapted; build it again")
-    blocks = getattr(vit, "blocks", None)
-    if not isinstance(blocks, nn.ModuleList | nn.Sequential) or not len(blocks):
-        attention = {_path(module) for module in vit.modules() if "Attention" in type(module).__name__}
-        raise ValueError(f"{name} has no `blocks` of timm's Block; its attention is {', '.join(attention) or 'none'}")
-    for i, block in enumerate(blocks):
-        parts = [block, getattr(block, "attn", None), getattr(block, "mlp", None)]
-        if not isinstance(block, Block) or [type(part) for part in parts[1:]] != [Attention, Mlp]:
-            raise ValueError(f"block {i} of {name} is {[*map(_path, parts)]}; need timm's Block, Attention and Mlp")
+    plain = [isinstance(b, Block) and type(b.attn) is Attention and type(b.mlp) is Mlp for b in blocks]
+    if not plain or not all(plain):
+        kinds = {f"{type(m).__module__}.{type(m).__name__}" for m in vit.modules() if "Attention" in type(m).__name__}
+        need = f"needs `blocks` of timm's Block with its Attention and Mlp; its attention is {sorted(kinds)}"
+        raise ValueError(f"{name} {need}")
     if getattr(vit, "vpt", False) or hasattr(vit, "extra_layers"):
         raise ValueError(f"{name} has new layers of its own (vpt, vit_adapter) that would be frozen at their start")
-    if not hasattr(getattr(vit, "patch_embed", None), "proj") or not hasattr(vit, "embed_dim"):
-        raise ValueError(f"{name} has no patch_embed.proj or no embed_dim, which the methods read")
-
-
-def _path(module: nn.Module) -> str:
-    return f"{type(module).__module__}.{type(module).__name__}"

@@ -16,15 +16,9 @@ class LayerFeatures(nn.Module):
     Args:
         model: from ``adapt``.
         out_indices: numbers of the blocks to read, from 0; None is all of them.
-        means, stds: one a channel; the datamodule's, which has given (x - means) / stds. They are undone here, and
-            standardise the bands beyond RGB. None: the datamodule does not normalise.
-        scale: from the unit that the data have then to reflectance in [0, 1], such as 1e-4.
     """
 
-    def __init__(
-        self, model: AdaptedViT, out_indices: Sequence[int] | None = None, means: Sequence[float] | None = None,
-        stds: Sequence[float] | None = None, scale: float = 1.0,
-    ):  # fmt: skip
+    def __init__(self, model: AdaptedViT, out_indices: Sequence[int] | None = None):
         super().__init__()
         depth = len(model.vit.blocks)
         self.out_indices = list(range(depth)) if out_indices is None else list(out_indices)
@@ -35,24 +29,18 @@ class LayerFeatures(nn.Module):
         even = not any(side % 2 for side in model.image_size)  # TerraTorch pads to a multiple of twice the patch size
         self.patch_size = tuple(side // 2 for side in model.image_size) if even else None  # None: no padding
         self.tunes = any(p.requires_grad for p in model.parameters())
-        offset, factor = _undoing(len(model.bands), means, stds, scale)
-        self.register_buffer("offset", offset, persistent=False)
-        self.register_buffer("factor", factor, persistent=False)
-        if means is not None:
-            model.reflectance.mean.copy_(_standardised(model, offset))
-            model.reflectance.std.copy_(_standardised(model, factor))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """x: (B, C, H, W) as the datamodule gives it -> for each of ``out_indices`` tokens (B, 1 + n, d).
+        """x: (B, C, H, W) reflectance -> for each of ``out_indices`` tokens (B, 1 + n, d).
 
-        ValueError: no reflectance comes out of ``means``, ``stds`` and ``scale``; training with a frozen adapter.
+        ValueError: no reflectance (see ``check_reflectance``); training with a frozen adapter.
         """
         frozen = self.tunes and not any(p.requires_grad for p in self.parameters())
         if frozen and self.training and torch.is_grad_enabled():
             why = "freeze_backbone=True froze the adapter too; leave it False, pretrained weights are frozen already"
             raise ValueError(f"{self.model.method.name} has nothing left to train: {why}")
         vit, found = self.model.vit, []
-        for z in self.model.intermediate_tokens(x * self.factor + self.offset, self.out_indices):
+        for z in self.model.intermediate_tokens(x, self.out_indices):
             patches = z[:, vit.num_prefix_tokens :]
             first = z[:, :1] if vit.cls_token is not None else patches.mean(1, keepdim=True)
             found.append(torch.cat([first, patches], dim=1))
@@ -61,24 +49,3 @@ class LayerFeatures(nn.Module):
     def prepare_features_for_image_model(self, features: list[Tensor]) -> list[Tensor]:
         """Tokens (B, 1 + n, d) -> maps (B, d, h, w), for models that were given no neck."""
         return [z[:, 1:].transpose(1, 2).unflatten(2, self.model.grid_size) for z in features]
-
-
-def _standardised(model: AdaptedViT, values: Tensor) -> Tensor:
-    """(C, 1, 1), one a channel -> (K, 1, 1), one for each of the values that the model standardises."""
-    resample, values = model.reflectance.resample, values.flatten()
-    if resample is not None:
-        return (resample @ values).view(-1, 1, 1)
-    beyond = values[model.reflectance.beyond_channels]
-    return (model.bands.pooled(beyond) / model.bands.pooled(torch.ones_like(beyond))).view(-1, 1, 1)
-
-
-def _undoing(bands: int, means, stds, scale: float) -> tuple[Tensor, Tensor]:
-    """Offset and factor, (bands, 1, 1), with x * factor + offset in reflectance."""
-    if means is None and stds is None:
-        means, stds = [0.0] * bands, [1.0] * bands
-    if means is None or stds is None or not len(means) == len(stds) == bands:
-        raise ValueError(f"means={means} and stds={stds} for {bands} bands; give both, one a band, or neither")
-    if not scale > 0 or not all(std > 0 for std in stds):
-        raise ValueError(f"scale={scale!r} and stds={stds!r} must be positive")
-    mean, std = (scale * torch.as_tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (means, stds))
-    return mean, std

@@ -42,8 +42,7 @@ def build(
     method: str, backbone: str, *, bands: Sequence[str] | Mapping[str, float], sensor: str = "sentinel2",
     image_size: int | Sequence[int] | None = None, input: str | None = None, input_options: Mapping | None = None,
     pretrained: bool = True, weights: str = "default", res: float | None = None, rgb_white: float = 0.3,
-    nodata: str = "error", out_indices: Sequence[int] | None = None, means: Sequence[float] | None = None,
-    stds: Sequence[float] | None = None, scale: float = 1.0, **options,
+    nodata: str = "error", out_indices: Sequence[int] | None = None, **options,
 ) -> LayerFeatures:  # fmt: skip
     """An adapted backbone; in a YAML file every argument has the prefix ``backbone_``.
 
@@ -54,8 +53,8 @@ def build(
         input, input_options: how the bands come in: a name in ``INPUTS`` and its options; None is the method's own.
         pretrained: False is ``weights="random"``.
         weights, res: see ``load_backbone``; sensor, image_size, rgb_white, nodata: see ``adapt``.
-        out_indices, means, stds, scale: see ``LayerFeatures``. Either the datamodule gives reflectance in [0, 1]
-            (``constant_scale: 1e-4``, no means and stds), or its means and stds are given here too.
+        out_indices: see ``LayerFeatures``. The datamodule gives reflectance in [0, 1] (``constant_scale: 1e-4``, no
+            means and stds).
         options: of the method, such as ``rank``.
     """
     config = METHODS[method].from_options(options)
@@ -63,7 +62,7 @@ def build(
     size = tuple(image_size) if isinstance(image_size, Sequence) else image_size
     chosen = None if input is None else input_from(input, dict(input_options or {}))
     model = adapt(vit, config, own_names(bands, sensor), sensor, size, chosen, rgb_white, nodata, inplace=True)  # type: ignore[arg-type]
-    return LayerFeatures(model, out_indices, means, stds, scale).train()  # Lightning leaves the mode as it finds it
+    return LayerFeatures(model, out_indices).train()  # Lightning leaves the mode as it finds it
 
 
 def build_prithvi(method: str, backbone: str, **options) -> nn.Module:

@@ -4,7 +4,6 @@ A comparison answers two questions. How do the new bands come in? The *input*, o
 adapt? The *method*, one of ``METHODS``. Any input goes with any method.
 """
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Self
 
@@ -42,7 +41,6 @@ class Config:
     Attributes:
         name: key in ``METHODS`` or ``INPUTS``.
         label: as people write it.
-        paper: where it comes from.
         learning_rates: what a search tries, a factor of 4 apart; none where nothing is tuned.
         tunes: pattern of the names, in the adapted model, of what it tunes with its default options.
         starts_as_pretrained: whether the adapted model equals the pretrained one before training.
@@ -50,7 +48,6 @@ class Config:
 
     name: ClassVar[str]
     label: ClassVar[str]
-    paper: ClassVar[str] = ""
     learning_rates: ClassVar[tuple[float, ...]] = ()
     tunes: ClassVar[str] = r"(?!)"  # matches nothing
     starts_as_pretrained: ClassVar[bool] = True
@@ -174,8 +171,6 @@ def _named(kind: str, registry: dict, name: str):
 def _check(owner: str, f, value: Any) -> None:
     """Raise ValueError unless a field made by ``option`` holds what it may."""
     told = f.metadata
-    if not told:
-        return
     if told["choices"]:
         if not any(type(value) is type(choice) and value == choice for choice in told["choices"]):
             raise ValueError(f"{owner}({f.name}={value!r}); choose from {told['choices']}")
@@ -198,22 +193,25 @@ def choose_layers(layers: str | tuple[int, ...], depth: int) -> tuple[int, ...]:
     Raises:
         ValueError: no block, one that the model does not have, or one named twice.
     """
-    if layers == "all":
-        return tuple(range(depth))
-    numbers = layers if isinstance(layers, tuple | list) else None
-    if not numbers or not all(isinstance(i, int) and -depth <= i < depth for i in numbers):
-        raise ValueError(f"layers={layers!r}; choose 'all' or block numbers from 0 to {depth - 1}")
-    chosen = sorted(i % depth for i in numbers)
-    if len(set(chosen)) < len(chosen):
-        raise ValueError(f"layers={layers!r} name a block twice")
+    numbers = range(depth) if layers == "all" else layers if isinstance(layers, tuple | list) else ()
+    chosen = sorted({i % depth for i in numbers if isinstance(i, int) and -depth <= i < depth})
+    if not chosen or len(chosen) < len(numbers):
+        raise ValueError(f"layers={layers!r}; choose 'all' or block numbers from 0 to {depth - 1}, each once")
     return tuple(chosen)
 
 
-def unfreeze(vit: VisionTransformer, chosen: Callable[[str], bool]) -> None:
-    """Make trainable those parameters of the encoder whose name is chosen."""
+def unfreeze(vit: VisionTransformer, part: str = "") -> None:
+    """Make trainable those parameters of the encoder that have this in their name."""
     for name, parameter in encoder_parameters(vit).items():
-        if chosen(name):
+        if part in name:
             parameter.requires_grad_(True)
+
+
+def zeroed(layer: nn.Linear) -> nn.Linear:
+    """The layer with weight and bias zero, so that what ends with it starts without effect."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
 
 
 def linear_from(weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -1,4 +1,4 @@
-"""Earth-Adapter: a mixture of frequency adapters after each block."""
+"""Earth-Adapter: a mixture of frequency adapters after each block (Hu et al., 2025)."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from peftlib.methods.base import Method, choose_layers, option
+from peftlib.methods.base import Method, choose_layers, option, zeroed
 
 
 def split_frequencies(x: Tensor, grid: tuple[int, int], cutoff: float) -> tuple[Tensor, Tensor]:
@@ -23,14 +23,6 @@ def split_frequencies(x: Tensor, grid: tuple[int, int], cutoff: float) -> tuple[
     low = torch.fft.ifft2(spectrum * inside[None, :, :, None], dim=(1, 2), norm="ortho").real
     low = low.flatten(1, 2).to(x.dtype)
     return low, x - low
-
-
-def mlp(dim: int, width: int) -> nn.Sequential:
-    """d -> width -> d with ReLU, its last layer zero at the start."""
-    layers = nn.Sequential(nn.Linear(dim, width), nn.ReLU(), nn.Linear(width, dim))
-    nn.init.zeros_(layers[-1].weight)
-    nn.init.zeros_(layers[-1].bias)
-    return layers
 
 
 class FrequencyAdaptedBlock(nn.Module):
@@ -50,7 +42,9 @@ class FrequencyAdaptedBlock(nn.Module):
         super().__init__()
         self.block, self.grid, self.prefix, self.cutoff = block, (grid[0], grid[1]), prefix, cutoff
         experts = 1 if cutoff is None else 3
-        self.experts = nn.ModuleList(mlp(dim, width) for _ in range(experts))
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(dim, width), nn.ReLU(), zeroed(nn.Linear(width, dim))) for _ in range(experts)
+        )
         self.router = nn.Linear(dim, experts) if experts > 1 else None
         self.scale = nn.Parameter(torch.tensor(0.1))
 
@@ -77,21 +71,16 @@ class EarthAdapter(Method):
     Attributes:
         width: of the bottlenecks.
         fourier_layers: blocks with the Fourier branch; ``"first_half"``, ``"all"`` or block numbers.
-        cutoff: half side of the low-pass square, as a share of the Nyquist frequency.
+        cutoff: half side of the low-pass square, as a share of the Nyquist frequency, below 1.
     """
 
-    name, label, paper = "earth_adapter", "Earth-Adapter", "Hu et al., 2025"
+    name, label = "earth_adapter", "Earth-Adapter"
     learning_rates = (5e-4, 2e-3, 8e-3, 3.2e-2)
     tunes = r"vit\.blocks\.\d+\.(scale|router\.(weight|bias)|experts\.\d\.[02]\.(weight|bias))"
 
     width: int = option(64, other=8, least=1)
     fourier_layers: str | tuple[int, ...] = option("first_half", other="all")
-    cutoff: float = option(0.3, other=0.6, least=0.0)
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.cutoff > 1:
-            raise ValueError(f"EarthAdapter(cutoff={self.cutoff!r}); it is a share of the Nyquist frequency, 0 to 1")
+    cutoff: float = option(0.3, other=0.6, least=0.0, below=1.0)
 
     def inject(self, vit: VisionTransformer) -> None:
         depth, weight = len(vit.blocks), vit.patch_embed.proj.weight

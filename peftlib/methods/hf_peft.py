@@ -1,7 +1,6 @@
 """HFPeft: a thin bridge to the tuners of Hugging Face's ``peft`` (``pip install peftlib[peft]``)."""
 
 import json
-import re
 from copy import deepcopy
 from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, Self
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from peftlib.backbones.loading import BEYOND_TOKENS, encoder_parameters
+from peftlib.backbones.loading import BEYOND_TOKENS
 from peftlib.files import fingerprint
 from peftlib.methods.base import Method
 
@@ -17,9 +16,7 @@ if TYPE_CHECKING:  # importing peft takes seconds, and it is an optional extra
     from peft import PeftConfig
 
 LINEARS = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
-IA3 = r"blocks\.\d+\.(attn\.qkv|mlp\.fc2)", r"blocks\.\d+\.mlp\.fc2"  # all, and those that are feed-forward
-# Tuners of language models' own parts, and mixtures that peft trains in two stages.
-UNFIT = ("ADAPTION_PROMPT", "POLY", "SHADOW", "TRAINABLE_TOKENS", "XLORA")
+OTHERS = {"IA3": r"blocks\.\d+\.(attn\.qkv|mlp\.fc2)", "LN_TUNING": r"(blocks\.\d+\.norm[12]|norm)"}
 
 
 @dataclass(frozen=True)
@@ -34,23 +31,22 @@ class HFPeft(Method, bridge=True):
 
     Attributes:
         config: a ``PeftConfig``, copied. Without ``target_modules`` it gets ``qkv``, ``proj``, ``fc1`` and ``fc2`` of
-            all blocks (LN tuning: every norm; IA3: ``qkv`` and ``fc2``). The patch embedding is never a target.
+            all blocks (LN tuning: norms; IA3: ``qkv`` and ``fc2``). The patch embedding is left out.
 
     Raises:
         ImportError: ``peft`` is not installed.
         ValueError: not a config of such a tuner, or one that replaces pretrained weights or wants a head.
     """
 
-    name, label, paper = "hf_peft", "HF peft", "github.com/huggingface/peft"
+    name, label = "hf_peft", "HF peft"
     learning_rates = (1.25e-4, 5e-4, 2e-3, 8e-3)
     config: "PeftConfig"
 
     def __post_init__(self):
-        super().__post_init__()
         PeftConfig, tuners = _peft()
         config = deepcopy(self.config)  # the caller may go on changing theirs
-        layers = hasattr(config, "target_modules") and isinstance(config, PeftConfig) and config.peft_type in tuners
-        if not layers or config.is_prompt_learning or config.peft_type.value in UNFIT:
+        layers = isinstance(config, PeftConfig) and hasattr(config, "target_modules") and config.peft_type in tuners
+        if not layers or config.is_prompt_learning:
             raise ValueError(
                 f"HFPeft(config={config!r}); give a peft config that adapts layers, such as LoraConfig(r=8), "
                 "AdaLoraConfig, IA3Config, LNTuningConfig, OFTConfig, VeraConfig or FourierFTConfig"
@@ -67,23 +63,25 @@ class HFPeft(Method, bridge=True):
         return f"HFPeft({type(self.config).__name__}({', '.join(chosen)}))"
 
     def __hash__(self) -> int:
-        return hash(json.dumps(self.options(), sort_keys=True))
+        return hash(str(self))
 
     def inject(self, vit: VisionTransformer) -> None:
-        _, tuners = _peft()
-        input_tunes = {name: p.requires_grad for name, p in vit.named_parameters() if name.startswith("patch_embed.")}
+        tunes = {name: p.requires_grad for name, p in vit.named_parameters()}
         base, before = list(vit.state_dict()), fingerprint(vit.state_dict())
         config = deepcopy(self.config)  # peft writes into it
-        _default_targets(config, vit)
+        if not config.target_modules and not getattr(config, "target_parameters", None):
+            config.target_modules = OTHERS.get(config.peft_type.value, LINEARS)
+            if hasattr(config, "feedforward_modules"):  # IA3's
+                config.feedforward_modules = r"blocks\.\d+\.mlp\.fc2"
+        if getattr(config, "exclude_modules", "") is None:
+            config.exclude_modules = r"patch_embed\..*"
         try:
-            tuner = tuners[config.peft_type](vit, config, "default")
-            if any("patch_embed" in name for name in tuner.targeted_module_names):
-                raise ValueError("a target lies in the patch embedding")
-        except (ValueError, TypeError, RuntimeError, StopIteration) as error:  # what peft says names neither
+            tuner = _peft()[1][config.peft_type](vit, config, "default")
+        except (ValueError, TypeError, RuntimeError, AttributeError, StopIteration) as error:  # peft's name neither
             reason = str(error) or "a target is a module without parameters"  # timm has several identities
             raise ValueError(
                 f"{self} does not fit this ViT: {reason} Targets are names or a pattern of modules such as qkv, proj, "
-                f"fc1 and fc2, by default {LINEARS!r}; the patch embedding is never one (see pl.Inflated)"
+                f"fc1 and fc2, by default {LINEARS!r}"
             ) from error
         after = {name.replace(".base_layer.", "."): tensor for name, tensor in vit.state_dict().items()}
         if fingerprint({name: after[name] for name in base}) != before:
@@ -92,10 +90,8 @@ class HFPeft(Method, bridge=True):
                 "an adapter file alone could not bring the model back; choose an initialisation that leaves them"
             )
         for name, parameter in vit.named_parameters():
-            if name.startswith(BEYOND_TOKENS):  # peft's bias="all" means heads too
-                parameter.requires_grad_(False)
-        for name, tuned in input_tunes.items():  # peft froze the patch embedding, which belongs to the input
-            vit.get_parameter(name).requires_grad_(tuned)
+            if name.startswith(("patch_embed.", *BEYOND_TOKENS)):  # bias="all" tunes these too
+                parameter.requires_grad_(tunes.get(name, False))
         vit.__dict__["hf_tuner"] = tuner  # not a submodule: the tuner holds the ViT
 
     def merge(self, vit: VisionTransformer) -> VisionTransformer:
@@ -108,19 +104,16 @@ class HFPeft(Method, bridge=True):
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         layers = tuple(f"{path}." for path, layer in vit.named_modules() if isinstance(layer, BaseTunerLayer))
-        kept = vit.state_dict().keys()
+        own = {name for name in vit.state_dict() if name.startswith(layers) and ".base_layer." not in name}
         tensors = [*vit.named_parameters(), *vit.named_buffers()]  # a shared one comes once
-        return {
-            name: tensor.detach()
-            for name, tensor in tensors
-            if name in kept and name.startswith(layers) and ".base_layer." not in name and not tensor.requires_grad
-        }
+        return {name: tensor.detach() for name, tensor in tensors if name in own and not tensor.requires_grad}
 
     def options(self) -> dict:
         chosen = {"peft_type": self.config.peft_type.value}
         for field in fields(self.config):
-            value = getattr(self.config, field.name)
-            if field.init and field.name not in ("peft_type", "peft_version") and value != _default(field):
+            value, default = getattr(self.config, field.name), field.default
+            default = default if field.default_factory is MISSING else field.default_factory()
+            if field.init and field.name not in ("peft_type", "peft_version") and value != default:
                 chosen[field.name] = sorted(value) if isinstance(value, set) else getattr(value, "value", value)
         try:
             json.dumps(chosen)
@@ -131,14 +124,13 @@ class HFPeft(Method, bridge=True):
     @classmethod
     def from_options(cls, options: dict) -> Self:
         PeftConfig, tuners = _peft()
-        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as PEFT_CONFIGS
-
-        known, config = {field.name for field in fields(cls)}, options.get("config")
-        if set(options) != known or not isinstance(config, dict) or config.get("peft_type") not in tuners:
+        config = options.get("config", {})
+        if config.get("peft_type") not in tuners:
             raise ValueError(f"{cls.name} needs a dict config with a peft_type of {sorted(tuners)}; got {options!r}")
-        if unknown := set(config) - {field.name for field in fields(PEFT_CONFIGS[config["peft_type"]])}:
+        made = PeftConfig.from_peft_type(**config)
+        if unknown := {*options, *config} - {"config", *vars(made)}:
             raise ValueError(f"this peft knows no options {sorted(unknown)} of {config['peft_type']}; is it older?")
-        return cls(**options | {"config": PeftConfig.from_peft_type(**config)})
+        return cls(made)
 
 
 def _peft() -> tuple[Any, dict]:
@@ -149,21 +141,3 @@ def _peft() -> tuple[Any, dict]:
     except ImportError as error:
         raise ImportError(f"HFPeft needs the optional extra: pip install 'peftlib[peft]' ({error})") from error
     return PeftConfig, PEFT_TYPE_TO_TUNER_MAPPING
-
-
-def _default_targets(config: "PeftConfig", vit: VisionTransformer) -> None:
-    if not config.target_modules and not getattr(config, "target_parameters", None):
-        kind = config.peft_type.value
-        if kind == "IA3":
-            config.target_modules, config.feedforward_modules = IA3
-        elif kind == "LN_TUNING":
-            norms = {name.rpartition(".")[0] for name in encoder_parameters(vit) if "norm" in name}
-            config.target_modules = "|".join(sorted(map(re.escape, norms)))
-        else:
-            config.target_modules = LINEARS
-    if getattr(config, "exclude_modules", "") is None:
-        config.exclude_modules = r"patch_embed\..*"
-
-
-def _default(field) -> Any:
-    return field.default_factory() if field.default_factory is not MISSING else field.default

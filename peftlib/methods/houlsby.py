@@ -1,11 +1,11 @@
-"""Houlsby adapters: a bottleneck with a residual after the attention and after the MLP (Houlsby et al., 2019)."""
+"""Houlsby adapters: a bottleneck with a residual after the attention and after the MLP (Houlsby et al., ICML 2019)."""
 
 from dataclasses import dataclass
 
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from peftlib.methods.base import Method, choose_layers, option
+from peftlib.methods.base import Method, choose_layers, option, zeroed
 
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "tanh": nn.Tanh}
 POSITIONS = {"attention": "ls1", "mlp": "ls2"}  # the layer scale is the last thing in a branch, or an identity
@@ -16,9 +16,7 @@ class Bottleneck(nn.Module):
 
     def __init__(self, dim: int, width: int, activation: str):
         super().__init__()
-        self.down, self.act, self.up = nn.Linear(dim, width), ACTIVATIONS[activation](), nn.Linear(width, dim)
-        nn.init.zeros_(self.up.weight)
-        nn.init.zeros_(self.up.bias)
+        self.down, self.act, self.up = nn.Linear(dim, width), ACTIVATIONS[activation](), zeroed(nn.Linear(width, dim))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.up(self.act(self.down(x)))
@@ -35,7 +33,7 @@ class Houlsby(Method):
         layers: ``"all"`` or block numbers.
     """
 
-    name, label, paper = "houlsby", "Houlsby adapters", "Houlsby et al., ICML 2019"
+    name, label = "houlsby", "Houlsby adapters"
     learning_rates = (1.25e-4, 5e-4, 2e-3, 8e-3)
     tunes = r"vit\.blocks\.\d+\.ls[12]\.1\.(down|up)\.(weight|bias)"
 

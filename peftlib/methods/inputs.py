@@ -6,7 +6,6 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from peftlib.backbones.loading import spec_of
 from peftlib.methods.base import Input, option
 from peftlib.sensors.bands import BandSet
 from peftlib.sensors.reflectance import Reflectance
@@ -19,18 +18,15 @@ class RGB(Input):
     """Red, green and blue alone, through the pretrained patch embedding. Other bands are left out."""
 
     name, label = "rgb", "RGB"
-
-    @property
-    def reads_any_bands(self) -> bool:
-        return True
+    reads_any_bands = True
 
 
 @dataclass(frozen=True)
 class Inflated(Input):
-    """All bands, through a patch embedding with a kernel for each: RGB's as pretrained, in the model's own order.
+    """All bands, through a patch embedding with a kernel for each: red, green and blue as pretrained.
 
     Attributes:
-        start: of the new kernels:
+        start: of the new kernels (``repeat`` and ``random``: Scheibenreif et al., CVPR 2024):
             ``zero``     zero, so the model starts as the pretrained one;
             ``repeat``   red, green, blue in turn;
             ``mean``     the mean of the three;
@@ -41,7 +37,6 @@ class Inflated(Input):
     """
 
     name, label = "inflated", "inflated"
-    paper = "Scheibenreif et al., CVPR 2024 (repeat, random); others are common practice"
     learning_rates = (1e-4, 4e-4, 1.6e-3, 6.4e-3)
     tunes = r"vit\.patch_embed\.proj\.(weight|bias)"
 
@@ -60,7 +55,7 @@ class Inflated(Input):
         if not bands.beyond_rgb:
             raise ValueError(f"Inflated reads bands beyond RGB, and bands {bands.names} have none; use pl.RGB()")
         proj = vit.patch_embed.proj
-        kernels = inflated_kernels(proj.weight.detach(), bands, self.start, spec_of(vit).rgb_order)
+        kernels = inflated_kernels(proj.weight.detach(), bands, self.start)
         new = nn.Conv2d(kernels.shape[1], proj.out_channels, proj.kernel_size, proj.stride, device="meta")
         new.weight = nn.Parameter(kernels)
         new.bias = proj.bias
@@ -75,11 +70,8 @@ class Inflated(Input):
         return torch.cat([reflectance.rgb(x), reflectance.beyond(x)], dim=1)
 
 
-def inflated_kernels(rgb: Tensor, bands: BandSet, start: str, rgb_order: tuple[int, int, int] = (0, 1, 2)) -> Tensor:
-    """Patch kernels for RGB and the bands beyond: (d, 3, p, p) -> (d, C, p, p). ``start`` as in ``Inflated``.
-
-    rgb_order: positions in (red, green, blue) of the model's own channels.
-    """
+def inflated_kernels(rgb: Tensor, bands: BandSet, start: str) -> Tensor:
+    """Patch kernels for RGB and the bands beyond: (d, 3, p, p) -> (d, C, p, p). ``start`` as in ``Inflated``."""
     new_bands = len(bands.beyond_rgb)
     if start == "zero":
         return torch.cat([rgb, rgb.new_zeros(len(rgb), new_bands, *rgb.shape[2:])], dim=1)
@@ -88,12 +80,9 @@ def inflated_kernels(rgb: Tensor, bands: BandSet, start: str, rgb_order: tuple[i
         return torch.cat([rgb, fresh.weight.detach()[:, 3:]], dim=1)
     if start == "mean":
         extra = rgb.mean(1, keepdim=True).expand(-1, new_bands, -1, -1)
+    elif start == "repeat":
+        extra = rgb[:, [i % 3 for i in range(new_bands)]]
     else:
-        colours = range(new_bands) if start == "repeat" else (_nearest_colour(bands, i) for i in bands.beyond_rgb)
-        extra = rgb[:, [rgb_order.index(colour % 3) for colour in colours]]
+        nm = bands.wavelengths
+        extra = rgb[:, [min(range(3), key=lambda c: abs(nm[bands.rgb[c]] - nm[i])) for i in bands.beyond_rgb]]
     return torch.cat([rgb, extra], dim=1) * 3 / (3 + new_bands)
-
-
-def _nearest_colour(bands: BandSet, band: int) -> int:
-    """0, 1 or 2: which of red, green and blue lies nearest to a band."""
-    return min(range(3), key=lambda c: abs(bands.wavelengths[bands.rgb[c]] - bands.wavelengths[band]))

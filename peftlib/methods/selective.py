@@ -20,26 +20,26 @@ class Frozen(Method):
 
 @dataclass(frozen=True)
 class NormTuning(Method):
-    """Scale and shift of every normalisation layer that tokens pass."""
+    """Scale and shift of every normalisation layer that tokens pass (Zhao et al., 2023)."""
 
-    name, label, paper = "norm_tuning", "norm tuning", "Zhao et al., 2023"
+    name, label = "norm_tuning", "norm tuning"
     learning_rates = (2.5e-4, 1e-3, 4e-3, 1.6e-2)
     tunes = r"vit\.(blocks\.\d+\.norm[12]|norm)\.(weight|bias)"
 
     def inject(self, vit: VisionTransformer) -> None:
-        unfreeze(vit, lambda name: "norm" in name)
+        unfreeze(vit, "norm")
 
 
 @dataclass(frozen=True)
 class BitFit(Method):
-    """Every bias that tokens pass: of linear layers, norms and the patch embedding."""
+    """Every bias that tokens pass: of linear layers, norms and the patch embedding (Ben Zaken et al., 2021)."""
 
-    name, label, paper = "bitfit", "BitFit", "Ben Zaken et al., 2021"
+    name, label = "bitfit", "BitFit"
     learning_rates = (2.5e-4, 1e-3, 4e-3, 1.6e-2)
     tunes = r"vit\..*\.bias"
 
     def inject(self, vit: VisionTransformer) -> None:
-        unfreeze(vit, lambda name: name.endswith("bias"))
+        unfreeze(vit, "bias")
 
 
 @dataclass(frozen=True)
@@ -51,4 +51,4 @@ class Full(Method):
     tunes = r"vit\..*"
 
     def inject(self, vit: VisionTransformer) -> None:
-        unfreeze(vit, lambda name: True)
+        unfreeze(vit)

@@ -6,7 +6,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from peftlib.methods.base import Method, linear_from, option
+from peftlib.methods.base import Method, linear_from, option, unfreeze, zeroed
 from peftlib.methods.lora import TARGETS, target_layers
 
 
@@ -20,8 +20,7 @@ class SLRLinear(nn.Module):
         super().__init__()
         self.linear = linear
         self.D = nn.Linear(linear.in_features, rank, bias=False)
-        self.U = nn.Linear(rank, linear.out_features, bias=False)
-        nn.init.zeros_(self.U.weight)
+        self.U = zeroed(nn.Linear(rank, linear.out_features, bias=False))
         ones = torch.ones(linear.in_features), torch.ones(linear.out_features)
         self.s_in, self.s_out = (nn.Parameter(one, requires_grad=scalers) for one in ones)
         self.to(linear.weight)
@@ -48,7 +47,7 @@ class SLR(Method):
         layers: ``"all"`` or block numbers.
     """
 
-    name, label, paper = "slr", "SLR", "Scheibenreif, Mommert, Borth, CVPR 2024"
+    name, label = "slr", "SLR"
     learning_rates = (1.25e-4, 5e-4, 2e-3, 8e-3)
     tunes = r"vit\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])\.([DU]\.weight|s_(in|out))"
 
@@ -62,6 +61,4 @@ class SLR(Method):
         for parent, target in target_layers(vit, self.layers, self.targets):
             setattr(parent, target, SLRLinear(getattr(parent, target), self.rank, self.scalers))
         if self.train_norms:
-            for module in vit.modules():
-                if isinstance(module, nn.LayerNorm):
-                    module.requires_grad_(True)
+            unfreeze(vit, "norm")

@@ -1,4 +1,4 @@
-"""VPT: learnt prompt tokens beside the image's own (Jia et al., 2022)."""
+"""VPT: learnt prompt tokens beside the image's own (Jia et al., ECCV 2022)."""
 
 import math
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class VPT(Method):
         dropout: of the prompts, in training.
     """
 
-    name, label, paper = "vpt", "VPT", "Jia et al., ECCV 2022"
+    name, label = "vpt", "VPT"
     learning_rates = (1.25e-4, 5e-4, 2e-3, 8e-3)
     tunes = r"vit\.blocks\.\d+\.prompts"
     starts_as_pretrained = False

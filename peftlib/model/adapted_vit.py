@@ -58,7 +58,7 @@ class AdaptedViT(nn.Module):
     def reflectance_of(self, bands: BandSet, rgb_white: float, nodata: str) -> Reflectance:
         """What checks and normalises images of these bands for this model, with the sensor's default statistics."""
         spec, resample = self.spec, self.input.resampling(bands)
-        made = Reflectance(bands, self.image_size, spec.mean, spec.std, rgb_white, nodata, spec.rgb_order, resample)
+        made = Reflectance(bands, self.image_size, spec.mean, spec.std, rgb_white, nodata, resample)
         return made.to(self.vit.patch_embed.proj.weight)
 
     def forward_features(self, x: Tensor, metadata: Tensor | None = None) -> Tensor:

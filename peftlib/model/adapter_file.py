@@ -12,13 +12,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from peftlib.backbones.loading import BackboneSpec, backbone_hash, pair, spec_of
+from peftlib.deflect.time_series import series_bands
 from peftlib.files import atomic_path, fingerprint
 from peftlib.methods import input_from, method_from
 from peftlib.model.adapted_vit import AdaptedViT, adapt
-from peftlib.sensors.bands import BandSet
+from peftlib.sensors.bands import band_set
 
 FORMAT = "peftlib adapter 2"
-FORMER = {"peftlib adapter 1": "0.1"}  # format -> the version of peftlib that reads it
 
 
 def save_adapter(model: AdaptedViT, path: str | Path) -> Path:
@@ -26,19 +26,6 @@ def save_adapter(model: AdaptedViT, path: str | Path) -> Path:
 
     Written by rename: an interrupted call leaves the former file whole.
     """
-    state, metadata = _contents(model)
-    path = Path(path)
-    with atomic_path(path) as temporary:
-        save_file(state, temporary, metadata=metadata)
-    return path
-
-
-def adapter_bytes(model: AdaptedViT) -> int:
-    """Bytes of the tensors that ``save_adapter`` writes; the file has a header of some kB beside them."""
-    return sum(tensor.nbytes for tensor in model.adapter_state().values())
-
-
-def _contents(model: AdaptedViT) -> tuple[dict[str, Tensor], dict[str, str]]:
     config = {
         "method": model.method.name,
         "options": model.method.options(),
@@ -48,12 +35,10 @@ def _contents(model: AdaptedViT) -> tuple[dict[str, Tensor], dict[str, str]]:
         "image_size": model.image_size,
         "rgb_white": model.reflectance.rgb_white,
         "nodata": model.reflectance.nodata,
-        "indices": None if model.auxiliary is None else model.auxiliary.indices.names,
         "backbone": _backbone_facts(model.spec),
         "metadata": () if model.metadata is None else model.metadata.names,
     }
-    state = {name: tensor.contiguous() for name, tensor in model.adapter_state().items()}
-    state = {name: tensor if tensor.is_meta else tensor.cpu() for name, tensor in state.items()}
+    state = {name: tensor.contiguous().cpu() for name, tensor in model.adapter_state().items()}
     metadata = {
         "format": FORMAT,
         "config": json.dumps(config),
@@ -61,7 +46,15 @@ def _contents(model: AdaptedViT) -> tuple[dict[str, Tensor], dict[str, str]]:
         "backbone_hash": model.backbone_hash,
     }
     metadata["digest"] = _digest(metadata, state)
-    return state, metadata
+    path = Path(path)
+    with atomic_path(path) as temporary:
+        save_file(state, temporary, metadata=metadata)
+    return path
+
+
+def adapter_bytes(model: AdaptedViT) -> int:
+    """Bytes of the tensors that ``save_adapter`` writes; the file has a header of some kB beside them."""
+    return sum(tensor.nbytes for tensor in model.adapter_state().values())
 
 
 def load_adapter(
@@ -92,25 +85,23 @@ def load_adapter(
             f"and this is {spec_of(vit).name} with other weights ({found[:12]})"
         )
     config = json.loads(metadata["config"])
-    if config["backbone"] != (facts := _backbone_facts(spec_of(vit))):
+    trained_on, facts = config["backbone"], _backbone_facts(spec_of(vit))
+    if trained_on | facts != trained_on:
         raise ValueError(
-            f"adapter {path.name} was trained with {config['backbone']}, this backbone has {facts} "
+            f"adapter {path.name} was trained with {trained_on}, this backbone has {facts} "
             "(res: ground sampling distance in metres, see load_backbone)"
         )
-    trained_at = tuple(config["image_size"])
-    if "vit.pos_embed" in state and image_size is not None and pair(image_size) != trained_at:
+    trained_at = pair(config["image_size"])
+    size = trained_at if image_size is None else pair(image_size)
+    if "vit.pos_embed" in state and size != trained_at:
         raise ValueError(
             f"adapter {path.name} tuned the position embedding at {trained_at}; it has no other image size"
         )
     method = method_from(config["method"], config["options"])
     input = input_from(config["input"], config["input_options"])
-    size = trained_at if image_size is None else image_size
-    others = {"rgb_white": config["rgb_white"], "nodata": config["nodata"], "metadata": config["metadata"]}
-    bands = BandSet.from_json(config["bands"])
+    others = {option: config[option] for option in ("rgb_white", "nodata", "metadata")}
+    bands = (series_bands if "dates" in config["bands"] else band_set)(**config["bands"])
     model = adapt(vit, method, bands, image_size=size, input=input, inplace=inplace, **others)
-    names = None if model.auxiliary is None else list(model.auxiliary.indices.names)
-    if names != config["indices"]:
-        raise ValueError(f"adapter {path.name} reads indices {config['indices']}, here they would be {names}")
     here, there = ({(name, t.shape) for name, t in tensors.items()} for tensors in (model.adapter_state(), state))
     if wrong := sorted({name for name, _ in here ^ there}):
         raise ValueError(f"adapter {path.name} does not fit {method} on {input}: {wrong[:5]} ({len(wrong)} in all)")
@@ -125,8 +116,6 @@ def _read_adapter(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a whole safetensors file; truncated or damaged? ({error})") from error
-    if (version := FORMER.get(metadata.get("format", ""))) is not None:
-        raise ValueError(f"{path} is an adapter of peftlib {version}; that version reads it, or train it again")
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} is no adapter of this library (format {metadata.get('format')!r}, need {FORMAT!r})")
     if metadata.get("digest") != _digest(metadata, state):
@@ -139,7 +128,7 @@ def _read_adapter(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 def _backbone_facts(spec: BackboneSpec) -> dict:
     """What the weights do not show and the tokens depend on."""
-    return {"mean": list(spec.mean), "std": list(spec.std), "channels": spec.channels, "res": spec.res}
+    return {"mean": list(spec.mean), "std": list(spec.std), "res": spec.res}
 
 
 def _digest(metadata: Mapping[str, str], state: Mapping[str, Tensor]) -> str:

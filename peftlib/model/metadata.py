@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from peftlib.deflect.time_series import YEAR
+from peftlib.methods.base import zeroed
 
 SIZES = {"location": 3, "date": 2, "gsd": 1}  # numbers that describe each
 
@@ -59,11 +60,8 @@ class MetadataEmbedding(nn.Module):
             raise ValueError(f"metadata={tuple(names)}; choose from {', '.join(SIZES)}, each once")
         self.names = tuple(names)
         self.parts = nn.ModuleDict(
-            {name: nn.Sequential(nn.Linear(SIZES[name], width), nn.GELU(), nn.Linear(width, dim)) for name in names}
+            {n: nn.Sequential(nn.Linear(SIZES[n], width), nn.GELU(), zeroed(nn.Linear(width, dim))) for n in names}
         )
-        for part in self.parts.values():
-            nn.init.zeros_(part[-1].weight)
-            nn.init.zeros_(part[-1].bias)
 
     def forward(self, encoded: Tensor) -> Tensor:
         """encoded: (B, K) of ``encode_metadata`` -> (B, 1, d)."""

@@ -7,7 +7,6 @@ position is the classic silent error.
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -62,11 +61,6 @@ class BandSet:
     wavelengths: tuple[float, ...]
     rgb: tuple[int, int, int]
 
-    kinds: ClassVar[dict[str, type["BandSet"]]] = {}  # by name, for files
-
-    def __init_subclass__(cls) -> None:
-        BandSet.kinds[cls.__name__] = cls
-
     @property
     def beyond_rgb(self) -> tuple[int, ...]:
         """Positions of the other bands, in order."""
@@ -83,8 +77,7 @@ class BandSet:
         Sentinel-2's values, for other sensors those of the nearest Sentinel-2 band; thermal bands 290 K and 15 K.
         Fit your own with ``AdaptedViT.fit_normalization``.
         """
-        rows = [_usual(self.sensor, name, nm) for name, nm in zip(self.names, self.wavelengths, strict=True)]
-        mean, std = zip(*rows, strict=True)
+        mean, std = zip(*map(_usual, self.wavelengths), strict=True)
         return torch.tensor(mean), torch.tensor(std)
 
     def pooled(self, moments: Tensor) -> Tensor:
@@ -92,18 +85,10 @@ class BandSet:
         return moments
 
     def to_json(self) -> dict:
-        """What ``from_json`` makes the same bands of."""
+        """Arguments of ``band_set``, as plain values."""
         custom = self.sensor == "custom"
         names = dict(zip(self.names, self.wavelengths, strict=True)) if custom else list(self.names)
         return {"sensor": self.sensor, "bands": names}
-
-    @staticmethod
-    def from_json(facts: Mapping) -> "BandSet":
-        """The bands that ``to_json`` described; ValueError for unknown ones, or an unknown kind of bands."""
-        kind = facts.get("kind", "")
-        if kind and kind not in BandSet.kinds:
-            raise ValueError(f"unknown kind of bands {kind!r}; choose from {', '.join(BandSet.kinds)}")
-        return BandSet.kinds[kind].from_json(facts) if kind else band_set(facts["bands"], facts["sensor"])
 
     def __len__(self) -> int:
         return len(self.names)
@@ -112,12 +97,10 @@ class BandSet:
         return iter(self.names)
 
 
-def _usual(sensor: str, name: str, nm: float) -> tuple[float, float]:
+def _usual(nm: float) -> tuple[float, float]:
     """Mean and standard deviation of a band of which no image was seen."""
     if nm >= THERMAL_FROM:
         return 290.0, 15.0
-    if sensor in ("sentinel2", "hls"):
-        return _SENTINEL2[name][1:]
     # B10 (cirrus) is dark for its own reason, water vapour: only a band inside that window may borrow it.
     near = [row for band, row in _SENTINEL2.items() if band != "B10" or 1350 <= nm <= 1400]
     return min(near, key=lambda row: abs(row[0] - nm))[1:]

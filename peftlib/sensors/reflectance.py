@@ -3,7 +3,7 @@
 The model normalises inside, so that users cannot get it wrong.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import nullcontext
 
 import torch
@@ -22,29 +22,39 @@ UNUSUAL_SHARE = 0.05  # more than this share of values outside USUAL is not refl
 FARTHEST = 4e3  # deviations from the mean; farther is what a band that was nearly constant in ``fit`` makes of others
 
 
-def check_reflectance(x: Tensor, bands: BandSet, image_size: tuple[int, int], nodata: str = "error") -> None:
+def check_reflectance(
+    x: Tensor, bands: BandSet, image_size: tuple[int, int], nodata: str = "error", read: bool = True
+) -> None:
     """Refuse an image that the model would silently misread.
 
     Args:
         x: (B, C, H, W) reflectance in [0, 1] (thermal bands in kelvin).
         image_size: (H, W) the model was adapted for.
         nodata: ``"error"`` refuses NaN and infinite pixels, ``"zero"`` lets them pass.
+        read: whether to look at values; shape and type cost nothing on any device.
 
     Raises:
         ValueError: wrong shape or dtype, non-finite pixels, digital numbers instead of reflectance.
     """
-    check_shape(x, bands, image_size)
-    if x.numel() == 0:
+    if x.ndim != 4 or not x.is_floating_point():
+        raise ValueError(f"expected float reflectance (B, C, H, W), got shape {tuple(x.shape)}, {x.dtype}")
+    if x.shape[1] != len(bands):
+        raise ValueError(f"image has {x.shape[1]} channels, the model was adapted to {len(bands)} bands: {bands.names}")
+    if tuple(x.shape[2:]) != tuple(image_size):
+        raise ValueError(
+            f"image is {tuple(x.shape[2:])} pixels, the model was adapted to {tuple(image_size)}; "
+            "resize the image or pass image_size= to adapt"
+        )
+    if x.numel() == 0 or not read:
         return
     values = x.detach()
     low, high = values.aminmax()
     if not bands.thermal and low >= USUAL[0] and high <= USUAL[1]:  # nearly always; NaN is neither
         return
     finite = torch.isfinite(values)
-    whole = bool(finite.all())
-    if not whole and nodata == "error":
-        bad = (~finite).flatten(2).sum(dim=(0, 2))
-        counts = {bands.names[i]: int(n) for i, n in enumerate(bad) if n}
+    if nodata == "error" and not finite.all():
+        bad = (~finite).sum(dim=(0, 2, 3)).tolist()
+        counts = {name: n for name, n in zip(bands.names, bad, strict=True) if n}
         raise ValueError(
             f"image has NaN or infinite pixels, per band {counts}; mask them, or adapt with nodata='zero' "
             "to leave them out of the pixel set"
@@ -57,7 +67,7 @@ def check_reflectance(x: Tensor, bands: BandSet, image_size: tuple[int, int], no
                 f"expected brightness temperature in kelvin, {KELVIN[0]:g}..{KELVIN[1]:g}"
             )
     rows = [i for i in range(len(bands)) if i not in bands.thermal]
-    optical = values[:, rows] if whole else values[:, rows][finite[:, rows]]
+    optical = values[:, rows][finite[:, rows]]
     if optical.numel() == 0:
         return
     least, most = (float(v) for v in optical.aminmax())
@@ -67,23 +77,6 @@ def check_reflectance(x: Tensor, bands: BandSet, image_size: tuple[int, int], no
             f"image lies in [{least:.4g}, {most:.4g}], {unusual:.0%} of it outside {list(USUAL)}: expected reflectance "
             f"in [0, 1]. Digital numbers? Divide by the product's scale (10000 for Sentinel-2, 255 for 8-bit), and "
             f"turn fill values into NaN"
-        )
-
-
-def check_shape(x: Tensor, bands: BandSet, image_size: tuple[int, int]) -> None:
-    """The part of the check that reads no values, so it costs nothing on any device.
-
-    Raises:
-        ValueError: not a floating-point (B, C, H, W) tensor with these bands and this size.
-    """
-    if x.ndim != 4 or not x.is_floating_point():
-        raise ValueError(f"expected float reflectance (B, C, H, W), got shape {tuple(x.shape)}, {x.dtype}")
-    if x.shape[1] != len(bands):
-        raise ValueError(f"image has {x.shape[1]} channels, the model was adapted to {len(bands)} bands: {bands.names}")
-    if tuple(x.shape[2:]) != tuple(image_size):
-        raise ValueError(
-            f"image is {tuple(x.shape[2:])} pixels, the model was adapted to {tuple(image_size)}; "
-            "resize the image or pass image_size= to adapt"
         )
 
 
@@ -101,7 +94,6 @@ class Reflectance(nn.Module):
         rgb_white: reflectance that the stretch maps to 1.
         nodata: ``"error"`` or ``"zero"``: non-finite RGB values become the backbone's mean colour, and a pixel with any
             non-finite band is absent from the pixel set. What lies under it (NaN, inf, -inf) never matters.
-        rgb_order: positions in (red, green, blue) of the backbone's channels; ``rgb_mean`` is in that order.
         resample: (K, C) what turns all bands into the K values that are standardised in place of those beyond RGB.
     """
 
@@ -113,7 +105,6 @@ class Reflectance(nn.Module):
         rgb_std: Iterable[float],
         rgb_white: float = 0.3,
         nodata: str = "error",
-        rgb_order: Sequence[int] = (0, 1, 2),
         resample: Tensor | None = None,
     ):
         super().__init__()
@@ -122,8 +113,7 @@ class Reflectance(nn.Module):
         if not rgb_white > 0:
             raise ValueError(f"rgb_white={rgb_white!r}; it is a reflectance and must be positive")
         self.bands, self.image_size = bands, (image_size[0], image_size[1])
-        self.rgb_channels = [bands.rgb[i] for i in rgb_order]
-        self.beyond_channels = list(bands.beyond_rgb)
+        self.rgb_channels, self.beyond_channels = list(bands.rgb), list(bands.beyond_rgb)
         self.rgb_white, self.nodata = float(rgb_white), nodata
         self.register_buffer("resample", resample, persistent=False)
         for name, values in zip(("mean", "std"), bands.statistics(), strict=True):
@@ -134,7 +124,7 @@ class Reflectance(nn.Module):
         self._checked_on_device = False
 
     def rgb(self, x: Tensor) -> Tensor:
-        """x: (B, C, H, W) reflectance -> (B, 3, H, W) in the backbone's order and normalisation."""
+        """x: (B, C, H, W) reflectance -> (B, 3, H, W) in the backbone's normalisation."""
         rgb = self.filled(x)[:, self.rgb_channels]
         rgb = ((rgb / self.rgb_white).clamp(0.0, 1.0) - self.rgb_mean) / self.rgb_std
         return rgb if self.nodata == "error" else rgb * torch.isfinite(x[:, self.rgb_channels])
@@ -171,11 +161,9 @@ class Reflectance(nn.Module):
         """
         if torch.compiler.is_compiling() or x.is_meta:
             return
-        if x.device.type == "cpu" or not self._checked_on_device:
-            check_reflectance(x, self.bands, self.image_size, self.nodata)
-            self._checked_on_device = x.device.type != "cpu"
-        else:
-            check_shape(x, self.bands, self.image_size)
+        on_cpu = x.device.type == "cpu"
+        check_reflectance(x, self.bands, self.image_size, self.nodata, read=on_cpu or not self._checked_on_device)
+        self._checked_on_device = not on_cpu
 
     @torch.no_grad()
     def fit(self, batches: Iterable) -> None:
@@ -190,27 +178,23 @@ class Reflectance(nn.Module):
             ValueError: no batches, or a band without a single valid pixel.
         """
         share = (lambda moments: moments) if self.resample is not None else self.bands.pooled
-        count = torch.zeros(self.mean.numel(), dtype=torch.float64)
-        mean, squares = torch.zeros_like(count), torch.zeros_like(count)
+        near = self.mean.double().cpu().view(-1, 1)  # sums of values far from zero would cancel
+        count, total, squares = torch.zeros(3, len(near), dtype=torch.float64)
         for batch in batches:
             x = batch["image"] if isinstance(batch, dict) else batch[0] if isinstance(batch, tuple | list) else batch
             check_reflectance(x, self.bands, tuple(x.shape[2:]), self.nodata)
             values = self._values(x.to(self.mean.device)).double().cpu().transpose(0, 1).flatten(1)  # (C - 3, pixels)
             finite = torch.isfinite(values)
-            values = torch.where(finite, values, 0.0)
-            # Chan's update: exact for any number of batches, and without the cancellation of E[x²] - E[x]².
-            n = share(finite.sum(1))
-            batch_mean = share(values.sum(1)) / n.clamp_min(1)
-            deviation = torch.where(finite, values - batch_mean[:, None], 0.0)
-            total, shift = (count + n).clamp_min(1), batch_mean - mean
-            squares += share(deviation.square().sum(1)) + shift.square() * count * n / total
-            mean += shift * n / total
-            count += n
+            values = torch.where(finite, values - near, 0.0)
+            count += share(finite.sum(1))
+            total += share(values.sum(1))
+            squares += share(values.square().sum(1))
         if (count == 0).any():
             empty = list(self.bands.names)  # resampled, a pixel counts where every band has data
             if self.resample is None:
                 empty = [self.bands.names[b] for b, n in zip(self.beyond_channels, count, strict=True) if n == 0]
             raise ValueError(f"no valid pixels to fit the normalisation of {empty}; was the loader empty?")
-        std = (squares / count).sqrt()
-        self.mean.copy_(mean.view(-1, 1, 1))
+        shift = total / count
+        std = (squares / count - shift.square()).clamp_min(0.0).sqrt()
+        self.mean.copy_((near[:, 0] + shift).view(-1, 1, 1))
         self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)).view(-1, 1, 1))  # a constant band stays 0

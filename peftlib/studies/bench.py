@@ -4,7 +4,6 @@ rows = bench("dinov2_small", image_size=98, batch_size=32)
 print(markdown(rows))
 """
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
@@ -14,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils.benchmark.utils.timer import timer
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -67,7 +67,6 @@ class Contestant:
 def bench(
     backbone: str = "dinov2_small", image_size: int = 98, batch_size: int = 32, methods: Sequence[str] = CELLS,
     repeats: int = 10, device: str = "", precision: str = "float32", compiled: bool = False, checkpointed: bool = False,
-    progress: bool = True,
 ) -> pd.DataFrame:  # fmt: skip
     """Time contestants beside each other: each repeat is a forward and a step of all, so all see the same weather.
 
@@ -109,9 +108,9 @@ def bench(
         how = (vit.embed_dim, precision, compiled)
         racers = {names: Contestant(model, batch, *how) for names, (model, batch) in made.items()}
     seconds = []
-    for repeat in tqdm(range(-2, repeats), disable=not progress, desc="bench", unit="round"):
+    for repeat in tqdm(range(-2, repeats), desc="bench", unit="round"):
         for (name, *_), racer in racers.items():
-            clocks = {"forward_ms": 1e3 * timed(racer.forward, place), "step_ms": 1e3 * timed(racer.step, place)}
+            clocks = {"forward_ms": 1e3 * timed(racer.forward), "step_ms": 1e3 * timed(racer.step)}
             seconds.append({"name": name, "repeat": repeat} | clocks)
     times = pd.DataFrame(seconds).query("repeat >= 0").pivot(index="repeat", columns="name")
     rate = product_rate(place, precision)
@@ -161,20 +160,17 @@ def _peer(vit: VisionTransformer, lora: LoRA) -> nn.Module:
     return get_peft_model(_plain(vit), config).base_model.model
 
 
-def timed(act: Callable[[], object], device: torch.device) -> float:
+def timed(act: Callable[[], object]) -> float:
     """Seconds that something takes, the work on a GPU included."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
-    clock = time.perf_counter()
+    clock = timer()  # it waits for the GPU
     act()
-    wait()
-    return time.perf_counter() - clock
+    return timer() - clock
 
 
 def product_rate(device: torch.device, precision: str, size: int = 2048) -> float:
     """Operations a second of a square matrix product, the best of ten."""
     a, b = (torch.randn(size, size, device=device, dtype=getattr(torch, precision)) for _ in range(2))
-    return 2 * size**3 / min([timed(lambda: a @ b, device) for _ in range(12)][2:])
+    return 2 * size**3 / min([timed(lambda: a @ b) for _ in range(12)][2:])
 
 
 def highest_allocation(act: Callable[[], None], device: torch.device) -> int:

@@ -3,9 +3,9 @@
 runs, metrics = study(execute)     # rows of the study "preliminary"
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 
@@ -17,7 +17,6 @@ from peftlib.methods.lora import LoRA
 
 ROWS = "preliminary"  # under which the rows are committed
 Execute = Callable[[Sequence[Experiment]], tuple[pd.DataFrame, pd.DataFrame]]
-Place = TypeVar("Place", bound=Hashable)
 Fields = dict[str, Any]
 Setting = tuple[Experiment, tuple[Fields, ...]]
 # The primary cells: input and method, both with their default options.
@@ -71,8 +70,8 @@ def tries(setting: Experiment, input: Input, method: Method) -> list[Experiment]
 
 
 def search(
-    execute: Execute, planned: Mapping[Place, Sequence[Experiment]], metric: str | None = None
-) -> tuple[pd.DataFrame, pd.DataFrame, dict[Place, Experiment]]:
+    execute: Execute, planned: Mapping[Any, Sequence[Experiment]], metric: str | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[Any, Experiment]]:
     """Run tries, and choose by validation images.
 
     Args:

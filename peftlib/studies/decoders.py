@@ -7,17 +7,11 @@ from dataclasses import replace
 
 import pandas as pd
 
-import peftlib as pl
 from peftlib.experiments.config import Experiment
-from peftlib.methods.lora import LoRA
+from peftlib.studies import comparison
 from peftlib.studies.comparison import SETTINGS, Execute, joined, search, tries
 
-CELLS = {
-    "EMB × Frozen": (pl.EMB(), pl.Frozen()),
-    "Inflated × LoRA": (pl.Inflated(), LoRA()),
-    "EMB × LoRA": (pl.EMB(), LoRA()),
-    "DEFLECT": (pl.EMB(), pl.Deflect()),
-}
+CELLS = {name: comparison.CELLS[name] for name in ("EMB × Frozen", "Inflated × LoRA", "EMB × LoRA", "DEFLECT")}
 DECODERS = ("linear", "unet", "upernet")
 # A decoder that is trained from scratch wants more steps, and another rate than the linear one.
 STEPS, LARGE_HEAD_LR = (500, 1500), 1e-3

@@ -18,11 +18,9 @@ import pandas as pd
 from peftlib.files import atomic_path, figures_dir, root, runs_dir
 
 PROFILES = ("quick", "real", "paper")
-CELL_TIMEOUT = {"quick": 900}  # seconds a cell may take before it counts as hanging; other profiles train for hours
-SCALARS = ("int", "float", "str", "bool")  # types of parameters; also list, dict, and lists of one of these
 
 
-class NotebookFailed(Exception):
+class NotebookFailed(ValueError):
     """A notebook raised; one line names the notebook, the cell and the error."""
 
 
@@ -36,8 +34,8 @@ def find_notebook(name: str | Path) -> Path:
     raise FileNotFoundError(f"no notebook {str(name)!r}; in {folder}: {known}")
 
 
-def declared_parameters(notebook: Path) -> dict[str, str]:
-    """Name -> type of the cell tagged ``parameters``. ValueError: no such cell, a line of another form."""
+def declared_parameters(notebook: Path) -> dict[str, Any]:
+    """Name -> default of the cell tagged ``parameters``. ValueError: no such cell, a default that is no literal."""
     from papermill import inspect_notebook
 
     try:
@@ -46,30 +44,25 @@ def declared_parameters(notebook: Path) -> dict[str, str]:
         raise ValueError(f"{notebook} is not a notebook; damaged? ({error})") from error
     if not found:
         raise ValueError(f"{notebook.name} has no cell tagged 'parameters' with lines 'name: type = literal  # help'")
-    kinds = {name: str(parameter["inferred_type_name"]) for name, parameter in found.items()}
-    for name, kind in kinds.items():
-        convert(name, kind, found[name]["default"])
-    return kinds
+    try:
+        return {name: ast.literal_eval(parameter["default"]) for name, parameter in found.items()}
+    except (ValueError, SyntaxError) as error:
+        raise ValueError(f"{notebook.name}: defaults of parameters must be literals ({error})") from error
 
 
-def convert(name: str, kind: str, text: str) -> object:
-    """Text -> a value of a type such as "int" or "list[str]"; ``3`` is a float too, ``3.5`` no int. Else ValueError."""
-    if kind == "str":
+def convert(name: str, default: object, text: str) -> object:
+    """Text -> a value of the kind of a default: ``3`` is a float too, ``3.5`` no int. Else ValueError."""
+    if isinstance(default, str):
         return text
     try:
-        value = ast.literal_eval(text.capitalize() if kind == "bool" else text)
+        value = ast.literal_eval(text.capitalize() if isinstance(default, bool) else text)
     except (ValueError, SyntaxError):
         value = None
-    if kind not in _kinds(value):
-        raise ValueError(f"parameter {name}={text!r} is not of type {kind}; use {', '.join(SCALARS)}, list or dict")
-    return float(value) if kind == "float" else value
-
-
-def _kinds(value: Any) -> set[str]:
-    """The types that a literal is of: an int is a float too, a bool is no int, an empty list is of every kind."""
-    if isinstance(value, list):
-        return {"list", *(f"list[{kind}]" for kind in SCALARS if all(kind in _kinds(one) for one in value))}
-    return {"int", "float"} if type(value) is int else {type(value).__name__}
+    if isinstance(default, float) and type(value) is int:
+        value = float(value)
+    if type(value) is not type(default):
+        raise ValueError(f"parameter {name}={text!r} is no {type(default).__name__}; its default is {default!r}")
+    return value
 
 
 def read_parameters(notebook: Path, profile: str, settings: Mapping[str, str]) -> dict[str, object]:
@@ -78,7 +71,7 @@ def read_parameters(notebook: Path, profile: str, settings: Mapping[str, str]) -
         raise ValueError(f"unknown profile {profile!r}; choose from {', '.join(PROFILES)}")
     declared = declared_parameters(notebook)
     if unknown := ", ".join(name for name in settings if name not in declared):
-        choices = ", ".join(f"{name}: {kind}" for name, kind in declared.items())
+        choices = ", ".join(f"{name} = {default!r}" for name, default in declared.items())
         raise ValueError(f"{notebook.name} has no parameter {unknown}; it has {choices}")
     values = {name: convert(name, declared[name], text) for name, text in settings.items()}
     return {"profile": profile} | values if "profile" in declared else values
@@ -89,7 +82,7 @@ def run_notebooks(names: Iterable[str | Path], profile: str, settings: Mapping[s
 
     Raises:
         ValueError, FileNotFoundError: before anything runs, when a name or a parameter is wrong.
-        NotebookFailed: a cell raised or took too long, or the kernel died.
+        NotebookFailed: a cell raised, or the kernel died.
     """
     profile, ran = settings.get("profile", profile), 0  # --set profile=real is --profile real
     plans = [(path, read_parameters(path, profile, settings)) for path in map(find_notebook, names)]
@@ -116,7 +109,7 @@ def _run(notebook: Path, copy: Path, profile: str, parameters: dict[str, object]
     failed.parent.mkdir(parents=True, exist_ok=True)
     try:
         document = papermill.execute_notebook(
-            notebook, failed, parameters, cwd=notebook.parent, execution_timeout=CELL_TIMEOUT.get(profile),
+            notebook, failed, parameters, cwd=notebook.parent,
             progress_bar={"desc": notebook.stem, "mininterval": 0.1 if sys.stderr.isatty() else 30},
             stderr_file=sys.stderr,  # warnings, and progress of trainings and grids
             extra_arguments=["--log-level=ERROR"],  # to the kernel: no warning about its own transport
@@ -124,7 +117,7 @@ def _run(notebook: Path, copy: Path, profile: str, parameters: dict[str, object]
     except papermill.PapermillExecutionError as error:
         what = " ".join(f"{error.ename}: {error.evalue}".split())
         raise NotebookFailed(f"{notebook.name}, cell [{error.exec_count}]: {what} (see {failed})") from error
-    except (RuntimeError, TimeoutError, LookupError) as error:  # the kernel died, a cell hung, no such kernel
+    except (RuntimeError, LookupError) as error:  # the kernel died, no such kernel
         raise NotebookFailed(f"{notebook.name}: {type(error).__name__}: {error}") from error
     document.metadata["peftlib_digest"] = _digest(notebook, parameters, profile)
     nbformat.write(document, failed)
@@ -133,12 +126,11 @@ def _run(notebook: Path, copy: Path, profile: str, parameters: dict[str, object]
 
 def _digest(notebook: Path, parameters: Mapping[str, object], profile: str) -> str:
     """sha256 of all that can change a run, and of the names of its figures: without one it is not up to date."""
-    sources = [cell["source"] for cell in json.loads(notebook.read_text())["cells"]]
     figures = sorted(path.name for path in figures_dir(profile).glob(f"{notebook.stem[:2]}_*"))
-    seen = hashlib.sha256(json.dumps([sources, parameters, figures], sort_keys=True).encode())
-    files = [*(root() / "peftlib").rglob("*.py"), *(root() / "data").glob("re*/**/*.csv"), root() / "requirements.lock"]
-    for path in sorted(path for path in files if path.is_file()):
-        seen.update(path.name.encode() + path.read_bytes())
+    seen = hashlib.sha256(json.dumps([notebook.read_text(), parameters, figures], sort_keys=True).encode())
+    for files in ("peftlib/**/*.py", "data/re*/**/*.csv", "requirements.lock"):
+        for path in sorted(root().glob(files)):
+            seen.update(path.read_bytes())
     return seen.hexdigest()
 
 

@@ -24,8 +24,6 @@ METHOD_COLOURS = dict(zip(METHODS, sns.husl_palette(len(METHODS), h=0.12, s=0.6,
     "lora": (0.10, 0.25, 0.52),
 }
 _PALETTE = sns.color_palette("colorblind")
-# The two parts of an embedding, everywhere: blue is what RGB gives, orange what the other bands give.
-PART_COLOURS = {"x_P": _PALETTE[0], "x_A": _PALETTE[1], "both": _PALETTE[2]}
 # Of the covers of spectral_scenes: a hue a pair, light and dark for its members.
 _TWELVE = sns.color_palette("Paired")
 COVER_COLOURS = (*_TWELVE[2:4], *_TWELVE[6:8], *_TWELVE[4:6], *_TWELVE[8:10], _PALETTE[0], (0.5, 0.5, 0.5))
@@ -34,7 +32,7 @@ COVER_COLOURS = (*_TWELVE[2:4], *_TWELVE[6:8], *_TWELVE[4:6], *_TWELVE[8:10], _P
 DATASET_NAMES = {
     "eurosat": "EuroSAT", "marida": "MARIDA", "spectral_scenes": "simulated scenes", "so2sat": "So2Sat",
     "phenology": "simulated time series", "brick_kiln": "brick kilns", "forestnet": "ForestNet", "mados": "MADOS",
-    "burn_scars": "burn scars", "ben": "BigEarthNet", "sen1floods11": "Sen1Floods11",
+    "burn_scars": "burn scars",
 }  # fmt: skip
 METRIC_NAMES = {"macro_f1": "macro F1", "mF1": "macro F1", "miou": "mIoU", "map": "mAP", "iou_burnt": "IoU"}
 
@@ -50,12 +48,12 @@ def cell_label(input: str, method: str) -> str:
     return label(method) if METHODS[method].needs_auxiliary else f"{label(input)} × {label(method)}"
 
 
-def student_interval(values, level: float = 0.95) -> tuple[float, float]:
-    """Student's interval of a mean, for seaborn's ``errorbar``; (nan, nan) for one value."""
-    values = np.asarray(values, dtype=float)
+def student_interval(values) -> tuple[float, float]:
+    """Student's 95% interval of a mean, for seaborn's ``errorbar``; (nan, nan) for one value."""
     if len(values) < 2:
         return np.nan, np.nan
-    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values)
+    values = np.asarray(values, dtype=float)
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
     return values.mean() - half, values.mean() + half
 
 
@@ -120,9 +118,6 @@ def show_paths(paths: list[Path]) -> None:
 
 def composite(image: Tensor, bands: tuple[str, ...], shown: tuple[str, str, str]) -> np.ndarray:
     """Three bands as red, green and blue, each stretched to its 2nd..98th percentile: (C, H, W) -> (H, W, 3)."""
-    missing = [band for band in shown if band not in bands]
-    if missing:
-        raise ValueError(f"bands {missing} are not among {bands}")
     stack = image[[bands.index(band) for band in shown]].float().cpu().numpy()
     low, high = np.percentile(stack, [2, 98], axis=(1, 2), keepdims=True)
     return np.clip((stack - low) / np.maximum(high - low, 1e-9), 0, 1).transpose(1, 2, 0)

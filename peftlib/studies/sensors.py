@@ -26,7 +26,7 @@ from peftlib.sensors.spectral_indices import DEFAULT_INDICES
 from peftlib.studies.comparison import SETTINGS, Execute, joined, search, tries
 from peftlib.training.base import Task
 from peftlib.training.fit import LAST, restore
-from peftlib.training.tasks import logits_and_truth
+from peftlib.training.tasks import predict_batches
 
 SOURCE = "sentinel2"
 # Without the two that measure the air: what stands in for them on another sensor would be far from what was trained on.
@@ -114,7 +114,7 @@ def stand_ins(wanted: BandSet, given: BandSet, how: str) -> Tensor:
 
 def scored(task: Task, batches: Iterable[dict], scenes: EarthDataset) -> dict[str, float]:
     """The task's metrics on batches, and those that the scenes have of their own."""
-    logits, truth = logits_and_truth(task, batches)
+    logits, truth = map(torch.cat, zip(*predict_batches(task, batches), strict=True))
     found = task.metrics.clone()(task.predictions(logits), truth)
     own = [score(logits, truth) for score in scenes.evaluations().values()]
     return {name: float(value) for scores in (found, *own) for name, value in scores.items()}

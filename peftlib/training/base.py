@@ -8,12 +8,11 @@ import lightning
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import Metric, SumMetric
 
 from peftlib.model.adapted_vit import AdaptedViT
 from peftlib.model.metadata import encode_metadata
 from peftlib.training.augmentation import random_d4, resize_image, resize_mask
-from peftlib.training.metrics import MeanLoss
 
 SCHEDULES = ("cosine", "constant")
 RECIPE = ("input_lr", "lr", "head_lr", "weight_decay", "schedule", "warmup", "augment")  # options of every task
@@ -37,9 +36,10 @@ class Task(lightning.LightningModule):
         augment: apply a random symmetry of the square to each training image, and to its mask.
 
     Attributes:
-        losses: of every training step so far in this process.
         steps: that the schedule covers; None is what Lightning's ``Trainer`` expects.
     """
+
+    truth = "label"  # the entry of a batch that is to be predicted
 
     def __init__(
         self, model: AdaptedViT, classes: int | Sequence[str], metrics: Metric, monitor: str,
@@ -54,8 +54,7 @@ class Task(lightning.LightningModule):
         self.model, self.classes, self.monitor = model, class_names(classes), monitor
         self.input_lr, self.lr, self.head_lr, self.weight_decay = input_lr, lr, head_lr, weight_decay
         self.schedule, self.warmup, self.augment = schedule, warmup, augment
-        self.metrics, self.mean_loss = metrics, MeanLoss()
-        self._losses: list[Tensor | float] = []
+        self.metrics, self.total_loss, self.counted = metrics, *(SumMetric(nan_strategy="disable") for _ in range(2))
         self.steps: int | None = None
         self.strict_loading = False  # checkpoints lack the frozen backbone; on_load_checkpoint checks what they hold
 
@@ -69,13 +68,13 @@ class Task(lightning.LightningModule):
         """What ``forward_features`` gives -> logits (B, classes), or (B, classes, H, W)."""
         raise NotImplementedError
 
-    def target(self, batch: dict) -> Tensor:
-        """What is to be predicted."""
-        raise NotImplementedError
-
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Mean over what counts."""
         raise NotImplementedError
+
+    def target(self, batch: dict) -> Tensor:
+        """What is to be predicted: class numbers of pixels or images, or 0 and 1 of each class."""
+        return batch[self.truth].long()
 
     def n_counted(self, target: Tensor) -> Tensor | int:
         """How much of a batch counts: images, or known pixels."""
@@ -88,8 +87,6 @@ class Task(lightning.LightningModule):
     # --- what they share ---
 
     def on_after_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
-        if "features" in batch:
-            return batch
         if self.augment and self.trainer.training:
             image, mask = random_d4(batch["image"], batch.get("mask"))
             batch = batch | {"image": image} | ({} if mask is None else {"mask": mask})
@@ -109,34 +106,25 @@ class Task(lightning.LightningModule):
         return self.forward_head(self.forward_features(x, metadata))
 
     def logits(self, batch: dict) -> Tensor:
-        """Of images, or of cached features (``peftlib.training.cached_features``)."""
-        if "features" in batch:
-            return self.forward_head(batch["features"])
         return self(batch["image"], batch.get("metadata"))
 
     def training_step(self, batch: dict, _index: int) -> Tensor:
-        loss = self.loss(self.logits(batch), self.target(batch))
-        self._losses.append(loss.detach())  # reading the number now would make each step wait for the GPU
-        return loss
-
-    @property
-    def losses(self) -> list[float]:
-        return [float(loss) for loss in self._losses]
-
-    def on_train_epoch_end(self) -> None:
-        self._losses = [*self.losses]
+        return self.loss(self.logits(batch), self.target(batch))
 
     def on_validation_epoch_start(self) -> None:  # processes that were spawned share their parent's counts until now
-        self.mean_loss.reset()
-        self.metrics.reset()
+        for metric in (self.metrics, self.total_loss, self.counted):
+            metric.reset()
 
     def validation_step(self, batch: dict, _index: int) -> None:
         target, logits = self.target(batch), self.logits(batch)
-        self.mean_loss.update(self.loss(logits, target), self.n_counted(target))
-        self.metrics.update(self.predictions(logits), target.long())
+        counted = self.n_counted(target)
+        self.total_loss.update(self.loss(logits, target) * counted)
+        self.counted.update(counted)
+        self.metrics.update(self.predictions(logits), target)
 
     def on_validation_epoch_end(self) -> None:
-        for name, value in ({"loss": self.mean_loss.compute()} | self.metrics.compute()).items():
+        found = {"loss": self.total_loss.compute() / self.counted.compute()} | self.metrics.compute()
+        for name, value in found.items():
             self.log(name, value, prog_bar=name == self.monitor)
         self.on_validation_epoch_start()
 
@@ -152,13 +140,11 @@ class Task(lightning.LightningModule):
             {"params": head, "lr": self.head_lr},
         ]
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=self.weight_decay)
-        if self._trainer is None or (self.schedule == "constant" and not self.warmup):
+        if self._trainer is None:
             return optimizer
-        steps = self.steps or self.trainer.estimated_stepping_batches
-        if not 0 < steps < math.inf:
-            raise ValueError(f"schedule={self.schedule!r}, warmup={self.warmup} need a known number of steps")
+        steps = int(self.steps or self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: rate_share(step, int(steps), self.warmup, self.schedule)
+            optimizer, lambda step: rate_share(step, steps, self.warmup, self.schedule)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

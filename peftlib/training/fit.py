@@ -8,29 +8,26 @@ import random
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from peftlib.data.datamodule import EarthData
 from peftlib.files import atomic_path
 from peftlib.training.base import Task
-from peftlib.training.cached_features import CachedFeatures, can_cache
 
-LAST, BEST, RESULTS = "last.ckpt", "best.ckpt", "results.json"
+LAST, RESULTS = "last.ckpt", "results.json"
 
 
 def fit(
-    task: Task, data: EarthData, folder: str | Path, steps: int = 500, seed: int = 0, best: bool = False,
-    patience: int | None = None, precision: str = "32-true", accumulate: int = 1, accelerator: str = "auto",
-    devices: int = 1, strategy: str = "auto", progress: bool = False, save_every: int = 100,
-    callbacks: Sequence[lightning.Callback] = (), **options,
+    task: Task, data: EarthData, folder: str | Path, steps: int = 500, seed: int = 0, precision: str = "32-true",
+    accumulate: int = 1, accelerator: str = "auto", devices: int = 1, strategy: str = "auto", progress: bool = False,
+    save_every: int = 100, callbacks: Sequence[lightning.Callback] = (), **options,
 ) -> dict[str, dict[str, float]]:  # fmt: skip
-    """Train and evaluate. The task comes back in eval mode with its last weights, or its best ones.
+    """Train and evaluate. The task comes back in eval mode with its last weights.
 
     Called again with the same folder it resumes after the last checkpoint, and gives what it would have given without
     the interruption. Where the run was finished it reads the results and the weights, and says so.
@@ -41,12 +38,10 @@ def fit(
         steps: of the optimiser; the schedule of learning rates covers them.
         seed: of dropout and augmentation. The head's start is drawn when the task is made, the order of images by
             ``EarthData``.
-        best: keep the weights that validated best (by ``task.monitor``, after each epoch) instead of the last ones.
-        patience: epochs without a better ``task.monitor`` after which training ends; None goes through all steps.
-        precision: ``"32-true"``, ``"bf16-mixed"``, or another of Lightning's but ``"16-true"``.
+        precision: ``"32-true"``, ``"bf16-mixed"``, or another of Lightning's.
         accumulate: batches whose gradients make one step.
         accelerator, devices, strategy, callbacks, options: as for Lightning's ``Trainer``, such as ``devices=4,
-            strategy="ddp", gradient_clip_val=1.0``.
+            strategy="ddp", gradient_clip_val=1.0``; ``check_val_every_n_epoch=1`` validates before the end too.
         progress: show progress bars.
         save_every: write a checkpoint after so many steps, at the next end of an epoch.
 
@@ -58,38 +53,29 @@ def fit(
             NaN, as where validation holds nothing to score.
     """
     whole = {"steps": steps, "accumulate": accumulate, "save_every": save_every}
-    whole |= {} if patience is None else {"patience": patience}
     if wrong := {name: number for name, number in whole.items() if number < 1}:
         raise ValueError(f"fit({', '.join(f'{k}={v}' for k, v in wrong.items())}); it must be at least 1")
-    if precision == "16-true":
-        raise ValueError(f"{precision=}: AdamW's numbers underflow in float16; choose '32-true' or 'bf16-mixed'")
     folder, monitor = Path(folder).absolute(), task.monitor
-    weights, last = folder / (BEST if best else LAST), folder / LAST
+    last = folder / LAST
     facts = task.facts() | data.facts() | {name: v for name, v in options.items() if isinstance(v, int | float | str)}
-    facts |= {"steps": steps, "seed": seed, "best": best, "patience": patience}
-    facts |= {"monitor": monitor, "precision": precision, "accumulate": accumulate}
+    facts |= {"steps": steps, "seed": seed, "precision": precision, "accumulate": accumulate}
     if (folder / RESULTS).is_file():
         results = json.loads((folder / RESULTS).read_text())
         refuse_other_run(results["facts"], facts, folder)
-        restore(task, weights)
+        restore(task, last)
         print(f"finished before: read from {folder / RESULTS}")
         return results["metrics"]
     resumed = read_checkpoint(last) if last.is_file() else None
     if resumed is not None:
         refuse_other_run(json.loads(resumed["callbacks"][Reseed.__name__]["facts"]), facts, folder)
 
-    if devices == 1 and can_cache(task, data):
-        data = CachedFeatures(data)  # reads each image once
     epoch_steps = math.ceil(len(data.train) / data.batch_size / accumulate)
-    keep: list[lightning.Callback] = [Reseed(facts)]
-    keep.append(_checkpoint(last, every_n_epochs=math.ceil(save_every / epoch_steps), save_on_train_epoch_end=True))
-    if best:
-        keep.append(_checkpoint(weights, monitor=monitor, mode="max", save_on_train_epoch_end=False))
-    if patience is not None:
-        keep.append(EarlyStopping(monitor, patience=patience, mode="max", check_on_train_epoch_end=False))
+    keep = ModelCheckpoint(
+        folder, last.stem, every_n_epochs=math.ceil(save_every / epoch_steps), save_on_train_epoch_end=True,
+        auto_insert_metric_name=False, enable_version_counter=False,
+    )  # fmt: skip
     trainer = quiet_trainer(
         max_epochs=steps,  # Reseed ends it before
-        check_val_every_n_epoch=1 if best or patience is not None else steps + 1,
         precision=precision,
         accumulate_grad_batches=accumulate,
         accelerator=accelerator,
@@ -99,16 +85,16 @@ def fit(
         num_sanity_val_steps=0,
         enable_progress_bar=progress,
         enable_checkpointing=True,
-        callbacks=[*callbacks, *keep],
+        callbacks=[*callbacks, Reseed(facts), keep],
         plugins=[AtomicCheckpoints()],
-        **options,
+        **({"check_val_every_n_epoch": steps + 1} | options),
     )
-    if resumed is None or not _finished(resumed, steps):
+    if resumed is None or resumed["global_step"] < steps:
         task.steps = steps
         task.train()  # for dropout: a pretrained backbone comes in eval mode, and Lightning leaves it there
         trainer.fit(task, datamodule=data, ckpt_path=None if resumed is None else last, weights_only=True)
         trainer.save_checkpoint(last)
-    restore(task, weights)
+    restore(task, last)
     metrics = {"val": dict(trainer.validate(task, datamodule=data, verbose=False)[0])}
     if not math.isfinite(metrics["val"][monitor]):
         raise ValueError(
@@ -156,18 +142,6 @@ class AtomicCheckpoints(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options=None) -> None:
         with atomic_path(Path(path)) as temporary:
             torch.save(checkpoint, temporary)
-
-
-def _checkpoint(path: Path, **options) -> ModelCheckpoint:
-    """One file that is replaced."""
-    plain: dict[str, Any] = {"auto_insert_metric_name": False, "enable_version_counter": False}
-    return ModelCheckpoint(path.parent, path.stem, **plain, **options)
-
-
-def _finished(checkpoint: Mapping, steps: int) -> bool:
-    """Whether a run with this last checkpoint has nothing left to train."""
-    stoppers = [s for name, s in checkpoint["callbacks"].items() if name.startswith(EarlyStopping.__name__)]
-    return checkpoint["global_step"] >= steps or any(s["wait_count"] >= s["patience"] for s in stoppers)
 
 
 def read_checkpoint(path: str | Path) -> dict:

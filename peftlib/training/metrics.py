@@ -1,7 +1,7 @@
 """Scores: all of one class a pixel or image from one confusion matrix, and those of several labels an image.
 
 A class that neither occurs nor is predicted has no score and counts in no mean. Where nothing counts at all (every
-pixel ignored, no positive label) a score is NaN, and so is the loss of no pixel.
+pixel ignored, no positive label) a score is NaN.
 """
 
 from collections.abc import Sequence
@@ -80,22 +80,3 @@ class MultilabelScores(Metric):
             "micro_f1": 2 * right.sum() / both.sum(),
         }
         return {name: value.float() for name, value in found.items()}
-
-
-class MeanLoss(Metric):
-    """Mean of a loss over all that counts. (torchmetrics' MeanMetric drops NaN or, told to keep it, the weights.)"""
-
-    total: Tensor
-    count: Tensor
-
-    def __init__(self):
-        super().__init__()
-        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("count", torch.tensor(0.0), dist_reduce_fx="sum")
-
-    def update(self, loss: Tensor, weight: Tensor | int) -> None:
-        self.total += loss * weight
-        self.count += weight
-
-    def compute(self) -> Tensor:
-        return self.total / self.count

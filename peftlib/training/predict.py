@@ -63,7 +63,7 @@ def predict_folder(
 class TiledPredictor:
     """Makes class maps of GeoTIFFs, which are read in overlapping tiles, a strip at a time, and continued by mirroring.
 
-    Where tiles overlap, their probabilities are averaged, with weights that fall linearly towards the border of a tile.
+    Where tiles overlap, their probabilities are added, with weights that fall linearly towards the border of a tile.
 
     Args:
         task, bands: as for ``predict_folder``.
@@ -95,8 +95,6 @@ class TiledPredictor:
         if not self.scale or min(*self.size, self.batch_size) < 1 or not 0 <= self.overlap < 1:
             given = f"scale={self.scale}, tile={self.tile}, batch_size={self.batch_size}, overlap={self.overlap}"
             raise ValueError(f"{given}; scale must not be 0, tile and batch_size at least 1, overlap 0 to below 1")
-        if len(self.task.classes) > NO_CLASS:
-            raise ValueError(f"{len(self.task.classes)} classes; a map of bytes holds {NO_CLASS}")
         self.numbers = [bands.index(name) + 1 for name in names]
         self.task.eval()
 
@@ -119,20 +117,18 @@ class TiledPredictor:
         tops, lefts = tile_offsets(H, h, self.overlap), tile_offsets(W, w, self.overlap)
         down, across = (torch.minimum(i := torch.arange(side) + 0.5, side - i) for side in (h, w))
         window = down[:, None] * across
-        total, weight = torch.zeros(len(self.task.classes), h, max(W, w)), torch.zeros(h, max(W, w))
+        total = torch.zeros(len(self.task.classes), h, max(W, w))
         for top, following in zip(tops, [*tops[1:], H], strict=True):
             strip = self.read(image, top)
             tiles = torch.stack([strip[..., left : left + w] for left in lefts])
             found = torch.cat([self.probabilities(batch) for batch in tiles.split(self.batch_size)])
             for left, probabilities in zip(lefts, found, strict=True):
                 total[..., left : left + w] += window * probabilities
-                weight[:, left : left + w] += window
             rows = following - top  # the strips to come have nothing to add to these
-            classes = (total[:, :rows, :W] / weight[:rows, :W]).argmax(0).to(torch.uint8)
+            classes = total[:, :rows, :W].argmax(0).to(torch.uint8)
             classes[~torch.isfinite(strip[:, :rows, :W]).any(0)] = NO_CLASS
             yield top, classes.numpy()
-            for sums in (total, weight):
-                sums[:] = F.pad(sums[..., rows:, :], (0, 0, 0, rows))
+            total = F.pad(total[:, rows:], (0, 0, 0, rows))
 
     def read(self, image, top: int) -> Tensor:
         """Reflectance of a strip of a tile's height: (C, h, W), at least a tile wide, NaN where there is no data."""

@@ -40,9 +40,6 @@ class Classification(Task):
     def forward_head(self, features: Tensor) -> Tensor:
         return self.head(features)
 
-    def target(self, batch: dict) -> Tensor:
-        return batch["label"]
-
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         if self.multilabel:
             return F.binary_cross_entropy_with_logits(logits.float(), target.float())
@@ -67,6 +64,8 @@ class Segmentation(Task):
         ignore_index: label of pixels that do not count.
     """
 
+    truth = "mask"
+
     def __init__(
         self, model: AdaptedViT, classes: int | Sequence[str], *,
         decoder: str = "linear", ignore_index: int = -1, **recipe,
@@ -85,9 +84,6 @@ class Segmentation(Task):
 
     def forward_head(self, features: Tensor | list[Tensor]) -> Tensor:
         return self.decoder(features)
-
-    def target(self, batch: dict) -> Tensor:
-        return batch["mask"].long()
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         total = F.cross_entropy(logits.float(), target, ignore_index=self.ignore_index, reduction="sum")
@@ -108,9 +104,3 @@ def predict_batches(task: Task, batches: Iterable[dict], precision: str = "32-tr
         with torch.autocast(task.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
             logits = task.logits(batch)
         yield logits.float().cpu(), task.target(batch).cpu()
-
-
-def logits_and_truth(task: Task, batches: Iterable[dict]) -> tuple[Tensor, Tensor]:
-    """``predict_batches`` of all batches together."""
-    logits, truth = zip(*predict_batches(task, batches), strict=True)
-    return torch.cat(logits), torch.cat(truth)

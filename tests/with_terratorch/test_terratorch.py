@@ -132,7 +132,7 @@ def test_prithvi_takes_the_methods_of_blocks(method):
 
 def test_clay_is_refused_by_the_names_of_its_classes():
     clay = BACKBONE_REGISTRY.build("timm_clay_v1_base", bands=["blue", "green", "red", "nir"])
-    with pytest.raises(ValueError, match=r"no `blocks`.*clay_v1\.modules\.Attention"):
+    with pytest.raises(ValueError, match=r"needs `blocks`.*clay_v1\.modules\.Attention"):
         adapt_blocks(clay, pl.LoRA())
 
 

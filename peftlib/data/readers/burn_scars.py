@@ -12,10 +12,9 @@
 from pathlib import Path
 
 from peftlib.data.dataset import EarthDataset, date_in
-from peftlib.data.download import fetch, unpack
 
-ARCHIVE, CHECKSUM = "hls_burn_scars.tar.gz", "sha256:4e6f99a75cb2c500547b20662a15cbd531dc421376f815e91846ea542798e8e6"
-URL = f"hf://ibm-nasa-geospatial/hls_burn_scars@1864285e25010d346a842e4f068b1a1d4248ed6d/{ARCHIVE}"
+REVISION = "1864285e25010d346a842e4f068b1a1d4248ed6d"
+URL = f"https://huggingface.co/datasets/ibm-nasa-geospatial/hls_burn_scars/resolve/{REVISION}/hls_burn_scars.tar.gz"
 
 
 class BurnScars(EarthDataset):
@@ -34,12 +33,9 @@ class BurnScars(EarthDataset):
         "https://huggingface.co/datasets/ibm-nasa-geospatial/hls_burn_scars (images) and "
         "https://huggingface.co/ibm-nasa-geospatial/Prithvi-EO-2.0-300M-BurnScars (folder splits)"
     )
-    licence = "CC-BY-4.0"
 
-    def download(self) -> None:
-        """The images, 2.6 GB. Copy the three lists by hand."""
-        if not (self.root / "chips").is_dir():
-            unpack(fetch(URL, self.root / ARCHIVE, CHECKSUM), self.root / "chips")
+    # The images, 2.6 GB. Copy the three lists by hand.
+    published = ((URL, "sha256:4e6f99a75cb2c500547b20662a15cbd531dc421376f815e91846ea542798e8e6", ".", "chips"),)
 
     def find(self) -> list[Path]:
         files = sorted(self.root.rglob("*_merged.tif"))

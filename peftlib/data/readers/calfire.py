@@ -23,8 +23,7 @@ Item = tuple[Path, Path, int, int, int]  # image, mask, fold, top, left
 
 
 class CalFire(EarthDataset):
-    """Burned areas of California, in squares of ``tile`` pixels, filled up with no data at the border; other options
-    are those of ``EarthDataset``."""
+    """Burned areas of California, in squares of ``tile`` pixels, filled up with no data at the border."""
 
     name = "calfire"
     folder = "calfire_s2_burn_42"
@@ -36,14 +35,8 @@ class CalFire(EarthDataset):
     scale = 1e4
     fill = (0.0,)
     nodata = "nan"
+    tile = 75  # pixels
     source = "https://github.com/Runan-Duan/Wildfire_Detection"
-    licence = "not stated by its publisher; Copernicus Sentinel terms for the images"
-
-    def __init__(self, split: str = "train", *, tile: int = 75, **options):
-        if tile < 1:
-            raise ValueError(f"tile={tile}; it must be at least 1")
-        self.tile = tile
-        super().__init__(split, **options)
 
     def find(self) -> list[Item]:
         import pandas

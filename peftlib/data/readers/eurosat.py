@@ -1,10 +1,10 @@
 """EuroSAT, all bands: ten classes of land use, 27,000 Sentinel-2 chips of 64 px of Europe at 10 m.
 
-* Source: Helber et al. 2019, github.com/phelber/EuroSAT; torchgeo's copy and split lists are fetched.
+* Source: Helber et al. 2019, github.com/phelber/EuroSAT; MIT, Copernicus Sentinel terms for the images. torchgeo's
+  copy and split lists are fetched.
 * Files: 13-band GeoTIFFs ``<Class>_<n>.tif`` in a folder a class; **B8A is the last band**, after B12.
-* Splits: torchgeo's lists ``eurosat-<split>.txt`` (16,200 / 5,400 / 5,400), or, with ``spatial=True``, its
-  ``eurosat-spatial-<split>.txt``, which hold out longitudes; images in ``ds/images/...`` as torchgeo unpacks them.
-  Folders ``train/<Class>/*.tif`` and ``test/<Class>/*.tif`` are read too; that layout has no val and no spatial split.
+* Splits: torchgeo's lists ``eurosat-<split>.txt`` (16,200 / 5,400 / 5,400); images in ``ds/images/...`` as torchgeo
+  unpacks them. Folders ``train/<Class>/*.tif`` and ``test/<Class>/*.tif`` are read too; that layout has no val.
 * Values: top-of-atmosphere reflectance x 1e4. No pixels without data. The place is in the files, no date.
 """
 
@@ -13,24 +13,14 @@ from functools import cache
 from pathlib import Path
 
 from peftlib.data.dataset import EarthDataset, read_tif
-from peftlib.data.download import fetch, unpack
 
 IMAGES = Path("ds/images/remote_sensing/otherDatasets/sentinel_2/tif")
-URL = "hf://torchgeo/eurosat@1ce6f1bfb56db63fd91b6ecc466ea67f2509774c/"
-ARCHIVE, CHECKSUM = "EuroSATallBands.zip", "md5:5ac12b3b2557aa56e1826e981e8e200e"
-LISTS = {
-    "eurosat-train.txt": "md5:908f142e73d6acdf3f482c5e80d851b1",
-    "eurosat-val.txt": "md5:95de90f2aa998f70a3b2416bfe0687b4",
-    "eurosat-test.txt": "md5:7ae5ab94471417b6e315763121e67c5f",
-    "eurosat-spatial-train.txt": "md5:7be3254be39f23ce4d4d144290c93292",
-    "eurosat-spatial-val.txt": "md5:acf392290050bb3df790dc8fc0ebf193",
-    "eurosat-spatial-test.txt": "md5:5ec1733f9c16116bf0aa2d921fc613ef",
-}
+URL = "https://huggingface.co/datasets/torchgeo/eurosat/resolve/1ce6f1bfb56db63fd91b6ecc466ea67f2509774c/"
 
 
 class EuroSAT(EarthDataset):
-    """EuroSAT. ``spatial``: the split by longitude instead of the random one; ``longitudes``: chips from the first to
-    below the second only, in degrees east by the place in each file; other options are those of ``EarthDataset``."""
+    """EuroSAT. ``longitudes``: chips from the first to below the second only, in degrees east by the place in each
+    file; other options are those of ``EarthDataset``."""
 
     name = "eurosat"
     folder = "eurosat"
@@ -43,26 +33,22 @@ class EuroSAT(EarthDataset):
     all_bands = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B09", "B10", "B11", "B12", "B8A")
     scale = 1e4
     source = "https://github.com/phelber/EuroSAT (split lists: https://huggingface.co/datasets/torchgeo/eurosat)"
-    licence = "MIT; Copernicus Sentinel terms for the images"
+    published = (  # about 2 GB
+        (f"{URL}eurosat-train.txt", "md5:908f142e73d6acdf3f482c5e80d851b1", "", ""),
+        (f"{URL}eurosat-val.txt", "md5:95de90f2aa998f70a3b2416bfe0687b4", "", ""),
+        (f"{URL}eurosat-test.txt", "md5:7ae5ab94471417b6e315763121e67c5f", "", ""),
+        (f"{URL}EuroSATallBands.zip", "md5:5ac12b3b2557aa56e1826e981e8e200e", "ds", "ds"),
+    )
 
-    def __init__(
-        self, split: str = "train", *, spatial: bool = False, longitudes: Sequence[float] | None = None, **options
-    ):
-        self.spatial, self.longitudes = spatial, longitudes
+    def __init__(self, split: str = "train", *, longitudes: Sequence[float] | None = None, **options):
+        self.longitudes = longitudes
         super().__init__(split, **options)
 
-    def download(self) -> None:
-        """About 2 GB."""
-        for name, checksum in LISTS.items():
-            fetch(URL + name, self.root / name, checksum)
-        if not (self.root / "ds").is_dir():
-            unpack(fetch(URL + ARCHIVE, self.root / ARCHIVE, CHECKSUM), self.root / "ds", inner="ds")
-
     def find(self) -> list[Path]:
-        if (self.root / "train").is_dir() and not (self.root / "ds").is_dir() and not self.spatial:
+        if (self.root / "train").is_dir() and not (self.root / "ds").is_dir():
             found = sorted((self.root / self.split).glob("*/*.tif"))
         else:
-            stems = [Path(n).stem for n in self.read_list(f"eurosat-{'spatial-' * self.spatial}{self.split}.txt")]
+            stems = [Path(n).stem for n in self.read_list(f"eurosat-{self.split}.txt")]
             found = [self.root / IMAGES / stem.rsplit("_", 1)[0] / f"{stem}.tif" for stem in stems]
         for path in found:
             if path.parent.name not in self.classes:

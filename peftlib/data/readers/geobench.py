@@ -3,14 +3,15 @@
 * Source: huggingface.co/datasets/recursix/geo-bench-1.0, of the sets that each class below names.
 * Files: a file has a data set a band, (H, W), named like ``04 - Red``, with ``_2013-05-01`` behind it where a date is
   known, and one attribute ``pickle``: the text of a pickle of a dict with ``label`` and, for each band, objects of
-  GEO-Bench's own classes. Pickles can run code: this reader makes plain values of numbers, inert stand-ins of the
-  foreign objects, and refuses everything else. GEO-Bench itself is not needed.
+  GEO-Bench's own classes. Pickles can run code: this reader makes plain values of numbers, and inert stand-ins of all
+  else. GEO-Bench itself is not needed.
 * Values: stored numbers over ``scale``. No pixels without data, no places.
 """
 
 import ast
 import io
 import json
+import operator
 import pickle
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,13 +23,12 @@ from numpy._core import multiarray
 from peftlib.data.dataset import EarthDataset
 
 PARTS = {"train": "train", "val": "valid", "test": "test"}
-SCALAR = [(f"numpy.{core}.multiarray", "scalar") for core in ("core", "_core")]  # before and since numpy 2
-ALLOWED = dict.fromkeys(SCALAR, multiarray.scalar) | {("numpy", "dtype"): np.dtype}
-INERT = ("geobench", "ccb", "affine", "rasterio", "numpy", "datetime", "collections")  # ccb: GEO-Bench's former name
+ALLOWED: dict[tuple[str, str], Any] = {("numpy", "dtype"): np.dtype}
+ALLOWED |= {(f"numpy.{core}.multiarray", "scalar"): multiarray.scalar for core in ("core", "_core")}  # numpy 1, 2
 
 
 class Inert:
-    """What an object of a foreign class becomes: nothing of the class runs, and its state is dropped."""
+    """What every other class or function becomes: nothing of it is imported or runs, and its state is dropped."""
 
     def __new__(cls, *_, **__):
         return super().__new__(cls)
@@ -43,31 +43,7 @@ class PlainUnpickler(pickle.Unpickler):
     """Dicts, lists, numbers and text; no code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in ALLOWED:
-            return ALLOWED[module, name]
-        if module.split(".")[0] in INERT:
-            return Inert
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which sample attributes do not need; not run")
-
-
-def read_sample(path: Path) -> tuple[dict[str, np.ndarray], Any]:
-    """One file: name of the band as stored -> (H, W) values, and the label.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: damaged, not GEO-Bench's layout, or attributes that are more than data.
-    """
-    import h5py
-
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    try:
-        with h5py.File(path) as file:
-            bands = {name: file[name][()] for name in file}
-            pickled = ast.literal_eval(file.attrs["pickle"])
-        return bands, PlainUnpickler(io.BytesIO(pickled)).load()["label"]
-    except Exception as error:  # a damaged pickle may raise anything
-        raise ValueError(f"{path} is not a readable file of GEO-Bench; truncated or damaged? ({error!r})") from error
+        return ALLOWED.get((module, name), Inert)
 
 
 class GeoBench(EarthDataset):
@@ -85,22 +61,25 @@ class GeoBench(EarthDataset):
             raise ValueError(f"{path} does not list the samples of {PARTS[self.split]!r} ({error!r})") from error
 
     def read(self, item: Path) -> dict:
-        stored, label = read_sample(item)
-        bands, meta = {}, {"source": str(item)}
-        for name, values in stored.items():
-            band, _, day = name.partition("_")
-            bands[band] = torch.from_numpy(values.astype(np.float32))
-            meta |= {"date": day} if day else {}
-        if len(bands) != len(stored) or set(bands) != set(self.channels):
-            odd = sorted(set(bands) ^ set(self.channels)) or "one band at several dates"
-            raise ValueError(f"{item}: bands {sorted(stored)}, need {list(self.channels)} once each; differing: {odd}")
-        ours = {band: bands[name] for name, band in self.channels.items()}
-        if len({values.shape for values in ours.values()}) != 1:
-            raise ValueError(f"{item}: bands of different sizes")
-        if not isinstance(label, int | np.integer):
-            raise ValueError(f"{item}: label {label!r}, need a class number")
-        image = torch.stack([ours[band] for band in self.all_bands])
-        return {"image": self.reflectance(image), "label": int(label), "meta": meta}
+        """ValueError: damaged, other bands than ``channels`` once each, or a label that is no number."""
+        import h5py
+
+        if not item.is_file():
+            raise FileNotFoundError(f"no file {item}")
+        try:
+            with h5py.File(item) as file:
+                stored = {name: name.partition("_")[::2] for name in file}  # -> band, day
+                if sorted(band for band, _ in stored.values()) != sorted(self.channels):
+                    raise ValueError(f"bands {list(stored)}, need {list(self.channels)} once each")
+                values = {self.channels[band]: file[name][()] for name, (band, _) in stored.items()}
+                attributes = PlainUnpickler(io.BytesIO(ast.literal_eval(file.attrs["pickle"]))).load()
+            image = torch.from_numpy(np.stack([values[band] for band in self.all_bands]).astype(np.float32))
+            label = operator.index(attributes["label"])
+        except Exception as error:  # a damaged pickle may raise anything
+            raise ValueError(f"{item} is no file of {self.name}; truncated or damaged? ({error!r})") from error
+        days = [day for _, day in stored.values() if day]
+        meta = {"source": str(item)} | ({"date": days[0]} if days else {})
+        return {"image": self.reflectance(image), "label": label, "meta": meta}
 
 
 # Names of bands in the files.
@@ -120,7 +99,7 @@ class So2Sat(GeoBench):
     """m-so2sat: local climate zones of cities, 17 classes, 32 px Sentinel-2 chips at 10 m.
 
     So2Sat LCZ42 (Zhu et al. 2020). 19,992 / 986 / 986 samples. Eight Sentinel-1 channels are left out; ten Sentinel-2
-    bands remain, without the 60 m bands. Float reflectance, 0 to 2.8, as it is. No date.
+    bands remain, without the 60 m bands. Float reflectance, 0 to 2.8, as it is. No date. CC-BY-4.0.
     """
 
     name = "so2sat"
@@ -132,7 +111,6 @@ class So2Sat(GeoBench):
     )  # fmt: skip
     all_bands = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
     channels = dict.fromkeys(SENTINEL1) | dict(zip((*SENTINEL2[1:9], *SENTINEL2[11:]), all_bands, strict=True))
-    licence = "CC-BY-4.0"
 
 
 class BrickKiln(GeoBench):
@@ -141,7 +119,7 @@ class BrickKiln(GeoBench):
     SustainBench (Lee et al. 2021). 15,063 / 999 / 999 samples. **The names of bands in the files are wrong**: GEO-Bench
     took the 13 channels for Sentinel-2's 13 bands, but they were exported as B1-B5, B7, B8A, B8, B11, B12 and the red,
     green and blue of the 8-bit true-colour picture (https://github.com/ServiceNow/geo-bench/issues/29). ``channels``
-    puts that right; the picture is left out. Reflectance x 1e4. No date.
+    puts that right; the picture is left out. Reflectance x 1e4. No date. CC-BY-SA-4.0.
     """
 
     name = "brick_kiln"
@@ -150,7 +128,6 @@ class BrickKiln(GeoBench):
     all_bands = ("B01", "B02", "B03", "B04", "B05", "B07", "B8A", "B08", "B11", "B12")
     channels = dict(zip(SENTINEL2, (*all_bands, None, None, None), strict=True))  # as exported, not as named
     scale = 1e4
-    licence = "CC-BY-SA-4.0"
 
 
 class ForestNet(GeoBench):
@@ -158,7 +135,7 @@ class ForestNet(GeoBench):
 
     ForestNet (Irvin et al. 2020). 6,464 / 989 / 993 samples, one date each; composites have the first of January. 8-bit
     **pictures**, stretched for the eye and faded outside the region of loss: divided by 255 this is brightness, not
-    reflectance. Indices and default statistics do not carry over; fit the normalisation on the data.
+    reflectance. Indices and default statistics do not carry over; fit the normalisation on the data. CC-BY-4.0.
     """
 
     name = "forestnet"
@@ -173,4 +150,3 @@ class ForestNet(GeoBench):
     channels = dict(zip(LANDSAT8, all_bands, strict=True))
     scale = 255.0
     gsd = 15.0
-    licence = "CC-BY-4.0"

@@ -13,10 +13,8 @@ from pathlib import Path
 from torch import Tensor
 
 from peftlib.data.dataset import EarthDataset
-from peftlib.data.download import fetch, unpack
 from peftlib.sensors.bands import SENSORS
 
-URL, CHECKSUM = "https://zenodo.org/records/10664073/files/MADOS.zip", "md5:1076b25d2797be3095d82a61105c7380"
 FARTHEST = 20  # nm between a file's name and the band's centre
 
 
@@ -33,12 +31,7 @@ class Mados(EarthDataset):
     all_bands = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
     nodata = "nan"
     source = "https://zenodo.org/records/10664073"
-    licence = "CC-BY-4.0"
-
-    def download(self) -> None:
-        """About 4 GB."""
-        if not self.root.is_dir():
-            unpack(fetch(URL, self.root.parent / "MADOS.zip", CHECKSUM), self.root, inner="MADOS")
+    published = ((f"{source}/files/MADOS.zip", "md5:1076b25d2797be3095d82a61105c7380", "MADOS", "."),)  # about 4 GB
 
     def find(self) -> list[tuple[str, ...]]:
         return [tuple(name.rsplit("_", 1)) for name in self.read_list(f"splits/{self.split}_X.txt")]
@@ -52,13 +45,12 @@ class Mados(EarthDataset):
     def files(self, item: tuple[str, str]) -> list[Path]:
         """The file of each band, by the wavelength in its name, and that of the mask."""
         scene, crop = item
-        centres, found = {band: SENSORS["sentinel2"][band] for band in self.all_bands}, {}
-        for path in sorted((self.root / scene).glob(f"*/{scene}_L2R_rhorc_*_{crop}.tif")):
-            nm = path.stem.split("_")[-2]
-            band = min(centres, key=lambda b: abs(centres[b] - float(nm))) if nm.isdigit() else None
-            if band is None or abs(centres[band] - float(nm)) > FARTHEST or band in found:
-                raise ValueError(f"{path}: {nm} nm is no band of {self.all_bands}, or a second file of one")
-            found[band] = path
-        if missing := [band for band in self.all_bands if band not in found]:
-            raise FileNotFoundError(self.missing(f"files of bands {missing} of {scene}, crop {crop}"))
-        return [*(found[band] for band in self.all_bands), self.root / scene / "10" / f"{scene}_L2R_cl_{crop}.tif"]
+        paths = (self.root / scene).glob(f"*/{scene}_L2R_rhorc_*_{crop}.tif")
+        by_nm, found = {int(path.stem.split("_")[-2]): path for path in paths}, []
+        for band in self.all_bands:
+            centre = SENSORS["sentinel2"][band]
+            away, nearest = min(((abs(nm - centre), nm) for nm in by_nm), default=(centre, 0))
+            if away > FARTHEST:
+                raise FileNotFoundError(self.missing(f"file of band {band!r} of {scene}, crop {crop}"))
+            found.append(by_nm[nearest])
+        return [*found, self.root / scene / "10" / f"{scene}_L2R_cl_{crop}.tif"]

@@ -1,6 +1,6 @@
 """MARIDA, marine debris archive: 15 classes of the sea surface, Sentinel-2 at 10 m, sparse labels; MADOS came after it.
 
-* Source: Kikaki et al. 2022, zenodo.org/records/5151941. 63 scenes, 1,381 patches of 256 px.
+* Source: Kikaki et al. 2022, zenodo.org/records/5151941; CC-BY-4.0. 63 scenes, 1,381 patches of 256 px.
 * Bands: Sentinel-2 without B09 and B10. Rayleigh-corrected reflectance of ACOLITE.
 * The publisher's layout: ``patches/<scene>/<scene>_<n>.tif`` float, ``..._cl.tif`` beside it, lists
   ``splits/<split>_X.txt`` (694 / 328 / 359) of names without ``S2_``.
@@ -15,9 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from peftlib.data.dataset import EarthDataset, date_in
-from peftlib.data.download import fetch, unpack
 
-URL, CHECKSUM = "https://zenodo.org/records/5151941/files/MARIDA.zip", "md5:9bf32266f6e3711c9dfa3699b856c76f"
 VAL_SCENES = ("S2_16-2-18_16PEC", "S2_17-7-16_51PTS", "S2_30-8-18_16PCC")
 TEST_SCENES = ("S2_27-1-19_16QED", "S2_3-11-16_16PDC")
 
@@ -39,19 +37,14 @@ class Marida(EarthDataset):
     fill = (-32768.0,)
     nodata = "nan"
     source = "https://zenodo.org/records/5151941"
-    licence = "CC-BY-4.0"
-
-    def download(self) -> None:
-        """About 1.2 GB."""
-        if not self.root.is_dir():
-            unpack(fetch(URL, self.root.parent / "MARIDA.zip", CHECKSUM), self.root)
+    published = ((f"{source}/files/MARIDA.zip", "md5:9bf32266f6e3711c9dfa3699b856c76f", ".", "."),)  # about 1.2 GB
 
     def find(self) -> list[tuple[Path, Path]]:
         if (self.root / "images").is_dir() and not (self.root / "patches").is_dir():
             images = sorted((self.root / "images").glob("*.tif"))
             masks = self.root / "masks"
             part = dict.fromkeys(VAL_SCENES, "val") | dict.fromkeys(TEST_SCENES, "test")
-            images = [path for path in images if part.get(scene_of(path), "train") == self.split]
+            images = [path for path in images if part.get(path.stem.rsplit("_", 1)[0], "train") == self.split]
             return [(path, masks / f"{path.stem}_cl.tif") for path in images]
         names = [f"S2_{name}" for name in self.read_list(f"splits/{self.split}_X.txt")]
         folders = [self.root / "patches" / name.rsplit("_", 1)[0] for name in names]
@@ -64,9 +57,5 @@ class Marida(EarthDataset):
         return mask - 1
 
     def about(self, item: tuple[Path, Path]) -> dict:
-        return {"scene": scene_of(item[0]), "date": date_in(item[0], r"_(\d+-\d+-\d+)_", "%d-%m-%y")}
-
-
-def scene_of(path: Path) -> str:
-    """``S2_12-12-20_16PCC_0.tif`` -> ``S2_12-12-20_16PCC``: a day and a tile."""
-    return path.stem.rsplit("_", 1)[0]
+        scene = item[0].stem.rsplit("_", 1)[0]  # a day and a tile: S2_12-12-20_16PCC
+        return {"scene": scene, "date": date_in(item[0], r"_(\d+-\d+-\d+)_", "%d-%m-%y")}

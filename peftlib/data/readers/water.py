@@ -28,7 +28,6 @@ class Water(EarthDataset):
     gsd = 30.0
     scale = 1e4
     source = "https://github.com/shahed137003/Water-Segmentation-project (folder data)"
-    licence = "MIT"
 
     def find(self) -> list[tuple[Path, Path]]:
         images = sorted((self.root / "images").glob("*.tif"), key=lambda path: (len(path.name), path.name))

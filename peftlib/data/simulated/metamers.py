@@ -5,7 +5,6 @@ weights are solved for so that Sentinel-2's B04, B03 and B02 agree to 1e-4. By R
 """
 
 from functools import cache
-from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -18,24 +17,18 @@ PAIRS = {
     "dark": ("char", "wet soil"),
     "flood": ("flooded", "dry dark cover"),
 }
+COUNT = 160  # of each pair
 TOLERANCE = 1e-4  # in reflectance; the sensor's noise is twenty times that
 LIGHT = (0.7, 1.3)  # how bright a mixture may be made, as slopes do
 
 
-class Pools(NamedTuple):
-    """The spectra (n, 180) that the two members of each pair are mixed from."""
-
-    members: dict[str, tuple[np.ndarray, np.ndarray]]
-    water: np.ndarray
-    built: np.ndarray
-
-
 @cache
-def pools(continents: tuple[str, ...] = ()) -> Pools:
-    """What the scenes of some continents are made of.
+def pools(continents: tuple[str, ...] = ()) -> dict[str, tuple[np.ndarray, ...]]:
+    """What the scenes of some continents are made of: pair -> spectra (n, 180) that its two members are mixed from.
 
-    Soils are those measured there. Canopies carry no coordinates: continents take them by leaf mass per area, thin
-    leaves first in the order of ``CONTINENTS``, an assumption. Char, litter and built surfaces are the same everywhere.
+    ``water`` and ``built`` have one kind each. Soils are those measured there. Canopies carry no coordinates:
+    continents take them by leaf mass per area, thin leaves first in the order of ``CONTINENTS``, an assumption. Char,
+    litter and built surfaces are the same everywhere.
     """
     draw = np.random.default_rng(0)
     soil = spectra.measured("soil", source="icraf-isric-soil-database", continents=continents)
@@ -46,37 +39,34 @@ def pools(continents: tuple[str, ...] = ()) -> Pools:
     litter = spectra.measured("litter", "npv")
     sparse_or_yellow = leaves[here & ((lai <= 2) | (chlorophyll <= 18))]
     ground = np.concatenate([soil[draw.permutation(len(soil))[:800]], leaves[here][:400]])
-    return Pools(
-        members={
-            "canopy": (leaves[here & (chlorophyll >= 35) & (lai >= 3)], np.concatenate([sparse_or_yellow, litter])),
-            "dry": (soil, litter),
-            "dark": (spectra.measured("char"), spectra.wetted(soil, draw.uniform(0.1, 0.5, (len(soil), 1)))),
-            "flood": (
-                spectra.flooded(ground, draw.uniform(30, 300, (len(ground), 1))),
-                spectra.measured("asphalt", "road", "parking_lot", "comp_shingle"),
-            ),
-        },
-        water=spectra.open_water(draw.uniform(0.5, 30, (200, 1)), draw.uniform(0.05, 1.0, (200, 1))),
-        built=spectra.measured("metal", "concrete_tile", "paint", "tile", "wood_shingle", "gravel"),
-    )
+    return {
+        "canopy": (leaves[here & (chlorophyll >= 35) & (lai >= 3)], np.concatenate([sparse_or_yellow, litter])),
+        "dry": (soil, litter),
+        "dark": (spectra.measured("char"), spectra.wetted(soil, draw.uniform(0.1, 0.5, (len(soil), 1)))),
+        "flood": (
+            spectra.flooded(ground, draw.uniform(30, 300, (len(ground), 1))),
+            spectra.measured("asphalt", "road", "parking_lot", "comp_shingle"),
+        ),
+        "water": (spectra.open_water(draw.uniform(0.5, 30, (200, 1)), draw.uniform(0.05, 1.0, (200, 1))),),
+        "built": (spectra.measured("metal", "concrete_tile", "paint", "tile", "wood_shingle", "gravel"),),
+    }
 
 
 @cache
-def metamers(continents: tuple[str, ...] = (), count: int = 160) -> dict[str, np.ndarray]:
-    """Pair -> spectra (count, 2, 180) float32: row i holds a metamer of each class. Takes about a second."""
-    return {name: _pair(*members, count) for name, members in pools(continents).members.items()}
+def metamers(continents: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+    """Pair -> spectra (COUNT, 2, 180) float32: row i holds a metamer of each class. Takes about a second."""
+    return {name: _pair(*pools(continents)[name]) for name in PAIRS}
 
 
-def _pair(first: np.ndarray, second: np.ndarray, count: int) -> np.ndarray:
+def _pair(*members: np.ndarray) -> np.ndarray:
     """Mixtures of one class, drawn at random, and of the other, solved for: half the draws from either."""
     draw = np.random.default_rng(0)
-    members = (first, second)
     rgb = spectra.response("sentinel2")[1][[3, 2, 1]]
-    colours = tuple(member @ rgb.T for member in members)
+    colours = [member @ rgb.T for member in members]
     found: tuple[list, list] = ([], [])
-    for attempt in range(400 * count):
+    for attempt in range(400 * COUNT):
         drawn = attempt % 2
-        if len(found[drawn]) >= count * 3 // 4:  # one class may hold few colours of the other
+        if len(found[drawn]) >= COUNT * 3 // 4:  # one class may hold few colours of the other
             continue
         i = draw.choice(len(members[drawn]), 2)
         mixture = draw.dirichlet([1, 1]) @ members[drawn][i] * draw.uniform(0.8, 1.2)
@@ -84,10 +74,10 @@ def _pair(first: np.ndarray, second: np.ndarray, count: int) -> np.ndarray:
         if weights is not None:
             solved = weights @ members[1 - drawn]
             found[drawn].append((mixture, solved) if drawn == 0 else (solved, mixture))
-            if len(found[0]) + len(found[1]) == count:
+            if len(found[0]) + len(found[1]) == COUNT:
                 pairs = np.array(found[0] + found[1])
-                return pairs[draw.permutation(count)].astype(np.float32)
-    raise ValueError(f"only {len(found[0]) + len(found[1])} of {count} metamer pairs: too few spectra in this region")
+                return pairs[draw.permutation(COUNT)].astype(np.float32)
+    raise ValueError(f"only {len(found[0]) + len(found[1])} of {COUNT} metamer pairs: too few spectra in this region")
 
 
 def _same_colour(colours: np.ndarray, goal: np.ndarray, draw: np.random.Generator) -> np.ndarray | None:

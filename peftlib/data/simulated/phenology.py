@@ -12,9 +12,10 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
+from torchmetrics.functional.classification import multiclass_jaccard_index
 
 from peftlib.data.simulated import landscape
-from peftlib.data.simulated.metamers import metamers, pools
+from peftlib.data.simulated.metamers import metamers
 from peftlib.data.simulated.scenes import SAMPLES, Simulated
 from peftlib.deflect.time_series import best_date, series_bands, stack
 from peftlib.sensors.bands import SENSORS, BandSet, band_set
@@ -62,13 +63,14 @@ class Phenology(Simulated):
         bands: Sequence[str] | None = None,
         seed: int = 0,
     ):
-        self.choose(view=(view, VIEWS))
+        if view not in VIEWS:
+            raise ValueError(f"{self.name}: view={view!r}; choose from {VIEWS}")
         self.view, series = view, view == "series"
         self.all_bands = type(self).all_bands if series else self.date_bands
         self.day = series and (bands is None or set(bands) == set(self.all_bands))
         super().__init__(split, length * (len(DAYS) if view == "each" else 1), size, seed, "sentinel2", bands)
         canopies = self.seen(metamers()["canopy"])  # (n, 2, bands): green, withered
-        self._covers = dict(enumerate((*[canopies] * len(CALENDARS), *self.water_and_built(pools()))))
+        self._covers = dict(enumerate((*[canopies] * len(CALENDARS), *self.water_and_built())))
 
     def resolve_bands(self) -> BandSet:
         if self.view != "series":
@@ -149,8 +151,5 @@ def calendar_scores(logits: Tensor, truth: Tensor, dates: int = 1) -> dict[str, 
     scores, truth = logits.softmax(1).unflatten(0, (-1, dates)).mean(1), truth[::dates]
     fields = (truth >= 0) & (truth < len(CALENDARS))
     right = scores[:, : len(CALENDARS)].argmax(1) == truth
-    known, count = truth >= 0, len(CLASSES)
-    pairs = truth[known] * count + scores.argmax(1)[known]
-    confusion = torch.bincount(pairs, minlength=count**2).reshape(count, count).double()
-    iou = confusion.diag() / (confusion.sum(0) + confusion.sum(1) - confusion.diag())  # NaN: no such class
-    return {"fields": float(right[fields].float().mean()), "scene_miou": float(iou.nanmean())}
+    miou = multiclass_jaccard_index(scores, truth, len(CLASSES), ignore_index=-1)  # of classes that are there or named
+    return {"fields": float(right[fields].float().mean()), "scene_miou": float(miou)}

@@ -6,7 +6,7 @@ import numpy as np
 
 from peftlib.data.dataset import EarthDataset
 from peftlib.data.simulated import landscape, spectra
-from peftlib.data.simulated.metamers import Pools
+from peftlib.data.simulated.metamers import pools
 from peftlib.sensors.bands import SENSORS
 
 SAMPLES = 2  # a pixel is the mean of 2 x 2 samples: borders are mixed
@@ -15,12 +15,14 @@ VAPOUR = {"B09": 0.35, "B10": 0.005, "B9": 0.005}  # what water vapour lets thro
 
 
 class Simulated(EarthDataset):
-    """Scenes of parcels with measured spectra. ``side`` is ``size`` in samples; ``wavelengths``: band -> nm."""
+    """Scenes of parcels with measured spectra. ``side`` is ``size`` in samples; ``wavelengths``: band -> nm.
+
+    Licences of the spectra: MIT (earthlib); of the sensors' responses: Apache-2.0 (pyrsr).
+    """
 
     folder = ""
     all_bands = tuple(SENSORS["sentinel2"])
     source = "earthlib's and pyrsr's packages"
-    licence = "MIT (earthlib), Apache-2.0 (pyrsr)"
 
     def __init__(self, split: str, length: int, size: int, seed: int, sensor: str, bands: Sequence[str] | None):
         self.wavelengths, self._response = spectra.response(sensor)
@@ -32,12 +34,6 @@ class Simulated(EarthDataset):
     def find(self) -> range:
         return range(self.length)
 
-    def choose(self, **choices: tuple[str, Sequence[str]]) -> None:
-        """Raise ValueError for an argument, given by name with its value and choices, that is none of these."""
-        for name, (value, known) in choices.items():
-            if value not in known:
-                raise ValueError(f"{self.name}: {name}={value!r}; choose from {tuple(known)}")
-
     def stream(self, index: int, *number: int) -> np.random.Generator:
         """Random numbers of one scene. A further stream, by its number, leaves the others as they are."""
         return np.random.default_rng([self.seed, list(SHARES).index(self.split), index, *number])
@@ -48,10 +44,10 @@ class Simulated(EarthDataset):
         part = rows[int(low * len(rows)) : int(high * len(rows))]
         return (part @ self._response.T).astype(np.float32)
 
-    def water_and_built(self, pools: Pools) -> list[np.ndarray]:
+    def water_and_built(self, continents: tuple[str, ...] = ()) -> list[np.ndarray]:
         """This split's share of either, (n, 1, bands)."""
-        shuffle = np.random.default_rng(1).permutation
-        return [self.seen(shuffle(rows))[:, None] for rows in (pools.water, pools.built)]
+        shuffle, others = np.random.default_rng(1).permutation, pools(continents)
+        return [self.seen(shuffle(others[name][0]))[:, None] for name in ("water", "built")]
 
     def blend(self, draw: np.random.Generator) -> np.ndarray:
         """Where samples lie between the two spectra of their parcel, (side, side, 1) from 0 to 1."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from peftlib.data.simulated import landscape, spectra
-from peftlib.data.simulated.metamers import PAIRS, metamers, pair_accuracy, pools
+from peftlib.data.simulated.metamers import PAIRS, metamers, pair_accuracy
 from peftlib.data.simulated.scenes import SAMPLES, Simulated
 
 CLASSES = (*(member for pair in PAIRS.values() for member in pair), "water", "built")
@@ -29,7 +29,6 @@ class SpectralScenes(Simulated):
         size: side in pixels of 10 m.
         sensor: ``"sentinel2"`` (13 bands), ``"hls"`` (6), ``"landsat8"`` (7) or ``"hyperspectral"`` (180 of 10 nm).
             Pairs are exact metamers for Sentinel-2 and HLS; other sensors' red, green and blue differ by a little.
-        task: ``"segmentation"``: a mask of ten classes; ``"classification"``: the cover that most of a scene has.
         continents: where the soils were measured, some of ``spectra.CONTINENTS``; none is everywhere.
         located: each scene lies on one of the continents (none is all of them), and ``meta`` says where and on which
             day of 2024; the day has no effect.
@@ -46,16 +45,14 @@ class SpectralScenes(Simulated):
         length: int = 1000,
         size: int = 64,
         sensor: str = "sentinel2",
-        task: str = "segmentation",
         continents: Sequence[str] = (),
         located: bool = False,
         bands: Sequence[str] | None = None,
         seed: int = 0,
     ):
-        self.choose(task=(task, ("segmentation", "classification")))
-        for place in continents:
-            self.choose(continents=(place, tuple(spectra.CONTINENTS)))
-        self.task, self._located = task, located
+        if unknown := set(continents) - set(spectra.CONTINENTS):
+            raise ValueError(f"{self.name}: no continents {sorted(unknown)}; choose from {tuple(spectra.CONTINENTS)}")
+        self._located = located
         self.all_bands = tuple(spectra.response(sensor)[0])
         self.sensor = "custom" if sensor == spectra.HYPERSPECTRAL else sensor
         super().__init__(split, length, size, seed, sensor, bands)
@@ -64,11 +61,11 @@ class SpectralScenes(Simulated):
         groups = {place: (place,) for place in places or spectra.CONTINENTS} if located else {"": places}
         self._covers = {}  # place -> cover -> spectra (n, members, bands)
         for place, group in groups.items():
-            pairs, others = map(self.seen, metamers(group).values()), self.water_and_built(pools(group))
+            pairs, others = map(self.seen, metamers(group).values()), self.water_and_built(group)
             self._covers[place] = dict(enumerate(pairs)) | dict(zip((_WATER, _BUILT), others, strict=True))
 
     def evaluations(self) -> dict:
-        return {"pairs": pair_accuracy} if self.task == "segmentation" else {}
+        return {"pairs": pair_accuracy}
 
     def twin(self, index: int) -> dict:
         """The scene with every coin turned: the same picture in red, green and blue, the other class of each pair."""
@@ -77,14 +74,12 @@ class SpectralScenes(Simulated):
     def read(self, item: int, turned: bool = False) -> dict:
         draw, coins = self.stream(item), self.stream(item, 1)
         place, meta = self._whereabouts(item)
-        number, covers, label = self._plan(draw)
+        number, covers = self._plan(draw)
         ends, classes = self._spectra(draw, coins, self._covers[place], covers, turned)
         image = np.ascontiguousarray(self.picture(draw, number, ends, self.blend(draw)))
         meta |= {"source": f"spectral_scenes {self.split} {item}, seed {self.seed}"}
-        sample = {"image": torch.from_numpy(image), "meta": meta}
-        if label is None:
-            return sample | {"mask": torch.from_numpy(self.majority(classes[number]))}
-        return sample | {"label": int(classes[label])}
+        mask = self.majority(classes[number])
+        return {"image": torch.from_numpy(image), "mask": torch.from_numpy(mask), "meta": meta}
 
     def _whereabouts(self, index: int) -> tuple[str, dict]:
         """The continent of a scene, and its place and day; nothing where scenes are not located."""
@@ -97,29 +92,21 @@ class SpectralScenes(Simulated):
         day = date(2024, 1, 1) + timedelta(days=int(draw.integers(366)))
         return place, {"location": location, "date": day.isoformat()}
 
-    def _plan(self, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int | None]:
-        """Parcel numbers (side, side), their covers (a pair, or water or built), the parcel that gives the label."""
+    def _plan(self, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Parcel numbers (side, side), and their covers: a pair, or water or built."""
         side, kinds = self.side, len(PAIRS)
         number = landscape.parcels(draw, side, SAMPLES)
         covers = draw.choice([*range(kinds), _BUILT], number.max() + 1, p=[*[0.92 / kinds] * kinds, 0.08])
-        label = None
-        if self.task == "classification":  # one cover takes two parcels of three; no other parcel may be of its pair
-            main = draw.choice([*range(kinds), _WATER, _BUILT], p=[*[0.8 / kinds] * kinds, 0.1, 0.1])
-            others = [cover for cover in (*range(kinds), _BUILT) if cover != main]
-            covers = np.where(draw.random(len(covers)) < 0.67, -1, draw.choice(others, len(covers)))
-            covers[draw.integers(len(covers))] = -1
-            number = np.where((covers == -1)[number], 0, number + 1)  # one parcel, one coin
-            covers, label = np.concatenate([[main], np.where(covers == -1, main, covers)]), 0
         extra = [
             (0.35, _WATER, lambda: landscape.line(draw, side, draw.uniform(3, 8) * SAMPLES, 6 * SAMPLES)),
             (0.35, _BUILT, lambda: landscape.line(draw, side, draw.uniform(1, 3) * SAMPLES, 0)),
             (0.3, _DARK, lambda: landscape.blob(draw, side, draw.uniform(8, 16) * SAMPLES)),
         ]
         for chance, cover, shape in extra:
-            if draw.random() < chance and self.task == "segmentation":
+            if draw.random() < chance:
                 number = np.where(shape(), len(covers), number)
                 covers = np.append(covers, cover)
-        return number, covers, label
+        return number, covers
 
     def _spectra(
         self, draw, coins, pools: dict[int, np.ndarray], covers: np.ndarray, turned: bool
