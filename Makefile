@@ -7,9 +7,7 @@ TERRATORCH := .venv-terratorch
 LATEST := .venv-latest
 PY := $(VENV)/bin/python
 UV_VERSION := 0.13.9
-# 05 draws committed rows: where there are none, there is nothing to draw.
-UNDRAWN := $(if $(wildcard data/results/preliminary/runs.csv),,notebooks/05_figures.ipynb)
-NOTEBOOKS := $(filter-out $(UNDRAWN),$(sort $(wildcard notebooks/[0-9]*.ipynb)))
+NOTEBOOKS := $(sort $(wildcard notebooks/[0-9]*.ipynb))
 # 04 makes runs, whose last digits are a machine's own: nothing for nbval.
 STRIPPED := notebooks/04_full_experiments.ipynb
 QUIET := OMP_NUM_THREADS=1 TQDM_DISABLE=1

@@ -1,5 +1,6 @@
 """README's examples run as written, and its YAML names what exists (``tests/with_terratorch`` trains with it)."""
 
+import json
 import re
 from pathlib import Path
 
@@ -81,3 +82,9 @@ def test_the_table_of_costs_is_computed():
         (row,) = [line for line in README.splitlines() if line.startswith(f"| `pl.{config}` | ")]
         size, step = f"{costs['adapter_bytes'] / 1e6:.1f} MB", f"{costs['step_gflops']:.0f} GFLOP"
         assert row.endswith(f"| {costs['percent']:.2f}% | {size} | {step} |"), config
+
+
+def test_findings_are_what_notebook_05_prints():
+    cells = json.loads((Path(__file__).parents[1] / "notebooks" / "05_figures.ipynb").read_text())["cells"]
+    printed = ["".join(out["text"]) for cell in cells for out in cell.get("outputs", []) if out.get("name") == "stdout"]
+    assert f"```text\n{printed[0].rstrip()}\n```" in README

@@ -4,6 +4,7 @@ rows = bench("dinov2_small", image_size=98, batch_size=32)
 print(markdown(rows))
 """
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
@@ -13,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.utils.benchmark.utils.timer import timer
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -162,9 +162,12 @@ def _peer(vit: VisionTransformer, lora: LoRA) -> nn.Module:
 
 def timed(act: Callable[[], object]) -> float:
     """Seconds that something takes, the work on a GPU included."""
-    clock = timer()  # it waits for the GPU
+    finish = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    finish()
+    clock = time.perf_counter()
     act()
-    return timer() - clock
+    finish()
+    return time.perf_counter() - clock
 
 
 def product_rate(device: torch.device, precision: str, size: int = 2048) -> float:
