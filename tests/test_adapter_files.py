@@ -119,7 +119,7 @@ def test_other_formats_are_named(tmp_path, vit):
     path = tmp_path / "weights.safetensors"
     for metadata in (None, {"format": "pt"}, {"format": "peftlib adapter 99"}):
         save_file(vit.state_dict(), path, metadata=metadata)
-        with pytest.raises(ValueError, match=rf"{path.name} is no adapter.*peftlib adapter 2"):
+        with pytest.raises(ValueError, match=rf"{path.name} is no adapter.*peftlib adapter 3"):
             pl.load_adapter(vit, path)
     save_file(vit.state_dict(), path, metadata={"format": adapter_file.FORMAT})  # without its other parts
     with pytest.raises(ValueError, match=path.name):

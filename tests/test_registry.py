@@ -161,6 +161,35 @@ def test_the_forward_compiles_to_one_graph(input, method):
     torch.testing.assert_close(compiled(look(model)), model(look(model)), rtol=1e-4, atol=1e-4)
 
 
+@EVERY
+def test_frozen_layers_in_bfloat16(input, method, vit, tmp_path):
+    """The same promises; where nothing is frozen, an error. Rounding of 2^-9 a weight moves tokens by about 1%."""
+    if method.name == "full":
+        with pytest.raises(ValueError, match=r"bf16-frozen.*trains them all"):
+            make(input, method, precision="bf16-frozen")
+        return
+    plain, model = (make(input, method, vit=vit, precision=name) for name in ("float32", "bf16-frozen"))
+    stored = {name for name, tensor in model.state_dict().items() if tensor.dtype == torch.bfloat16}
+    assert len(stored) == 4 * len(vit.blocks) and not stored & tuned(model) and tuned(model) == tuned(plain)
+    with torch.no_grad():
+        tokens, rounded = (randomise(one, 0.05).eval()(look(one)) for one in (plain, model))
+    assert 0 < (rounded - tokens).norm() < 0.02 * tokens.norm()
+    assert rounded.dtype == torch.float32
+    assert_frozen_stay(model, steps=3)
+    assert_file_brings_it_back(model, vit, tmp_path / "adapter.safetensors")
+    assert pl.load_adapter(vit, tmp_path / "adapter.safetensors").precision == "bf16-frozen"
+    assert pl.load_adapter(vit, tmp_path / "adapter.safetensors", precision="float32").precision == "float32"
+
+
+@PAIRWISE
+def test_frozen_layers_in_bfloat16_compile(input, method):
+    if method.name != "full":
+        model = randomise(make(input, method, vit=tiny_vit(depth=2), precision="bf16-frozen"))
+        torch.compiler.reset()
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(look(model)), model(look(model)), rtol=1e-2, atol=1e-2)
+
+
 # --- the same on DINOv2, for the main combinations ---
 
 

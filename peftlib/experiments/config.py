@@ -16,12 +16,13 @@ from peftlib.data.subsets import Concat, Subset, Tiles, cache_if_small, contents
 from peftlib.files import data_dir
 from peftlib.methods.base import Input, Method, input_from, method_from
 from peftlib.model.metadata import SIZES
+from peftlib.model.precision import BF16_FROZEN
 from peftlib.training.base import SCHEDULES
 from peftlib.training.decoders import DECODERS
 
 VERSION = 2  # part of each key: raised when a change of the package changes results
 SEARCH = "search"
-PRECISIONS = ("32-true", "bf16-mixed")
+PRECISIONS = ("32-true", BF16_FROZEN, "bf16-mixed")
 NAMED_WEIGHTS = ("default", "random")
 LEAST = dict.fromkeys(("folds", "fold", "repeat", "tile", "train_tiles", "train_images", "val_images", "seed"), 0)
 LEAST |= dict.fromkeys(("image_size", "batch_size", "accumulate", "steps"), 1)
@@ -47,7 +48,8 @@ class Experiment:
         image_size: side in pixels to which images are resized.
         decoder: ``"linear"``, ``"unet"``, ``"upernet"``; for segmentation, else of no effect.
         input_lr, lr, head_lr, weight_decay, schedule, warmup, augment: see ``peftlib.training.base.Task``.
-        batch_size: images that make a batch, over all devices; steps, accumulate, precision: see ``fit``.
+        batch_size: images that make a batch, over all devices; steps, accumulate: see ``fit``.
+        precision: ``"32-true"``, ``"bf16-frozen"`` (see ``adapt``) or ``"bf16-mixed"`` (see ``fit``).
         seed: of the order of images, augmentation and dropout; init: of adapter and head, None is ``seed``.
         metadata: of ``"location"``, ``"date"``, ``"gsd"``: what the model reads beside the image, see ``adapt``.
         unseen: options of the data set, beside ``data``, under which its test part is scored too, as split "unseen":

@@ -26,6 +26,7 @@ from peftlib.experiments.evaluations import evaluate, rgb_drift
 from peftlib.experiments.results import DONE, FAILED, read_row, write_row
 from peftlib.model.adapted_vit import adapt, count_parameters
 from peftlib.model.adapter_file import adapter_bytes
+from peftlib.model.precision import BF16_FROZEN, FLOAT32
 from peftlib.training.base import RECIPE
 from peftlib.training.fit import LAST, fit
 from peftlib.training.tasks import Classification, Segmentation
@@ -94,14 +95,16 @@ def _train_and_evaluate(experiment: Experiment, work: Path, predictions: Path, r
     unseen = experiment.unseen_part()
     data = EarthData(train, val, test, experiment.batch_size, resources.workers, experiment.seed, unseen=unseen)
     task, watch = build_task(experiment, data), Stopwatch()
+    precision = "32-true" if experiment.precision == BF16_FROZEN else experiment.precision
     metrics = fit(
-        task, data, work, experiment.steps, experiment.seed, experiment.precision, experiment.accumulate,
+        task, data, work, experiment.steps, experiment.seed, precision, experiment.accumulate,
         resources.accelerator, save_every=SAVE_EVERY, callbacks=[watch],
     )  # fmt: skip
+    task.to(watch.device)  # Lightning leaves it on the CPU
     if test is not None:
-        metrics["test"] |= evaluate(task, data.test_dataloader(), experiment.precision, predictions)
+        metrics["test"] |= evaluate(task, data.test_dataloader(), precision, predictions)
     if unseen is not None:
-        metrics["unseen"] |= evaluate(task, data.unseen_split().test_dataloader(), experiment.precision)
+        metrics["unseen"] |= evaluate(task, data.unseen_split().test_dataloader(), precision)
     if experiment.rgb_drift and test is not None:
         metrics["rgb"] = rgb_drift(task.model, _backbone(experiment), test)
     counts = count_parameters(task.model)
@@ -129,6 +132,7 @@ def build_task(experiment: Experiment, data: EarthData) -> Classification | Segm
     model = adapt(
         vit, experiment.method, train.band_set, image_size=experiment.image_size, input=experiment.input,
         nodata="zero" if train.nodata == "nan" else "error", metadata=experiment.metadata,
+        precision=BF16_FROZEN if experiment.precision == BF16_FROZEN else FLOAT32,
     )  # fmt: skip
     model.fit_normalization(data.train_dataloader())
     recipe = {name: getattr(experiment, name) for name in RECIPE}

@@ -57,8 +57,8 @@ class LoRALinear(LowRankUpdate):
             return self.formula(x)
         autocast = torch.is_autocast_enabled(x.device.type)
         dtype = torch.get_autocast_dtype(x.device.type) if autocast else W.dtype
-        x, W, b, A, B = (t if t is None else t.to(dtype) for t in (x, W, b, self.A.weight, self.B.weight))
-        return LowRankSum.apply(x, W, b, A, B, self.scale)[0].to(getattr(self.linear, "gives", dtype))
+        taken = [t if t is None else t.to(dtype) for t in (x, W, b, self.A.weight, self.B.weight)]
+        return LowRankSum.apply(*taken, self.scale)[0].to(getattr(self.linear, "gives", dtype))
 
     def formula(self, x: Tensor) -> Tensor:
         """As the equation reads; ``forward`` computes the same in fewer passes (a test)."""
@@ -134,7 +134,7 @@ class LoRA(Method):
 class LowRankSum(torch.autograd.Function):
     """W x + b + s B A x for frozen W and b: what is low-rank is added in place, forward and backward.
 
-        h = A x,   dh = s B^T dy,   dx = W^T dy + A^T dh,   dA = dh x^T,   dB = s dy h^T
+    h = A x,   dh = s B^T dy,   dx = W^T dy + A^T dh,   dA = dh x^T,   dB = s dy h^T
     """
 
     @staticmethod

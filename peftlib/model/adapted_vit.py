@@ -15,7 +15,7 @@ from peftlib.backbones.loading import backbone_hash, encoder_parameters, pair, r
 from peftlib.deflect.attention import UntangledBlock, auxiliary_after_norm
 from peftlib.methods.base import INPUTS, METHODS, Config, Input, Method
 from peftlib.model.metadata import MetadataEmbedding
-from peftlib.model.precision import BF16_FROZEN, FLOAT32, PRECISIONS, pretrained_linears, round_frozen
+from peftlib.model.precision import BF16_FROZEN, FLOAT32, PRECISIONS, choose_attention, pretrained_linears, round_frozen
 from peftlib.sensors.bands import BandSet, band_set
 from peftlib.sensors.reflectance import Reflectance
 
@@ -126,6 +126,12 @@ class AdaptedViT(nn.Module):
         """x: (B, C, H, W) reflectance -> what the patch embedding, or the ViT of ``merge``, reads: (B, C', H, W)."""
         self.reflectance.check(x)
         return self.input.patch_pixels(self.reflectance, x)
+
+    def _apply(self, *arguments) -> "AdaptedViT":  # what ``to``, ``cuda`` and ``cpu`` call
+        super()._apply(*arguments)
+        if self.precision == BF16_FROZEN:
+            choose_attention(self.vit)
+        return self
 
     def fit_normalization(self, batches: Iterable) -> "AdaptedViT":
         """Set mean and deviation of the bands beyond RGB from data; see ``Reflectance.fit``."""

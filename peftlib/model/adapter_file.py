@@ -18,7 +18,7 @@ from peftlib.methods import input_from, method_from
 from peftlib.model.adapted_vit import AdaptedViT, adapt
 from peftlib.sensors.bands import band_set
 
-FORMAT = "peftlib adapter 2"
+FORMAT = "peftlib adapter 3"
 
 
 def save_adapter(model: AdaptedViT, path: str | Path) -> Path:
@@ -35,6 +35,7 @@ def save_adapter(model: AdaptedViT, path: str | Path) -> Path:
         "image_size": model.image_size,
         "rgb_white": model.reflectance.rgb_white,
         "nodata": model.reflectance.nodata,
+        "precision": model.precision,
         "backbone": _backbone_facts(model.spec),
         "metadata": () if model.metadata is None else model.metadata.names,
     }
@@ -62,6 +63,7 @@ def load_adapter(
     path: str | Path,
     image_size: int | tuple[int, int] | None = None,
     inplace: bool = False,
+    precision: str | None = None,
 ) -> AdaptedViT:
     """Adapt a backbone with an adapter from disk.
 
@@ -70,6 +72,7 @@ def load_adapter(
         path: a file of ``save_adapter``.
         image_size: side, or (H, W), in pixels, where images are of another size than in training.
         inplace: as in ``adapt``.
+        precision: as in ``adapt``; None is that of training.
 
     Raises:
         FileNotFoundError: no such file.
@@ -100,6 +103,7 @@ def load_adapter(
     method = method_from(config["method"], config["options"])
     input = input_from(config["input"], config["input_options"])
     others = {option: config[option] for option in ("rgb_white", "nodata", "metadata")}
+    others["precision"] = precision or config["precision"]
     bands = (series_bands if "dates" in config["bands"] else band_set)(**config["bands"])
     model = adapt(vit, method, bands, image_size=size, input=input, inplace=inplace, **others)
     here, there = ({(name, t.shape) for name, t in tensors.items()} for tensors in (model.adapter_state(), state))

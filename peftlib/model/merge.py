@@ -26,7 +26,7 @@ def merge(model: AdaptedViT) -> VisionTransformer:
     if model.precision == BF16_FROZEN:
         raise ValueError(
             f"this model's frozen weights were rounded ({BF16_FROZEN}), and a merged one would keep that: "
-            "save_adapter it, load_adapter(path, vit, precision='float32'), and merge that"
+            "save_adapter it, load_adapter(vit, path, precision='float32'), and merge that"
         )
     vit = model.method.merge(copy.deepcopy(model.vit))
     left = {name for name, module in vit.named_modules() if model.plain_modules.get(name) is not type(module)}

@@ -47,9 +47,14 @@ def round_frozen(vit: VisionTransformer, linears: set[nn.Linear]) -> None:
     for name, layer in frozen:
         leaves = re.search(r"\.(proj|fc2)(\.|$)", name)  # for the stream of tokens, which stays in float32
         vit.set_submodule(name, FrozenLinear(layer, torch.float32 if leaves else torch.bfloat16))
+    choose_attention(vit)
+
+
+def choose_attention(vit: VisionTransformer) -> None:
+    """On a CPU, attention in bfloat16 is written out: fused, its backward pass takes six times as long."""
     for attention in vit.modules():
-        if isinstance(attention, Attention):  # on a CPU, fused attention's backward pass is slow in bfloat16
-            attention.fused_attn = next(attention.parameters()).is_cuda
+        if isinstance(attention, Attention):
+            attention.fused_attn = next(attention.parameters()).is_cuda  # type: ignore[misc]  # Final for TorchScript
 
 
 def fastest_precision(device: torch.device | str = "cpu") -> str:

@@ -163,6 +163,7 @@ class Task(lightning.LightningModule):
             "image_size": list(model.image_size),
             "metadata": [] if model.metadata is None else list(model.metadata.names),
             "rgb_white": model.reflectance.rgb_white,
+            "frozen": model.precision,
             "nodata": model.reflectance.nodata,
             "statistics": {
                 name: [float(f"{value:.5g}") for value in buffer.flatten().tolist()]
