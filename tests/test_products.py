@@ -7,7 +7,7 @@ from torch import nn
 
 from peftlib.deflect.attention import inverse_deviation
 from peftlib.deflect.norm_constraint import constrain_norm, deflection
-from peftlib.methods.lora import LoRALinear, LowRankUpdate, MergedProduct
+from peftlib.methods.lora import LoRALinear, LowRankSum, LowRankUpdate
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -15,12 +15,12 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_merged_product_has_the_gradients_of_the_formula(bias):
+def test_a_low_rank_sum_has_the_gradients_of_the_formula(bias):
     x, A, B = drawn(2, 3, 5), drawn(2, 5, seed=1), drawn(4, 2, seed=2)
     W, b = drawn(4, 5, seed=3).detach(), drawn(4, seed=4).detach() if bias else None
-    out = MergedProduct.apply(x, W, b, A, B, 0.7)
+    out, _ = LowRankSum.apply(x, W, b, A, B, 0.7)
     torch.testing.assert_close(out, nn.functional.linear(x, W, b) + 0.7 * x @ A.T @ B.T)
-    torch.autograd.gradcheck(lambda *inputs: MergedProduct.apply(inputs[0], W, b, *inputs[1:], 0.7), (x, A, B))
+    torch.autograd.gradcheck(lambda *inputs: LowRankSum.apply(inputs[0], W, b, *inputs[1:], 0.7)[0], (x, A, B))
 
 
 @pytest.mark.parametrize("why", ["float32", "bfloat16", "autocast", "dropout", "unfrozen"])
@@ -32,8 +32,9 @@ def test_both_ways_of_lora_agree_and_each_is_taken_where_it_should(why, monkeypa
     with torch.autocast("cpu", torch.bfloat16, enabled=why == "autocast"):
         out = layer(x)
         formula = layer.linear(x) + 1.5 * layer.B(layer.A(x))
-    torch.testing.assert_close(out, formula)
-    assert bool(calls) is (why != "float32")
+    reduced = dict(rtol=2**-7, atol=2**-7)  # one rounding more or less
+    torch.testing.assert_close(out, formula, **reduced if why in ("bfloat16", "autocast") else {})
+    assert bool(calls) is (why in ("dropout", "unfrozen"))
     out.sum().backward()
     assert layer.B.weight.grad.any() and (layer.linear.weight.grad is not None) is (why == "unfrozen")
 
@@ -41,15 +42,15 @@ def test_both_ways_of_lora_agree_and_each_is_taken_where_it_should(why, monkeypa
 @pytest.mark.parametrize("how", ["weights", "autocast"])
 def test_updates_too_small_for_bfloat16_are_not_rounded_away(how):
     layer = LoRALinear(nn.Linear(64, 64), 4, 4.0).requires_grad_(False)
+    for tensor in layer.linear.parameters():
+        tensor.zero_()  # so that the update is all there is
     layer.B.weight.normal_(std=1e-4)
     x = torch.randn(32, 64)
-    change = layer(x) - layer.linear(x)
-    kind = {"weights": lambda: layer.bfloat16(), "autocast": lambda: layer}[how]()
+    change = layer(x)
+    y = x if how == "autocast" else x.bfloat16()
+    layer = layer if how == "autocast" else layer.bfloat16()
     with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
-        y = x.to(kind.linear.weight.dtype)
-        seen = kind.B(kind.A(y)).float()  # what the layer adds, at the precision that it adds it in
-        assert torch.equal(kind(y), kind.linear(y) + kind.scale * kind.B(kind.A(y)))
-    torch.testing.assert_close(seen, change, rtol=0.1, atol=1e-4)
+        torch.testing.assert_close(layer(y).float(), change, rtol=0.1, atol=1e-5)
 
 
 def test_deflection_is_its_formula_with_its_gradients():

@@ -184,7 +184,7 @@ def hidden_moments(s: Tensor, layer: nn.Linear, valid: Tensor | None) -> tuple[T
         W, b = layer.weight.to(s.dtype), layer.bias.to(s.dtype)
         w = None if valid is None else valid.to(s.dtype).flatten(0, -3)
         mean, second = _HiddenMoments.apply(s.flatten(0, -3), W, b, w)
-        return mean.view(*s.shape[:-2], -1), second.view(*s.shape[:-2], len(W), len(W))
+        return mean.view(*s.shape[:-2], len(W)), second.view(*s.shape[:-2], len(W), len(W))
 
 
 class _HiddenMoments(torch.autograd.Function):

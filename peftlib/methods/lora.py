@@ -55,8 +55,9 @@ class LoRALinear(LowRankUpdate):
         W, b = self.linear.weight, self.linear.bias
         if W.requires_grad or (self.training and self.dropout.p > 0):
             return self.formula(x)
-        autocast = torch.is_autocast_enabled(x.device.type)
-        dtype = torch.get_autocast_dtype(x.device.type) if autocast else W.dtype
+        device = x.device.type
+        autocast = not x.is_meta and torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else W.dtype
         taken = [t if t is None else t.to(dtype) for t in (x, W, b, self.A.weight, self.B.weight)]
         return LowRankSum.apply(*taken, self.scale)[0].to(getattr(self.linear, "gives", dtype))
 
