@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from peftlib.backbones.loading import encoder_parameters, load_backbone
@@ -21,7 +22,6 @@ from peftlib.experiments.run import device_name
 from peftlib.methods import INPUTS, METHODS, Frozen, Input, Method
 from peftlib.methods.lora import LoRA
 from peftlib.model.adapted_vit import adapt
-from peftlib.model.costs import flop_counter
 from peftlib.sensors.bands import SENSORS
 from peftlib.studies.plots import cell_label
 
@@ -133,7 +133,7 @@ def _row(names: tuple[str, str, str], racer: Contestant, times: pd.DataFrame, ra
     name, input, method = names
     step = times["step_ms"][name]
     ratio = step / times["step_ms"][PEER]
-    with flop_counter() as counter:
+    with FlopCounterMode(display=False) as counter:
         racer.step()
     flops = counter.get_total_flops()
     row = {"name": name, "input": input, "method": method, "forward_ms": times["forward_ms"][name].median()}
