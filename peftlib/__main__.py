@@ -31,12 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
     race = commands.add_parser("bench", help="step time, memory and arithmetic of each method, beside HF peft's LoRA")
     race.set_defaults(act=_bench)
     race.add_argument("--backbone", default="dinov2_small")
-    race.add_argument("--size", type=int, default=98, help="side of the images in pixels", dest="image_size")
-    race.add_argument("--batch", type=int, default=32, dest="batch_size")
+    race.add_argument("--size", type=int, nargs="+", default=[56, 98, 224], help="sides of the images in pixels")
+    race.add_argument("--batch", type=int, nargs="+", default=[32, 32, 8], help="images a batch, for each size")
     race.add_argument("--methods", nargs="+", metavar="METHOD", default=argparse.SUPPRESS, help="all unless given")
     race.add_argument("--repeats", type=int, default=10)
     race.add_argument("--device", default="", help="cpu or cuda; a GPU where there is one")
-    race.add_argument("--precision", default="float32", help="float32, or bfloat16 (autocast)")
     race.add_argument("--compile", action="store_true", help="with torch.compile", dest="compiled")
     race.add_argument("--checkpoint", action="store_true", help="with activation checkpointing", dest="checkpointed")
     race.add_argument("--out", metavar="FILE.csv", help="write the rows there")
@@ -93,13 +92,19 @@ def _weights() -> int:
     return 0
 
 
-def _bench(out: str | None, **options) -> int:
+def _bench(out: str | None, size: list[int], batch: list[int], **options) -> int:
+    import pandas as pd
+
     from peftlib.studies.bench import bench, markdown
 
-    rows = bench(**options)
-    print(markdown(rows))
+    if len(size) != len(batch):
+        raise ValueError(f"--size {size} --batch {batch}; give one batch size for each size")
+    tables = []
+    for image_size, batch_size in zip(size, batch, strict=True):
+        tables.append(bench(image_size=image_size, batch_size=batch_size, **options))
+        print(markdown(tables[-1]))
     if out:
-        rows.to_csv(out, index=False, float_format="%.5g")
+        pd.concat(tables).to_csv(out, index=False, float_format="%.5g")
     return 0
 
 

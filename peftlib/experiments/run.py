@@ -179,7 +179,12 @@ class Stopwatch(lightning.Callback):
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        processor = platform.machine()
+    return f"{device.type} ({processor}, {torch.get_num_threads()} threads)"
 
 
 @lru_cache(maxsize=1)

@@ -1,6 +1,6 @@
 """How fast, and in how much memory, each input and method trains one backbone here, against HF peft's LoRA.
 
-rows = bench("dinov2_small", image_size=98, batch_size=32)
+rows = bench("dinov2_small", image_size=98, batch_size=32)     # in float32 and in reduced precision
 print(markdown(rows))
 """
 
@@ -22,12 +22,13 @@ from peftlib.experiments.run import device_name
 from peftlib.methods import INPUTS, METHODS, Frozen, Input, Method
 from peftlib.methods.lora import LoRA
 from peftlib.model.adapted_vit import adapt
+from peftlib.model.precision import BF16_FROZEN, FLOAT32, PRECISIONS
 from peftlib.sensors.bands import SENSORS
 from peftlib.studies.plots import cell_label
 
 PEER, PLAIN = "HF peft LoRA", "plain ViT"
-PRECISIONS = ("float32", "bfloat16")
-CELLS = (*METHODS, "inflated+frozen", "inflated+lora", "emb+frozen", "emb+lora")
+AUTOCAST = "autocast"  # what reduces where no weight is frozen, or a model is not ours
+CELLS = ("lora", "full", "norm_tuning", "inflated+frozen", "inflated+lora", "emb+frozen", "emb+lora", "deflect")
 CLASSES = 10  # of the head, a linear layer on the mean token
 BANDS = tuple(name for name in SENSORS["sentinel2"] if name != "B10")
 
@@ -35,14 +36,14 @@ BANDS = tuple(name for name in SENSORS["sentinel2"] if name != "B10")
 class Contestant:
     """A model (images -> tokens (B, N, d)) with a linear head and an optimiser, on one fixed batch."""
 
-    def __init__(self, model: nn.Module, x: Tensor, dim: int, precision: str, compiled: bool):
+    def __init__(self, model: nn.Module, x: Tensor, dim: int, autocast: bool, compiled: bool):
         self.x = x
         self.truth = torch.arange(len(x), device=x.device) % CLASSES
         self.model, self.head = model.to(x.device).train(), nn.Linear(dim, CLASSES).to(x.device)
         self.run = torch.compile(self.model) if compiled else self.model
         self.tuned = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW([*self.tuned, *self.head.parameters()], lr=1e-4, fused=True)
-        self.autocast = torch.autocast(x.device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+        self.autocast = torch.autocast(x.device.type, torch.bfloat16) if autocast else nullcontext()
 
     def forward(self) -> None:
         with torch.no_grad(), self.autocast:
@@ -66,33 +67,36 @@ class Contestant:
 
 def bench(
     backbone: str = "dinov2_small", image_size: int = 98, batch_size: int = 32, methods: Sequence[str] = CELLS,
-    repeats: int = 10, device: str = "", precision: str = "float32", compiled: bool = False, checkpointed: bool = False,
+    repeats: int = 10, device: str = "", compiled: bool = False, checkpointed: bool = False,
 ) -> pd.DataFrame:  # fmt: skip
     """Time contestants beside each other: each repeat is a forward and a step of all, so all see the same weather.
 
     Weights and images are random: they change no time. Contestants are given the 12 surface bands of Sentinel-2; the
-    peer, HF peft's LoRA of the rank and layers of ours, and the plain ViT are given ready-made RGB.
+    peer, HF peft's LoRA of the rank and layers of ours, and the plain ViT are given ready-made RGB. Each races in
+    float32 and in reduced precision: ``"bf16-frozen"`` for ours, bfloat16 by autocast for the others and where nothing
+    is frozen.
 
     Args:
         methods: names in ``peftlib.METHODS``, each on its default input, or ``"emb+lora"``: input and method.
         repeats: of which medians and quartiles are taken, after two for warming up.
         device: such as ``"cuda"``; empty is a GPU where there is one.
-        precision: ``"float32"``, or ``"bfloat16"`` by autocast.
         compiled: by ``torch.compile``.
         checkpointed: keep only what enters each block, and make the rest again in the backward pass.
 
     Returns:
-        a row a contestant; ``ratio`` is its step time over the peer's of the same round, ``peak_mb`` counts weights,
-        optimiser and a step, ``step_gflops`` the whole batch, ``reached`` the share of a large matrix product's rate.
+        a row a contestant and ``precision``; ``ratio`` is its step time over that of the peer in the same round, in
+        float32 or in autocast like itself, ``to_float32`` over that of the peer in float32; ``peak_mb`` counts
+        weights, optimiser and a step, ``step_gflops`` the whole batch, ``reached`` the share of a large matrix
+        product's rate.
 
     Raises:
-        ValueError: an unknown input, method or precision; names the choices.
+        ValueError: an unknown input or method; names the choices.
     """
     cells = {name: _cell(name) for name in methods}
-    if precision not in PRECISIONS or repeats < 1:
-        raise ValueError(f"bench({precision=}, {repeats=}); precision is one of {PRECISIONS}, repeats at least 1")
+    if repeats < 1:
+        raise ValueError(f"bench({repeats=}); it must be at least 1")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    facts = {"backbone": backbone, "image_size": image_size, "batch_size": batch_size, "precision": precision}
+    facts = {"backbone": backbone, "image_size": image_size, "batch_size": batch_size}
     facts |= {"compiled": compiled, "checkpointed": checkpointed, "device": device_name(place)}
     facts |= {"torch": torch.__version__, "repeats": repeats}
     with torch.random.fork_rng():
@@ -101,22 +105,26 @@ def bench(
         vit.set_grad_checkpointing(checkpointed)
         x = (torch.rand(batch_size, len(BANDS), image_size, image_size) * 0.5).to(place)
         rgb = x[:, :3].contiguous()
-        made = {(PEER, "", ""): (_peer(vit, LoRA()), rgb), (PLAIN, "", ""): (_plain(vit), rgb)}
+        racers: dict[tuple, Contestant] = {}
+        for precision in (FLOAT32, AUTOCAST):
+            how = (vit.embed_dim, precision == AUTOCAST, compiled)
+            racers[PEER, precision, "", ""] = Contestant(_peer(vit, LoRA()), rgb, *how)
+            racers[PLAIN, precision, "", ""] = Contestant(_plain(vit), rgb, *how)
         for input, method in cells.values():
-            model = adapt(vit, method, BANDS, "sentinel2", image_size, input)
-            made[cell_label(input.name, method.name), input.name, method.name] = model, x
-        how = (vit.embed_dim, precision, compiled)
-        racers = {names: Contestant(model, batch, *how) for names, (model, batch) in made.items()}
+            for precision in (FLOAT32, AUTOCAST if method.name == "full" else BF16_FROZEN):
+                stored = precision if precision in PRECISIONS else FLOAT32
+                model = adapt(vit, method, BANDS, "sentinel2", image_size, input, precision=stored)
+                names = cell_label(input.name, method.name), precision, input.name, method.name
+                racers[names] = Contestant(model, x, vit.embed_dim, precision == AUTOCAST, compiled)
     seconds = []
     for repeat in tqdm(range(-2, repeats), desc="bench", unit="round"):
-        for (name, *_), racer in racers.items():
+        for (name, precision, *_), racer in racers.items():
             clocks = {"forward_ms": 1e3 * timed(racer.forward), "step_ms": 1e3 * timed(racer.step)}
-            seconds.append({"name": name, "repeat": repeat} | clocks)
-    times = pd.DataFrame(seconds).query("repeat >= 0").pivot(index="repeat", columns="name")
-    rate = product_rate(place, precision)
+            seconds.append({"name": name, "precision": precision, "repeat": repeat} | clocks)
+    times = pd.DataFrame(seconds).query("repeat >= 0").pivot(index="repeat", columns=["name", "precision"])
+    rates = {precision: product_rate(place, precision) for precision in (FLOAT32, AUTOCAST)}
     encoder = sum(p.numel() for p in encoder_parameters(vit).values())
-    rows = [_row(names, racer, times, rate, encoder) for names, racer in racers.items()]
-    return pd.DataFrame(rows).assign(rate_gflops=rate / 1e9, **facts)
+    return pd.DataFrame([_row(names, racer, times, rates, encoder) for names, racer in racers.items()]).assign(**facts)
 
 
 def _cell(name: str) -> tuple[Input, Method]:
@@ -129,19 +137,22 @@ def _cell(name: str) -> tuple[Input, Method]:
     return INPUTS[input]() if input else config.default_input(), config
 
 
-def _row(names: tuple[str, str, str], racer: Contestant, times: pd.DataFrame, rate: float, encoder: int) -> dict:
-    name, input, method = names
-    step = times["step_ms"][name]
-    ratio = step / times["step_ms"][PEER]
+def _row(names: tuple, racer: Contestant, times: pd.DataFrame, rates: dict[str, float], encoder: int) -> dict:
+    name, precision, input, method = names
+    step, peer = times["step_ms"][name, precision], times["step_ms"][PEER]
+    alike = FLOAT32 if precision == FLOAT32 else AUTOCAST
+    ratio, rate = step / peer[alike], rates[alike]
     with FlopCounterMode(display=False) as counter:
         racer.step()
     flops = counter.get_total_flops()
-    row = {"name": name, "input": input, "method": method, "forward_ms": times["forward_ms"][name].median()}
+    row = {"name": name, "precision": precision, "input": input, "method": method}
+    row |= {"forward_ms": times["forward_ms"][name, precision].median(), "to_float32": (step / peer[FLOAT32]).median()}
     for values, middle, prefix in ((step, "step_ms", "step"), (ratio, "ratio", "ratio")):
         row[f"{prefix}_low"], row[middle], row[f"{prefix}_high"] = values.quantile([0.25, 0.5, 0.75])
     row |= {"images_per_s": 1e3 * len(racer.x) / step.median(), "peak_mb": racer.peak_mb()}
     row |= {"tuned": sum(p.numel() for p in racer.tuned), "adapter_mb": sum(p.nbytes for p in racer.tuned) / 2**20}
-    return row | {"encoder": encoder, "step_gflops": flops / 1e9, "reached": flops / (step.median() / 1e3) / rate}
+    row |= {"encoder": encoder, "step_gflops": flops / 1e9, "reached": flops / (step.median() / 1e3) / rate}
+    return row | {"rate_gflops": rate / 1e9}
 
 
 def _plain(vit: VisionTransformer) -> nn.Module:
@@ -171,8 +182,9 @@ def timed(act: Callable[[], object]) -> float:
 
 
 def product_rate(device: torch.device, precision: str, size: int = 2048) -> float:
-    """Operations a second of a square matrix product, the best of ten."""
-    a, b = (torch.randn(size, size, device=device, dtype=getattr(torch, precision)) for _ in range(2))
+    """Operations a second of a square matrix product, in float32 or bfloat16, the best of ten."""
+    dtype = torch.float32 if precision == FLOAT32 else torch.bfloat16
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return 2 * size**3 / min([timed(lambda: a @ b) for _ in range(12)][2:])
 
 
@@ -191,19 +203,28 @@ def highest_allocation(act: Callable[[], None], device: torch.device) -> int:
 
 def markdown(rows: pd.DataFrame) -> str:
     """The table as one would print it, fastest step first."""
-    table, facts = pd.DataFrame({"input × method": rows["name"]}), rows.iloc[0]
+    table, facts = pd.DataFrame({"input × method": rows["name"], "precision": rows["precision"]}), rows.iloc[0]
     for middle, name, places in (("step_ms", "step", 0), ("ratio", "ratio", 2)):
         three = rows[[middle, f"{name}_low", f"{name}_high"]].round(places)
         table[middle] = [f"{m:g} ({low:g} to {high:g})" for m, low, high in three.to_numpy()]
-    digits = {"forward_ms": 0, "images_per_s": 0, "peak_mb": 0, "adapter_mb": 2, "step_gflops": 0, "reached": 2}
+    digits = {
+        "to_float32": 2,
+        "forward_ms": 0,
+        "images_per_s": 0,
+        "peak_mb": 0,
+        "adapter_mb": 2,
+        "step_gflops": 0,
+        "reached": 2,
+    }
     for name, places in digits.items():
         table[name] = rows[name].map(f"{{:.{places}f}}".format)
     table = table.assign(tuned=rows["tuned"].map("{:,}".format)).iloc[rows["step_ms"].argsort()]
     how = [name for name in ("compiled", "checkpointed") if facts[name]]
-    place = [f"{facts.image_size} px", f"batch {facts.batch_size}", facts.precision, *how, facts.device]
+    place = [f"{facts.image_size} px", f"batch {facts.batch_size}", *how, facts.device]
     head = (
         f"{facts.backbone}, {', '.join(place)}, torch {facts.torch}: medians (and quartiles) of {facts.repeats} "
-        f"interleaved rounds; peer: {PEER}; matrix products here: {facts.rate_gflops:.0f} GFLOP/s"
+        f"interleaved rounds; peer: {PEER}; matrix products here, GFLOP/s: "
+        f"{facts.rate_gflops:.0f} in float32, {rows['rate_gflops'].iloc[-1]:.0f} in bfloat16"
     )
     lines = [table.columns, ["---"] * len(table.columns), *table.values]
     return "\n".join([head, "", *(f"| {' | '.join(line)} |" for line in lines)])
