@@ -14,6 +14,7 @@ from peftlib.experiments.config import SEARCH, Experiment
 from peftlib.experiments.results import scores
 from peftlib.methods import Input, Method
 from peftlib.methods.lora import LoRA
+from peftlib.model.precision import BF16_FROZEN, FLOAT32, fastest_precision
 
 ROWS = "preliminary"  # under which the rows are committed
 Execute = Callable[[Sequence[Experiment]], tuple[pd.DataFrame, pd.DataFrame]]
@@ -29,6 +30,14 @@ CELLS: dict[str, tuple[Input, Method]] = {
     "DEFLECT": (pl.EMB(), pl.Deflect()),
 }
 _SCENES: Fields = {"length": 1000, "size": 56}
+
+
+def fitting(method: Method, precision: str | None = None) -> str:
+    """The precision of a method's runs: the one given, None is the fastest here; float32 where nothing is frozen."""
+    precision = precision or {FLOAT32: "32-true"}.get(fastest_precision(), BF16_FROZEN)
+    return "32-true" if precision == BF16_FROZEN and method.name == "full" else precision
+
+
 _BASE: Fields = {"method": pl.Frozen(), "batch_size": 16, "steps": 500, "head_lr": 3e-3, "image_size": 56}
 # Each data set's experiment, of which cell and rates are filled in, and the fields in which its final runs differ.
 SETTINGS: dict[str, Setting] = {
@@ -49,7 +58,12 @@ _PAPER_SETS = ("so2sat", "brick_kiln", "forestnet", "burn_scars", "mados")
 PROFILES: dict[str, dict[str, Setting]] = {
     "quick": {
         "spectral_scenes": (
-            replace(SETTINGS["spectral_scenes"][0], data=_SMALL | {"seed": 100}, val_images=64),
+            replace(
+                SETTINGS["spectral_scenes"][0],
+                data=_SMALL | {"seed": 100},
+                val_images=64,
+                precision=fitting(pl.Frozen()),
+            ),
             ({"data": _SMALL},),
         )
     },
@@ -66,7 +80,8 @@ def tries(setting: Experiment, input: Input, method: Method) -> list[Experiment]
     """The two that choose a cell's rates: the middle ones that input and method name, each its own, low with low."""
     named = {"input_lr": input.learning_rates, "lr": method.learning_rates}
     chosen: list[Fields] = [{name: known[i] for name, known in named.items() if known} for i in (1, 2)]
-    return [replace(setting, input=input, method=method, **rates, **UNSEEN) for rates in chosen]
+    precision = fitting(method, setting.precision)
+    return [replace(setting, input=input, method=method, precision=precision, **rates, **UNSEEN) for rates in chosen]
 
 
 def search(

@@ -15,10 +15,9 @@ import pandas as pd
 
 import peftlib as pl
 from peftlib.experiments.config import BF16_FROZEN, SEARCH, Experiment
-from peftlib.experiments.results import scores
+from peftlib.experiments.results import experiment_fields, scores
 from peftlib.methods import METHODS, Input, Method
-from peftlib.model.precision import fastest_precision
-from peftlib.studies.comparison import Execute, Fields, joined
+from peftlib.studies.comparison import Execute, Fields, fitting, joined
 
 Cell = tuple[Input, Method]
 FACTOR, EXTENSIONS = 4, 3  # between rates; how often the best may lie on the edge
@@ -36,6 +35,8 @@ PRIMARY: dict[str, Cell] = {
     "Inflated × Frozen": (pl.Inflated(), pl.Frozen()),
     "RGB × Full": (pl.RGB(), pl.Full()),
 }
+# Done again with other steps, the first three in float32 too.
+CHECKED = ("RGB × LoRA", "EMB × LoRA", "DEFLECT", "Inflated × LoRA", "EMB × Frozen")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,11 +113,30 @@ def study(
     tables = []
     for cells in (PRIMARY, exploratory()):
         for plan in plans.values():
-            tables += study_cells(execute, plan, cells, precision or fastest_precision())
+            tables += study_cells(execute, plan, cells, precision)
+            if cells is PRIMARY:
+                tables += checks(execute, plan, tables[-1][0])
     return joined(*tables)
 
 
-def study_cells(execute: Execute, plan: Plan, cells: Mapping[str, Cell], precision: str) -> list:
+def checks(execute: Execute, plan: Plan, runs: pd.DataFrame) -> list:
+    """Tables of runs that say whether float32, half the steps or twice the steps would change what is claimed.
+
+    Args:
+        runs: final ones; the first ``plan.few`` of some cells are done again.
+    """
+    finals = [Experiment.from_dict(experiment_fields(run)) for _, run in runs.iterrows()]
+    seeds = {fields["seed"] for fields in plan.finals[: plan.few]}
+    places = [(input.name, method) for input, method in (PRIMARY[name] for name in CHECKED)]
+    again = [one for one in finals if one.seed in seeds and (one.input.name, one.method) in places]
+    exact = [one for one in again if (one.input.name, one.method) in places[:3]]
+    others = [replace(one, role="precision", precision="32-true") for one in exact if one.precision == BF16_FROZEN]
+    for steps in (plan.setting.steps // 2, 2 * plan.setting.steps):
+        others += [replace(one, role="plateau", steps=steps) for one in again]
+    return [execute(others)]
+
+
+def study_cells(execute: Execute, plan: Plan, cells: Mapping[str, Cell], precision: str | None = None) -> list:
     """Tables of the runs and metrics of some cells on a data set, in the order in which they were made."""
     tables: list[tuple[pd.DataFrame, pd.DataFrame]] = []
 
@@ -126,8 +146,8 @@ def study_cells(execute: Execute, plan: Plan, cells: Mapping[str, Cell], precisi
 
     def experiments(cell: Cell, runs: Sequence[Fields], **fields) -> list[Experiment]:
         input, method = cell
-        fields["precision"] = "32-true" if method.name == "full" or precision != BF16_FROZEN else BF16_FROZEN
-        return [replace(plan.setting, input=input, method=method, init=None, **fields, **run) for run in runs]
+        how: Fields = {"input": input, "method": method, "precision": fitting(method, precision), "init": None}
+        return [replace(plan.setting, **how, **fields, **run) for run in runs]
 
     def search(cell: Cell, **fields) -> list[Experiment]:
         return experiments(cell, plan.searches, role=SEARCH, **fields)
