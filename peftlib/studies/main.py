@@ -110,13 +110,32 @@ def study(
         execute: runs experiments and gives their rows: ``peftlib.experiments.grid.execute``.
         precision: of the runs in which something is frozen; None is the fastest of this machine.
     """
-    tables = []
+    print(planned(plans).to_string(index=False), flush=True)
+    tables, absent = [], {}
     for cells in (PRIMARY, exploratory()):
-        for plan in plans.values():
-            tables += study_cells(execute, plan, cells, precision)
-            if cells is PRIMARY:
-                tables += checks(execute, plan, tables[-1][0])
+        for name, plan in plans.items():
+            try:
+                tables += study_cells(execute, plan, cells, precision)
+                if cells is PRIMARY:
+                    tables += checks(execute, plan, tables[-1][0])
+            except FileNotFoundError as error:
+                absent[name] = error
+    for name, error in absent.items():
+        print(f"left out {name}: {error}", flush=True)
+    if not tables:
+        raise FileNotFoundError(f"no data of {', '.join(absent)}; set PEFTLIB_DATA")
     return joined(*tables)
+
+
+def planned(plans: Mapping[str, Plan]) -> pd.DataFrame:
+    """How many runs of how many steps each data set takes, if no search is extended."""
+    rows = []
+    for name, plan in plans.items():
+        for cells, finals in ((PRIMARY, len(plan.finals)), (exploratory(), plan.few)):
+            tries = sum(len(method.learning_rates) for _, method in cells.values())
+            facts = {"data set": name, "cells": len(cells), "searches": tries * len(plan.searches)}
+            rows.append(facts | {"final runs": finals * len(cells), "steps each": plan.setting.steps})
+    return pd.DataFrame(rows)
 
 
 def checks(execute: Execute, plan: Plan, runs: pd.DataFrame) -> list:

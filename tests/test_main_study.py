@@ -1,0 +1,88 @@
+"""The main study: what it runs, in which order, and how it chooses rates."""
+
+import json
+
+import numpy as np
+import pytest
+from made_rows import MADE_KEY, made_up
+
+import peftlib as pl
+from peftlib.experiments.config import SEARCH, Experiment
+from peftlib.studies.main import EXPLORATORY, EXTENSIONS, FACTOR, PLANS, PRIMARY, best_inside, exploratory, study
+
+
+@pytest.fixture(autouse=True)
+def _without_data(monkeypatch):
+    monkeypatch.setattr(Experiment, "key", MADE_KEY)
+
+
+def scored_by(score):
+    """In place of ``execute``: finished runs, each with the score that a function of the experiment gives."""
+
+    def execute(experiments):
+        runs, metrics = made_up(experiments)
+        value = metrics["key"].map({one.key: score(one) for one in experiments})
+        return runs, metrics.assign(value=np.where(metrics["metric"] == "loss", 1 - value, value))
+
+    return execute
+
+
+@pytest.mark.parametrize(("best", "found"), [(2e-3, 2e-3), (8e-3, 8e-3), (3.2e-2, 3.2e-2), (1e-9, 1.25e-4 / FACTOR**3)])
+def test_rates_are_tried_further_until_the_best_lies_inside(best, found):
+    asked = []
+
+    def at(rate):
+        asked.append(rate)
+        return [Experiment(dataset="eurosat", method=pl.LoRA(), lr=rate, role=SEARCH)]
+
+    rates = pl.LoRA.learning_rates
+    chosen = best_inside(scored_by(lambda one: 1 / (1 + abs(np.log(one.lr / best)))), {"x": at}, {"x": rates})
+    assert chosen["x"] == pytest.approx(found)
+    inside = min(asked) < chosen["x"] < max(asked)
+    assert inside or len(set(asked)) == len(rates) + EXTENSIONS
+
+
+def test_a_rate_that_diverges_is_not_chosen():
+    lost = scored_by(lambda one: np.nan if one.lr > 1e-3 else one.lr)
+    chosen = best_inside(
+        lost,
+        {"x": lambda rate: [Experiment(dataset="eurosat", method=pl.LoRA(), lr=rate, role=SEARCH)]},
+        {"x": pl.LoRA.learning_rates},
+    )
+    assert chosen["x"] == 5e-4
+
+
+def test_the_plan():
+    plans = {name: PLANS[name] for name in ("eurosat", "spectral_scenes")}
+    runs, _ = study(
+        scored_by(lambda one: 0.5 + 0.1 * (getattr(one.input, "start", "") == "mean")), plans, "bf16-frozen"
+    )
+    of = {role: part for role, part in runs[runs["dataset"] == "eurosat"].groupby("role")}
+    assert set(of) == {SEARCH, "final", EXPLORATORY, "precision", "plateau"}
+    assert len(of["final"]) == 15 * len(PRIMARY) and len(of[EXPLORATORY]) == 5 * len(exploratory())
+    assert len(of["precision"]) == 15 and set(of["precision"]["precision"]) == {"32-true"}
+    assert set(of["plateau"]["steps"]) == {250, 1000} and len(of["plateau"]) == 2 * 5 * 5
+    # Folds and seeds that choose are none of those that are scored; rows of primary cells come first.
+    assert not set(of["final"]["repeat"]) & set(of[SEARCH]["repeat"])
+    assert not set(of["final"]["seed"]) & set(of[SEARCH]["seed"])
+    roles = list(dict.fromkeys(runs["role"]))
+    assert roles.index("final") < roles.index(EXPLORATORY)
+    # The best start of the inflated kernels is taken, and full fine-tuning, where nothing is frozen, is in float32.
+    scored = runs[runs["role"].isin(["final", EXPLORATORY])]
+    inflated = scored[scored["input"] == "inflated"]["input_options"].map(json.loads)
+    assert len(inflated) and {options["start"] for options in inflated} == {"mean"}
+    full = scored["method"] == "full"
+    assert set(scored[full]["precision"]) == {"32-true"} and set(scored[~full]["precision"]) == {"bf16-frozen"}
+
+
+def test_data_that_are_absent_are_named_and_the_rest_is_done(capsys):
+    def execute(experiments):
+        if experiments[0].dataset == "eurosat":
+            raise FileNotFoundError("no data/eurosat")
+        return made_up(experiments)
+
+    runs, _ = study(execute, {name: PLANS[name] for name in ("eurosat", "spectral_scenes")})
+    assert set(runs["dataset"]) == {"spectral_scenes"}
+    assert "left out eurosat: no data/eurosat" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match="no data of eurosat"):
+        study(execute, {"eurosat": PLANS["eurosat"]})
