@@ -120,8 +120,8 @@ def study(
                     tables += checks(execute, plan, tables[-1][0])
             except FileNotFoundError as error:
                 absent[name] = error
-    for name, error in absent.items():
-        print(f"left out {name}: {error}", flush=True)
+    for name, reason in absent.items():
+        print(f"left out {name}: {reason}", flush=True)
     if not tables:
         raise FileNotFoundError(f"no data of {', '.join(absent)}; set PEFTLIB_DATA")
     return joined(*tables)
