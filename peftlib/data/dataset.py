@@ -25,10 +25,9 @@ class EarthDataset(Dataset):
     """Images of the Earth with labels. A data set gives its facts and finds its files; the rest is here.
 
     A sample is a dict: ``image`` (C, H, W) float32 reflectance, channels in the order of ``bands`` (thermal ones in
-    kelvin); ``label``, a class number, or for ``multilabel`` (classes,) float of 0 and 1, or ``mask`` (H, W) class
-    numbers, with ``ignore_index`` where nothing is known; ``bands`` and ``sensor``, as ``pl.adapt`` takes them; and
-    ``meta``: ``gsd`` in metres, ``source`` (the file), and, where known, ``location`` (latitude, longitude) and
-    ``date`` (YYYY-MM-DD).
+    kelvin); ``label``, a class number, or ``mask`` (H, W) of them, with ``ignore_index`` where nothing is known;
+    ``bands`` and ``sensor``, as ``pl.adapt`` takes them; and ``meta``: ``gsd`` in metres, ``source`` (the file), and,
+    where known, ``location`` (latitude, longitude) and ``date`` (YYYY-MM-DD).
 
     Args:
         split: one of ``splits``.
@@ -46,7 +45,7 @@ class EarthDataset(Dataset):
     name: str  # a class that has one is entered in DATASETS
     folder: ClassVar[str]  # under PEFTLIB_DATA
     other_folders: ClassVar[tuple[str, ...]] = ()  # names that it may have instead
-    task: str = "segmentation"  # or "classification", "multilabel"
+    task: str = "segmentation"  # or "classification"
     classes: tuple[str, ...]
     sensor: str = "sentinel2"
     all_bands: tuple[str, ...]  # in the order of the files
@@ -184,10 +183,6 @@ class EarthDataset(Dataset):
                 raise ValueError(f"mask of {tuple(mask.shape)} pixels, image of {size}")
             if odd := set(mask.unique().tolist()) - {self.ignore_index, *range(count)}:
                 raise ValueError(f"mask holds {sorted(odd)}, classes are 0 to {count - 1}")
-        elif self.task == "multilabel":
-            label = sample["label"]
-            if tuple(label.shape) != (count,) or not ((label == 0) | (label == 1)).all():
-                raise ValueError(f"label {label.tolist()}, need {count} values of 0 or 1")
         elif not 0 <= int(sample["label"]) < count:
             raise ValueError(f"label {sample['label']}, classes are 0 to {count - 1}")
 

@@ -73,16 +73,12 @@ class Task(lightning.LightningModule):
         raise NotImplementedError
 
     def target(self, batch: dict) -> Tensor:
-        """What is to be predicted: class numbers of pixels or images, or 0 and 1 of each class."""
+        """What is to be predicted: class numbers of pixels or images."""
         return batch[self.truth].long()
 
     def n_counted(self, target: Tensor) -> Tensor | int:
         """How much of a batch counts: images, or known pixels."""
         return len(target)
-
-    def predictions(self, logits: Tensor) -> Tensor:
-        """What the metrics take: class numbers."""
-        return logits.argmax(1)
 
     # --- what they share ---
 
@@ -120,7 +116,7 @@ class Task(lightning.LightningModule):
         counted = self.n_counted(target)
         self.total_loss.update(self.loss(logits, target) * counted)
         self.counted.update(counted)
-        self.metrics.update(self.predictions(logits), target)
+        self.metrics.update(logits.argmax(1), target)
 
     def on_validation_epoch_end(self) -> None:
         found = {"loss": self.total_loss.compute() / self.counted.compute()} | self.metrics.compute()

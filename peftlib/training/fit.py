@@ -99,7 +99,7 @@ def fit(
     if not math.isfinite(metrics["val"][monitor]):
         raise ValueError(
             f"{monitor} is not a number in validation; did the training diverge (rates, precision), or is there "
-            "nothing to score in validation (every pixel ignored, no positive label)?"
+            "nothing to score in validation (every pixel ignored)?"
         )
     if data.test is not None:
         metrics["test"] = dict(trainer.test(task, datamodule=data, verbose=False)[0])
