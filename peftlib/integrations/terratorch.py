@@ -1,21 +1,14 @@
 """Backbones for TerraTorch by name: import this module, and its factories, tasks and YAML files know them.
 
-    peftlib_<method>_<backbone>     any of ``METHODS`` on any of ``BACKBONES``: ``peftlib_deflect_dinov2_small``
-    peftlib_<method>_<prithvi>      ``BLOCK_METHODS`` on TerraTorch's Prithvi: ``peftlib_lora_prithvi_eo_v2_300``; it
-                                    reads what TerraTorch's Prithvi reads, ``pretrained`` is False by default there
-
+They are ``peftlib_<method>_<backbone>``, of ``METHODS`` and ``BACKBONES``, such as ``peftlib_deflect_dinov2_small``.
 Pretrained weights are frozen from the start: leave ``freeze_backbone`` False.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from functools import partial
 from itertools import product
 
-from torch import nn
-
 from peftlib.backbones.loading import BACKBONES, load_backbone
-from peftlib.integrations.blocks import BLOCK_METHODS, adapt_blocks
 from peftlib.integrations.features import LayerFeatures
 from peftlib.methods import METHODS, input_from
 from peftlib.model.adapted_vit import adapt
@@ -65,17 +58,6 @@ def build(
     return LayerFeatures(model, out_indices).train()  # Lightning leaves the mode as it finds it
 
 
-def build_prithvi(method: str, backbone: str, **options) -> nn.Module:
-    """A Prithvi that TerraTorch builds, with a method in its blocks (``adapt_blocks``).
-
-    Options that are fields of the method go to it, others (``bands``, ``pretrained``, ``num_frames``) to TerraTorch.
-    """
-    config = BLOCK_METHODS[method]
-    own = {field.name for field in fields(config)} & set(options)
-    chosen = config.from_options({name: options.pop(name) for name in own})
-    return adapt_blocks(TERRATORCH_BACKBONE_REGISTRY.build(backbone, **options), chosen)
-
-
 def own_names(bands: Sequence[str] | Mapping[str, float], sensor: str) -> tuple[str, ...] | dict[str, float]:
     """Band names as ``adapt`` knows them, from its own or TerraTorch's (strings or the enum ``HLSBands``)."""
     if isinstance(bands, Mapping):
@@ -85,9 +67,7 @@ def own_names(bands: Sequence[str] | Mapping[str, float], sensor: str) -> tuple[
     return tuple(known.get(name, name) if isinstance(name, str) else name for name in names)
 
 
-_PRITHVI = [name for name in TERRATORCH_BACKBONE_REGISTRY if name.startswith("prithvi_eo_")]
-_ALL = [(build, *names) for names in product(METHODS, BACKBONES)]
-for _build, _method, _backbone in _ALL + [(build_prithvi, *names) for names in product(BLOCK_METHODS, _PRITHVI)]:
-    _named = partial(_build, _method, _backbone)
+for _method, _backbone in product(METHODS, BACKBONES):
+    _named = partial(build, _method, _backbone)
     _named.__name__ = f"peftlib_{_method}_{_backbone}"  # type: ignore[attr-defined]  # the registry's key
     TERRATORCH_BACKBONE_REGISTRY.register(_named)

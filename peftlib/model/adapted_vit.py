@@ -18,7 +18,7 @@ from peftlib.model.metadata import MetadataEmbedding
 from peftlib.sensors.bands import BandSet, band_set
 from peftlib.sensors.reflectance import Reflectance
 
-_READS_BANDS = "; for a model that reads your bands already there is peftlib.integrations.adapt_blocks"
+_READS_BANDS = "; for a model that reads your bands already HF peft is enough (TerraTorch: peft_config)"
 
 
 class AdaptedViT(nn.Module):

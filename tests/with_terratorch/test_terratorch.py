@@ -19,7 +19,6 @@ from terratorch.datasets import HLSBands
 from terratorch.registry import BACKBONE_REGISTRY, TERRATORCH_BACKBONE_REGISTRY
 
 import peftlib as pl
-from peftlib.integrations import BLOCK_METHODS, adapt_blocks
 from peftlib.integrations.terratorch import BAND_NAMES, own_names
 from peftlib.training.fit import quiet_trainer
 
@@ -106,34 +105,6 @@ def test_both_loras_tune_as_much_from_the_same_start(data):
     with torch.no_grad():
         ours, theirs = (t.model.encoder(x)[-1] for t in tasks)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("method", BLOCK_METHODS)
-def test_prithvi_takes_the_methods_of_blocks(method):
-    prithvi = "prithvi_eo_v1_100" if method == "lora" else "prithvi_eo_v2_tiny_tl"
-    x, six = torch.randn(1, 6, 1, 32, 32), ["BLUE", "GREEN", "RED", "NIR_NARROW", "SWIR_1", "SWIR_2"]
-    options = dict(bands=six, num_frames=1, img_size=32)
-    torch.manual_seed(0)
-    plain = BACKBONE_REGISTRY.build(prithvi, **options)
-    torch.manual_seed(0)
-    vit = BACKBONE_REGISTRY.build(f"peftlib_{method}_{prithvi}", out_indices=[5, 11], **options)
-    with torch.no_grad():
-        start = plain(x)
-        for z, own in zip(vit(x), (start[5], start[11]), strict=True):
-            torch.testing.assert_close(z, own, rtol=1e-4, atol=1e-4)
-    before = snapshot(vit)
-    optimiser = torch.optim.AdamW(vit.parameters(), lr=1e-2)
-    for _ in range(2):  # the first step moves factors that start at zero, the second what lies behind them
-        optimiser.zero_grad()
-        sum((z * torch.linspace(-1, 1, z.shape[-1])).square().mean() for z in vit(x)).backward()
-        optimiser.step()
-    assert_only_tuned_moved(vit, before)
-
-
-def test_clay_is_refused_by_the_names_of_its_classes():
-    clay = BACKBONE_REGISTRY.build("timm_clay_v1_base", bands=["blue", "green", "red", "nir"])
-    with pytest.raises(ValueError, match=r"needs `blocks`.*clay_v1\.modules\.Attention"):
-        adapt_blocks(clay, pl.LoRA())
 
 
 def test_the_yaml_of_readme_trains_by_the_command_line(tmp_path, weights):
