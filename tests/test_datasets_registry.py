@@ -53,8 +53,3 @@ def test_folders_are_found_by_any_of_their_names(monkeypatch, tmp_path):
     (tmp_path / "eurosat").mkdir()  # the publisher's name comes first
     with pytest.raises(FileNotFoundError, match=r"/eurosat\."):
         load("eurosat")
-
-
-def test_what_no_program_can_fetch_says_so(tmp_path):
-    with pytest.raises(ValueError, match="cannot be fetched by a program; get it from https://"):
-        load("so2sat", root=tmp_path / "data", download=True)

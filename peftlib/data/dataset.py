@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from peftlib.data.download import fetch, unpack
 from peftlib.files import data_dir
 from peftlib.sensors.bands import BandSet, band_set
 from peftlib.sensors.reflectance import check_reflectance
@@ -33,7 +32,6 @@ class EarthDataset(Dataset):
         split: one of ``splits``.
         root: folder of the files; None is ``folder`` under ``PEFTLIB_DATA``, or another name it has.
         bands: names to read, in this order; None is all. Red, green and blue must be among them.
-        download: fetch what is missing, where the publisher's files can be fetched.
         nodata: ``"error"`` refuses an image with pixels without data, ``"nan"`` gives them as NaN, for models adapted
             with ``nodata="zero"``; None is the data set's own default.
 
@@ -57,8 +55,6 @@ class EarthDataset(Dataset):
     fill: tuple[float, ...] = ()  # stored values of pixels without data
     nodata: str = "error"
     source: ClassVar[str]  # where people get it
-    # What can be fetched: URL and checksum of a file of ``root``, or of an archive, of which a folder becomes another.
-    published: ClassVar[tuple[tuple[str, str, str, str], ...]] = ()
     primary_metric: ClassVar[str | None] = None  # what it is judged by; None: the task's own
     fold_by: ClassVar[str | None] = None  # entry of ``meta``: images that share it are in one fold
     bands: tuple[str, ...] | Mapping[str, float] | BandSet  # as ``pl.adapt`` takes them
@@ -73,7 +69,6 @@ class EarthDataset(Dataset):
         split: str = "train",
         root: str | Path | None = None,
         bands: Sequence[str] | None = None,
-        download: bool = False,
         nodata: str | None = None,
     ):
         if split not in self.splits:
@@ -88,8 +83,6 @@ class EarthDataset(Dataset):
         self.split, self.nodata = split, nodata or self.nodata
         if self.nodata not in NODATA:
             raise ValueError(f"nodata={nodata!r}; choose from {NODATA}")
-        if download:
-            self.download()
         self.items = self.find()
         if not self.items:
             raise FileNotFoundError(self.missing(f"images of the split {split!r}"))
@@ -137,17 +130,6 @@ class EarthDataset(Dataset):
     def about(self, item) -> dict:
         """What ``meta`` says beside place and source: ``date``, ..."""
         return {}
-
-    def download(self) -> None:
-        """Fetch what is missing into ``root``; archives stay beside it."""
-        if not self.published:
-            raise ValueError(f"{self.name} cannot be fetched by a program; get it from {self.source} into {self.root}")
-        for url, checksum, inner, folder in self.published:
-            name = Path(url).name
-            if not inner:
-                fetch(url, self.root / name, checksum)
-            elif not (self.root / folder).is_dir():
-                unpack(fetch(url, self.root.parent / name, checksum), self.root / folder, inner)
 
     def evaluations(self) -> dict[str, Callable[[Tensor, Tensor], dict[str, float]]]:
         """Tests of its own: name -> function of a split's logits (n, classes, ...) and truth (n, ...), in its order."""
