@@ -1,6 +1,5 @@
-"""predict_folder: class maps of a folder of GeoTIFFs, on the grid and in the projection of the images."""
+"""Class maps of GeoTIFFs, on the grid and in the projection of the images."""
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from peftlib.files import atomic_path
 from peftlib.sensors.reflectance import check_reflectance
@@ -20,59 +18,27 @@ from peftlib.training.tasks import Segmentation
 NO_CLASS = 255
 
 
-def predict_folder(
-    task: Segmentation, folder: str | Path, out: str | Path, bands: Sequence[str], progress: bool = True, **options
-) -> list[Path]:  # fmt: skip
-    """Class maps of all GeoTIFFs in a folder, one a file, under the same names. Returns the maps made now.
-
-    A map is a GeoTIFF of class numbers (uint8, 255 where no band has data) with the image's size, projection and
-    transform; its tag ``classes`` names them. Called again, only missing maps are made. A file that cannot be read, or
-    that the model refuses, does not stop the others: a warning at the end names it.
-
-    Args:
-        task: a trained ``Segmentation``, on the device that does the work; it is put into eval mode.
-        folder: of the images (``.tif``, ``.tiff``); out: of the maps, another one.
-        bands: names of the files' bands, in their order; those of the model are picked.
-        options: scale and offset of the stored values, tiles and so on, see ``TiledPredictor``.
-
-    Raises:
-        ValueError: arguments that fit no file; FileNotFoundError: no images in the folder.
-    """
-    folder, out = Path(folder), Path(out)
-    if folder.resolve() == out.resolve():
-        raise ValueError(f"out={str(out)!r} is the folder of the images; maps of the same names would replace them")
-    predictor = TiledPredictor(task, bands, **options)
-    images = sorted(path for path in folder.glob("[!.]*") if path.suffix.lower() in (".tif", ".tiff"))
-    if not images:
-        raise FileNotFoundError(f"no .tif or .tiff in {folder}")
-    made, failed = [], []
-    for image in tqdm(images, desc="class maps", disable=not progress):
-        if (target := out / image.name).is_file():
-            continue
-        try:
-            predictor.write(image, target)
-            made.append(target)
-        except (OSError, ValueError) as error:
-            failed.append(f"{image.name}: {error}")
-    if failed:
-        warnings.warn(f"no map of {len(failed)} of {len(images)} images: {'; '.join(failed)}", stacklevel=2)
-    return made
-
-
 @dataclass
 class TiledPredictor:
     """Makes class maps of GeoTIFFs, which are read in overlapping tiles, a strip at a time, and continued by mirroring.
 
+        predictor = TiledPredictor(task, ("B02", "B03", "B04", "B08"))
+        predictor.write("images/a.tif", "maps/a.tif")
+
     Where tiles overlap, their probabilities are added, with weights that fall linearly towards the border of a tile.
 
     Args:
-        task, bands: as for ``predict_folder``.
+        task: a trained ``Segmentation``, on the device that does the work; it is put into eval mode.
+        bands: names of the files' bands, in their order; those of the model are picked.
         scale, offset: reflectance is (value + offset) / scale: 10000 and 0 for Sentinel-2, with offset -1000 since
             processing baseline 04.00.
         fill: stored value of pixels without data, where the files do not declare it.
         tile: side in the image's pixels of what is enlarged to the model's image size; None is that size. Give the size
             of the training images where those were enlarged.
         overlap: of neighbouring tiles, as a share of their side; batch_size: tiles at a time.
+
+    Raises:
+        ValueError: arguments that fit no file.
     """
 
     task: Segmentation
@@ -98,18 +64,32 @@ class TiledPredictor:
         self.numbers = [bands.index(name) + 1 for name in names]
         self.task.eval()
 
-    def write(self, source: Path, target: Path) -> None:
-        """The class map of one GeoTIFF; where an error comes (OSError, ValueError), none is left."""
+    def write(self, source: str | Path, target: str | Path) -> None:
+        """The class map of one GeoTIFF, whole or not there at all, with the image's size, projection and transform.
+
+        Values are class numbers (uint8), 255 where no band has data; the tag ``classes`` names them.
+
+        Raises:
+            ValueError: an image that cannot be read, does not fit the model, or is the target; OSError: no space.
+        """
+        if Path(target).resolve() == Path(source).resolve():
+            raise ValueError(f"the map would replace its image {source}; choose another target")
         rasterio = optional("rasterio")
-        with rasterio.open(source) as image:
-            if image.count != len(self.bands):
-                raise ValueError(f"it has {image.count} bands, and {len(self.bands)} are named")
-            facts = {"driver": "GTiff", "width": image.width, "height": image.height, "count": 1, "dtype": "uint8"}
-            facts |= {"crs": image.crs, "transform": image.transform, "nodata": NO_CLASS, "compress": "deflate"}
-            with atomic_path(target) as temporary, rasterio.open(temporary, "w", BIGTIFF="IF_SAFER", **facts) as file:
-                file.update_tags(classes=", ".join(self.task.classes))
-                for top, classes in self.row_blocks(image):
-                    file.write(classes, 1, window=((top, top + len(classes)), (0, image.width)))
+        try:
+            with rasterio.open(source) as image, atomic_path(Path(target)) as temporary:
+                self._map(image, temporary)
+        except (rasterio.errors.RasterioError, ValueError) as error:
+            raise ValueError(f"{source}: {error}") from error
+
+    def _map(self, image, path: Path) -> None:
+        if image.count != len(self.bands):
+            raise ValueError(f"it has {image.count} bands, and {len(self.bands)} are named")
+        facts = {"driver": "GTiff", "width": image.width, "height": image.height, "count": 1, "dtype": "uint8"}
+        facts |= {"crs": image.crs, "transform": image.transform, "nodata": NO_CLASS, "compress": "deflate"}
+        with optional("rasterio").open(path, "w", BIGTIFF="IF_SAFER", **facts) as file:
+            file.update_tags(classes=", ".join(self.task.classes))
+            for top, classes in self.row_blocks(image):
+                file.write(classes, 1, window=((top, top + len(classes)), (0, image.width)))
 
     def row_blocks(self, image) -> Iterator[tuple[int, np.ndarray]]:
         """Rows of the map from the top down, each once: the first row's number, and classes (rows, W)."""
