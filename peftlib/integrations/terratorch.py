@@ -19,17 +19,6 @@ except ImportError as error:
     way = "pip install terratorch, or for its tests make test-terratorch, in an environment of its own"
     raise ImportError(f"peftlib.integrations.terratorch needs TerraTorch ({error}): {way}") from error
 
-_SENTINEL2 = {
-    "COASTAL_AEROSOL": "B01", "BLUE": "B02", "GREEN": "B03", "RED": "B04", "RED_EDGE_1": "B05", "RED_EDGE_2": "B06",
-    "RED_EDGE_3": "B07", "NIR_BROAD": "B08", "NIR_NARROW": "B8A", "WATER_VAPOR": "B09", "CIRRUS": "B10",
-    "SWIR_1": "B11", "SWIR_2": "B12",
-}  # fmt: skip
-_LANDSAT8 = {
-    "COASTAL_AEROSOL": "B1", "BLUE": "B2", "GREEN": "B3", "RED": "B4", "NIR_NARROW": "B5", "SWIR_1": "B6",
-    "SWIR_2": "B7", "CIRRUS": "B9", "THERMAL_INFRARED_1": "B10", "THERMAL_INFRARED_2": "B11",
-}  # fmt: skip
-BAND_NAMES = {"sentinel2": _SENTINEL2, "hls": _SENTINEL2, "landsat8": _LANDSAT8}  # TerraTorch's (HLSBands) -> ours
-
 
 def build(
     method: str, backbone: str, *, bands: Sequence[str] | Mapping[str, float], sensor: str = "sentinel2",
@@ -41,8 +30,7 @@ def build(
 
     Args:
         method, backbone: from the registered name.
-        bands: names in the order of the channels, ours (``"B02"``) or TerraTorch's (``"BLUE"``, see ``BAND_NAMES``);
-            ``sensor="custom"``: name -> centre wavelength in nm.
+        bands: names in the order of the channels, as for ``adapt``: ``"B02"``, not TerraTorch's ``"BLUE"``.
         input, input_options: how the bands come in: a name in ``INPUTS`` and its options; None is the method's own.
         pretrained: False is ``weights="random"``.
         weights, res: see ``load_backbone``; sensor, image_size, rgb_white, nodata: see ``adapt``.
@@ -54,17 +42,8 @@ def build(
     vit = load_backbone(backbone, weights if pretrained else "random", res=res)
     size = tuple(image_size) if isinstance(image_size, Sequence) else image_size
     chosen = None if input is None else input_from(input, dict(input_options or {}))
-    model = adapt(vit, config, own_names(bands, sensor), sensor, size, chosen, rgb_white, nodata, inplace=True)  # type: ignore[arg-type]
+    model = adapt(vit, config, bands, sensor, size, chosen, rgb_white, nodata, inplace=True)  # type: ignore[arg-type]
     return LayerFeatures(model, out_indices).train()  # Lightning leaves the mode as it finds it
-
-
-def own_names(bands: Sequence[str] | Mapping[str, float], sensor: str) -> tuple[str, ...] | dict[str, float]:
-    """Band names as ``adapt`` knows them, from its own or TerraTorch's (strings or the enum ``HLSBands``)."""
-    if isinstance(bands, Mapping):
-        return dict(bands)
-    names = (getattr(band, "value", band) for band in bands)
-    known = BAND_NAMES.get(sensor, {})
-    return tuple(known.get(name, name) if isinstance(name, str) else name for name in names)
 
 
 for _method, _backbone in product(METHODS, BACKBONES):

@@ -14,12 +14,11 @@ from safetensors.torch import save_file
 pytest.importorskip("terratorch.registry", reason="TerraTorch has an environment of its own: make test-terratorch")
 
 import comparison
-from scenes import BANDS, NAMES, SIZE, Scenes, write_tiffs
-from terratorch.datasets import HLSBands
+from scenes import BANDS, SIZE, Scenes, write_tiffs
 from terratorch.registry import BACKBONE_REGISTRY, TERRATORCH_BACKBONE_REGISTRY
 
 import peftlib as pl
-from peftlib.integrations.terratorch import BAND_NAMES, own_names
+import peftlib.integrations.terratorch
 from peftlib.training.fit import quiet_trainer
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -53,7 +52,7 @@ def assert_only_tuned_moved(module, before: dict) -> None:
 @pytest.mark.parametrize("method", pl.METHODS)
 def test_every_method_builds_by_name(method):
     assert {f"peftlib_{method}_{backbone}" for backbone in pl.BACKBONES} <= set(TERRATORCH_BACKBONE_REGISTRY)
-    backbone = BACKBONE_REGISTRY.build(f"peftlib_{method}_dinov2_small", bands=NAMES, out_indices=[2, 11], **RANDOM)
+    backbone = BACKBONE_REGISTRY.build(f"peftlib_{method}_dinov2_small", bands=BANDS, out_indices=[2, 11], **RANDOM)
     assert backbone.model.bands.names == BANDS and backbone.model.method == pl.METHODS[method]()
     assert backbone.training and backbone.out_channels == [384, 384]
     assert [z.shape for z in backbone(images(BANDS, size=(SIZE, SIZE)))] == [(2, 17, 384)] * 2
@@ -69,13 +68,6 @@ def test_options_reach_the_method_and_wrong_ones_are_named():
         BACKBONE_REGISTRY.build(name, bands=BANDS, input="raw", **RANDOM)
     with pytest.raises(ValueError, match=r"lora does not know options .*num_frames"):
         BACKBONE_REGISTRY.build(name, bands=BANDS, num_frames=1, **RANDOM)
-
-
-def test_band_names_are_terratorchs_too():
-    assert own_names(list(HLSBands)[:9], "hls") == ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A")
-    assert own_names(["B02", "RED", "NIR_NARROW"], "sentinel2") == ("B02", "B04", "B8A")
-    for sensor, names in BAND_NAMES.items():
-        assert set(names) <= {band.value for band in HLSBands} and set(names.values()) <= set(pl.SENSORS[sensor])
 
 
 @pytest.mark.parametrize("kind", comparison.KINDS)
