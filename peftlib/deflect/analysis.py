@@ -1,46 +1,12 @@
-"""What the notebooks look at in an adapted model: attention products, displacements, drift."""
+"""What the notebooks look at in an adapted model: what its blocks do to tokens, and how far these drift."""
 
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from peftlib.deflect.attention import UntangledBlock, auxiliary_after_norm, split_heads
+from peftlib.deflect.attention import UntangledBlock
 from peftlib.deflect.norm_constraint import constrain_norm
-
-RGB, SPECTRAL = "RGB", "spectral"
-PRODUCTS = tuple((query, key) for query in (RGB, SPECTRAL) for key in (RGB, SPECTRAL))
-
-
-# --- attention products ----------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def attention_products(block: UntangledBlock, z: Tensor, z_A: Tensor) -> dict[tuple[str, str], Tensor]:
-    """The four products that make up the attention logits, query part x key part.
-
-        (n_P W_Q + n_A W_A,Q) (n_P W_K + n_A W_A,K)^T / sqrt(d_h)
-
-    z, z_A: (B, N, d) entering the block -> {("RGB", "spectral"): (B, h, N, N), ...}; "RGB", "spectral" is an RGB query
-    looking at spectral keys. They sum to the logits that the fused path uses.
-
-    Raises:
-        ValueError: queries or keys go through a norm of their own, so their product does not split.
-    """
-    attn = block.block.attn
-    if not isinstance(attn.q_norm, torch.nn.Identity):
-        raise ValueError("queries and keys are normalised in this ViT, so the attention product does not split in four")
-    adapted, _ = block.qkv(z, z_A)
-    n_A = auxiliary_after_norm(block.block.norm1, z, z_A)
-    spectral = F.linear(n_A, attn.qkv.weight) + block.auxiliary(n_A)
-    q, k = {}, {}
-    for part, qkv in ((SPECTRAL, spectral), (RGB, adapted - spectral)):
-        q[part], k[part], _ = split_heads(attn, qkv)
-    return {(a, b): q[a] @ k[b].transpose(-2, -1) * attn.scale for a, b in PRODUCTS}
-
-
-# --- displacements ---------------------------------------------------------------------------------------------------
 
 
 class BlockTrace(NamedTuple):

@@ -9,7 +9,7 @@ from functools import partial
 from itertools import product
 
 from peftlib.backbones.loading import BACKBONES, load_backbone
-from peftlib.integrations.features import LayerFeatures
+from peftlib.integrations import LayerFeatures
 from peftlib.methods import METHODS, input_from
 from peftlib.model.adapted_vit import adapt
 

@@ -19,10 +19,6 @@ from peftlib.files import atomic_path, root, runs_dir
 PROFILES = ("quick", "real", "paper")
 
 
-class NotebookFailed(ValueError):
-    """A notebook raised; one line names the notebook, the cell and the error."""
-
-
 def find_notebook(name: str | Path) -> Path:
     """A path, or the name of a notebook in ``notebooks/`` with or without ``.ipynb``, from any current directory."""
     folder = root() / "notebooks"
@@ -81,7 +77,7 @@ def run_notebooks(names: Iterable[str | Path], profile: str, settings: Mapping[s
 
     Raises:
         ValueError, FileNotFoundError: before anything runs, when a name or a parameter is wrong.
-        NotebookFailed: a cell raised, or the kernel died.
+        ValueError: a cell raised, or the kernel died; one line names the notebook, the cell and the error.
     """
     profile = settings.get("profile", profile)  # --set profile=real is --profile real
     plans = [(path, read_parameters(path, profile, settings)) for path in map(find_notebook, names)]
@@ -109,9 +105,9 @@ def _run(notebook: Path, copy: Path, parameters: dict[str, object]) -> None:
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         what = " ".join(f"{error.ename}: {error.evalue}".split())
-        raise NotebookFailed(f"{notebook.name}, cell [{error.exec_count}]: {what} (see {failed})") from error
+        raise ValueError(f"{notebook.name}, cell [{error.exec_count}]: {what} (see {failed})") from error
     except (RuntimeError, LookupError) as error:  # the kernel died, no such kernel
-        raise NotebookFailed(f"{notebook.name}: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{notebook.name}: {type(error).__name__}: {error}") from error
     failed.replace(copy)
 
 
