@@ -8,7 +8,7 @@ import lightning
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import Metric, SumMetric
 
 from peftlib.model.adapted_vit import AdaptedViT
 from peftlib.model.metadata import encode_metadata
@@ -54,7 +54,7 @@ class Task(lightning.LightningModule):
         self.model, self.classes, self.monitor = model, class_names(classes), monitor
         self.input_lr, self.lr, self.head_lr, self.weight_decay = input_lr, lr, head_lr, weight_decay
         self.schedule, self.warmup, self.augment = schedule, warmup, augment
-        self.metrics, self.mean_loss = metrics, MeanMetric(nan_strategy="disable")
+        self.metrics, self.total_loss, self.counted = metrics, *(SumMetric(nan_strategy="disable") for _ in range(2))
         self.steps: int | None = None
         self.strict_loading = False  # checkpoints lack the frozen backbone; on_load_checkpoint checks what they hold
 
@@ -108,16 +108,18 @@ class Task(lightning.LightningModule):
         return self.loss(self.logits(batch), self.target(batch))
 
     def on_validation_epoch_start(self) -> None:  # processes that were spawned share their parent's counts until now
-        self.metrics.reset()
-        self.mean_loss.reset()
+        for metric in (self.metrics, self.total_loss, self.counted):
+            metric.reset()
 
     def validation_step(self, batch: dict, _index: int) -> None:
         target, logits = self.target(batch), self.logits(batch)
-        self.mean_loss.update(self.loss(logits, target), self.n_counted(target))
+        counted = self.n_counted(target)
+        self.total_loss.update(self.loss(logits, target) * counted)
+        self.counted.update(counted)
         self.metrics.update(logits.argmax(1), target)
 
     def on_validation_epoch_end(self) -> None:
-        found = {"loss": self.mean_loss.compute()} | self.metrics.compute()
+        found = {"loss": self.total_loss.compute() / self.counted.compute()} | self.metrics.compute()
         for name, value in found.items():
             self.log(name, value, prog_bar=name == self.monitor)
         self.on_validation_epoch_start()
