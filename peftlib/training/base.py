@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import lightning
 import torch
@@ -60,12 +59,8 @@ class Task(lightning.LightningModule):
 
     # --- what a task writes ---
 
-    def forward_features(self, x: Tensor, metadata: Tensor | None = None) -> Tensor | list[Tensor]:
-        """What the head reads of the model's tokens. x: (B, C, H, W) reflectance, metadata: (B, K)."""
-        raise NotImplementedError
-
-    def forward_head(self, features: Any) -> Tensor:
-        """What ``forward_features`` gives -> logits (B, classes), or (B, classes, H, W)."""
+    def forward(self, x: Tensor, metadata: Tensor | None = None) -> Tensor:
+        """x: (B, C, H, W) reflectance, metadata: (B, K) -> logits (B, classes), or (B, classes, H, W)."""
         raise NotImplementedError
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -96,10 +91,6 @@ class Task(lightning.LightningModule):
         if "mask" in batch:
             changed["mask"] = resize_mask(batch["mask"], self.model.image_size)
         return batch | changed
-
-    def forward(self, x: Tensor, metadata: Tensor | None = None) -> Tensor:
-        """x: (B, C, H, W) reflectance -> logits (B, classes), or (B, classes, H, W)."""
-        return self.forward_head(self.forward_features(x, metadata))
 
     def logits(self, batch: dict) -> Tensor:
         return self(batch["image"], batch.get("metadata"))

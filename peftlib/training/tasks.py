@@ -14,7 +14,7 @@ from peftlib.training.metrics import ClassScores
 
 
 class Classification(Task):
-    """One label an image: a linear head on the class token and the mean of the patch tokens.
+    """One label an image: a linear head on the class token, if there is one, and the mean of the patch tokens.
 
     Logs ``loss``, ``accuracy``, ``balanced_accuracy`` and ``macro_f1``, see ``peftlib.training.metrics``.
 
@@ -27,14 +27,10 @@ class Classification(Task):
         self.has_class_token = model.vit.cls_token is not None
         self.head = nn.Linear(model.vit.embed_dim * (1 + self.has_class_token), len(self.classes))
 
-    def forward_features(self, x: Tensor, metadata: Tensor | None = None) -> Tensor:
-        """-> class token and mean of the patch tokens (B, 2 d), or the mean alone (B, d)."""
+    def forward(self, x: Tensor, metadata: Tensor | None = None) -> Tensor:
         tokens = self.model(x, metadata)
         mean = tokens[:, -math.prod(self.model.grid_size) :].mean(1)
-        return torch.cat([tokens[:, 0], mean], dim=1) if self.has_class_token else mean
-
-    def forward_head(self, features: Tensor) -> Tensor:
-        return self.head(features)
+        return self.head(torch.cat([tokens[:, 0], mean], dim=1) if self.has_class_token else mean)
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(logits.float(), target)
@@ -65,13 +61,10 @@ class Segmentation(Task):
         self.decoder = build_decoder(decoder, model, len(names))
         self.decoder_name, self.ignore_index = decoder, ignore_index
 
-    def forward_features(self, x: Tensor, metadata: Tensor | None = None) -> Tensor | list[Tensor]:
-        """-> tokens (B, N, d); a list of four for decoders that read four blocks."""
-        blocks = self.decoder.blocks
-        return self.model(x, metadata) if blocks is None else self.model.intermediate_tokens(x, blocks, metadata)
-
-    def forward_head(self, features: Tensor | list[Tensor]) -> Tensor:
-        return self.decoder(features)
+    def forward(self, x: Tensor, metadata: Tensor | None = None) -> Tensor:
+        if (blocks := self.decoder.blocks) is None:
+            return self.decoder(self.model(x, metadata))
+        return self.decoder(self.model.intermediate_tokens(x, blocks, metadata))
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         total = F.cross_entropy(logits.float(), target, ignore_index=self.ignore_index, reduction="sum")
