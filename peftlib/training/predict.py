@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peftlib.files import atomic_path
+from peftlib.files import atomic_path, optional
 from peftlib.sensors.reflectance import check_reflectance
 from peftlib.training.augmentation import resize_image
-from peftlib.training.decoders import optional
 from peftlib.training.tasks import Segmentation
 
 NO_CLASS = 255
