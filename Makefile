@@ -8,6 +8,8 @@ LATEST := .venv-latest
 PY := $(VENV)/bin/python
 UV_VERSION := 0.13.9
 NOTEBOOKS := $(sort $(wildcard notebooks/[0-9]*.ipynb))
+RUNS := $(or $(PEFTLIB_RUNS),runs)/$(PROFILE)
+SOURCES := $(shell find peftlib data/results data/reference -name '*.py' -o -name '*.csv') requirements.lock
 # 04 makes runs, whose last digits are a machine's own: nothing for nbval.
 STRIPPED := notebooks/04_full_experiments.ipynb
 QUIET := OMP_NUM_THREADS=1 TQDM_DISABLE=1
@@ -36,8 +38,11 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 data/weights/dinov2_small.safetensors: | env
 	@$(PY) -m peftlib weights
 
-figures: env data/weights/dinov2_small.safetensors  ## run the notebooks (PROFILE=quick) and write figures/
-	@$(PY) -m peftlib run --if-changed --profile $(PROFILE) $(NOTEBOOKS)
+# A notebook runs again when it, the package, committed rows or numbers, or a pin is newer than its executed copy.
+$(RUNS)/%.ipynb: notebooks/%.ipynb $(SOURCES) | env data/weights/dinov2_small.safetensors
+	@$(PY) -m peftlib run --profile $(PROFILE) $<
+
+figures: $(NOTEBOOKS:notebooks/%=$(RUNS)/%)  ## run the notebooks (PROFILE=quick) and write figures/
 
 figures-all: figures  ## also those that are drawn from committed rows, from runs made here
 	@$(PY) -m peftlib run --profile $(PROFILE) --set rerun=true $(shell grep -l 'rerun: bool' $(NOTEBOOKS))

@@ -3,7 +3,6 @@
 import argparse
 import importlib
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +17,6 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("notebooks", nargs="+", metavar="NOTEBOOK", help="path, or name in notebooks/")
     run.add_argument("--profile", default="quick", help="quick (default), real or paper")
     run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the notebook")
-    run.add_argument("--if-changed", action="store_true", help="skip what is up to date")
 
     study = commands.add_parser("study", help="do the runs behind a notebook's committed rows, and write them")
     study.set_defaults(act=_study)
@@ -55,17 +53,16 @@ def studies() -> list[str]:
     return [path.stem for path in sorted(folder.glob("*.py")) if "\ndef study(" in path.read_text()]
 
 
-def _run(notebooks: list[str], profile: str, set: list[str], if_changed: bool) -> int:
+def _run(notebooks: list[str], profile: str, set: list[str]) -> int:
     from peftlib.studies.notebooks import run_notebooks
 
-    start, settings = time.perf_counter(), {}
+    settings = {}
     for text in set:
         name, equals, value = text.partition("=")
         if not (name and equals):
             raise ValueError(f"--set {text!r}; write --set name=value")
         settings[name] = value
-    ran = run_notebooks(notebooks, profile, settings, if_changed)
-    print(f"done: {len(notebooks)} notebooks ({ran} executed), {time.perf_counter() - start:.0f} s")
+    run_notebooks(notebooks, profile, settings)
     return 0
 
 

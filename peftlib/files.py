@@ -1,4 +1,4 @@
-"""Folders, writes that are whole or absent, hashes, and state dicts that are read without unpickling code."""
+"""Folders, whole writes, hashes, state dicts that are read without unpickling code, and optional libraries."""
 
 import argparse
 import hashlib
@@ -7,6 +7,7 @@ import textwrap
 import uuid
 from collections.abc import Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path, PosixPath, WindowsPath
 from pickle import UnpicklingError
 
@@ -121,3 +122,11 @@ def load_strictly(module: torch.nn.Module, state: Mapping[str, Tensor], source: 
     except RuntimeError as error:
         found = [textwrap.shorten(line, 250, placeholder=" ...") for line in str(error).splitlines()[1:9]]
         raise ValueError(f"{source} does not fit {type(module).__name__}: {'; '.join(found)}") from None
+
+
+def optional(module: str, extra: str = "geo"):
+    """A module of an optional extra; some take seconds to import."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{module} needs the optional extra: pip install 'peftlib[{extra}]' ({error})") from error

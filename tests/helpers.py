@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -88,3 +89,12 @@ def pretrained_tokens(vit: VisionTransformer, x: Tensor, rgb=(3, 2, 1), white: f
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     with torch.no_grad():
         return vit.forward_features((shown - mean) / std)
+
+
+def shuffle_pixels(x: Tensor, patch: int, seed: int = 0) -> Tensor:
+    """Shuffle the pixels inside every patch, all bands of a pixel together. x: (B, C, H, W) -> same shape."""
+    B, C, H, W = x.shape
+    pixels = F.unfold(x, patch, stride=patch).reshape(B, C, patch * patch, -1)
+    draw = torch.Generator().manual_seed(seed)
+    order = torch.rand(B, 1, *pixels.shape[2:], generator=draw).argsort(dim=2).expand(-1, C, -1, -1)
+    return F.fold(pixels.gather(2, order).flatten(1, 2), (H, W), patch, stride=patch)

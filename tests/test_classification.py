@@ -14,7 +14,7 @@ from toy_data import Toy, classification, segmentation, toy_data
 import peftlib as pl
 from peftlib.training.base import rate_share
 from peftlib.training.fit import quiet_trainer
-from peftlib.training.metrics import ClassScores, MultilabelScores
+from peftlib.training.metrics import ClassScores
 from peftlib.training.tasks import Classification, Segmentation, predict_batches
 
 
@@ -42,10 +42,6 @@ def test_losses_are_those_of_the_formula():
     log_p = task(b["image"]).log_softmax(1)
     expected = -sum(log_p[i, label] for i, label in enumerate(b["label"])) / 4
     torch.testing.assert_close(task.training_step(b, 0), expected)
-    several = classification(multilabel=True)
-    b = batch(multilabel=True)
-    p, y = several(b["image"]).sigmoid(), b["label"]
-    torch.testing.assert_close(several.training_step(b, 0), -(y * p.log() + (1 - y) * (1 - p).log()).mean())
 
 
 @pytest.mark.parametrize(
@@ -129,33 +125,15 @@ def test_scores_of_masks_are_scikit_learns():
     assert found["balanced_accuracy"] == pytest.approx((2 / 3 + 1 / 2 + 3 / 4) / 3)
 
 
-def test_scores_of_several_labels_are_scikit_learns():
-    draw = np.random.default_rng(0)
-    p, y = draw.random((20, 4)).astype(np.float32), (draw.random((20, 4)) > 0.6).astype(int)
-    y[:, 3], p[:, 3] = 0, p[:, 3] / 2.1  # a class that neither occurs nor is said
-    found = scores(MultilabelScores(), (p[:7], y[:7]), (p[7:], y[7:]))
-    said = (p > 0.5).astype(int)
-    assert found == pytest.approx(
-        {
-            "map": reference.average_precision_score(y[:, :3], p[:, :3], average="macro"),
-            "micro_map": reference.average_precision_score(y, p, average="micro"),
-            "macro_f1": reference.f1_score(y[:, :3], said[:, :3], average="macro"),
-            "micro_f1": reference.f1_score(y, said, average="micro"),
-        }
-    )
-
-
-@pytest.mark.parametrize("metrics", [ClassScores("ab", -1, ious=True), MultilabelScores()])
-def test_where_nothing_counts_scores_are_nan(metrics):
-    truth = torch.zeros(3, 2) if isinstance(metrics, MultilabelScores) else torch.full((3, 2), -1)
-    found = scores(metrics, (torch.zeros(3, 2), truth))
+def test_where_nothing_counts_scores_are_nan():
+    found = scores(ClassScores("ab", -1, ious=True), (torch.zeros(3, 2), torch.full((3, 2), -1)))
     assert found and all(math.isnan(value) for value in found.values())
 
 
-@pytest.mark.parametrize("make", [classification, segmentation, lambda: classification(multilabel=True)])
+@pytest.mark.parametrize("make", [classification, segmentation])
 def test_validation_and_test_log_the_same_names_and_numbers(make):
     task = make()
-    data = Toy(5, multilabel=getattr(task, "multilabel", False))
+    data = Toy(5)
     loader = DataLoader(data, 2, collate_fn=toy_data().val_dataloader().collate_fn)
     trainer = quiet_trainer(accelerator="cpu")
     (val,) = trainer.validate(task, loader, verbose=False)
@@ -164,9 +142,8 @@ def test_validation_and_test_log_the_same_names_and_numbers(make):
     logits = task(torch.stack([s["image"] for s in data]))
     truth = torch.stack([torch.as_tensor(s["mask" if isinstance(task, Segmentation) else "label"]) for s in data])
     assert val["loss"] == pytest.approx(float(task.loss(logits, truth).detach()), rel=1e-5)
-    if not getattr(task, "multilabel", False):
-        counts = truth != -1
-        assert val["accuracy"] == pytest.approx(float((logits.argmax(1) == truth)[counts].float().mean()))
+    counts = truth != -1
+    assert val["accuracy"] == pytest.approx(float((logits.argmax(1) == truth)[counts].float().mean()))
 
 
 # --- what is done to a batch ---

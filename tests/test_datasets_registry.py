@@ -3,7 +3,6 @@
 import sys
 
 import pytest
-import torch
 
 from peftlib.data import DATASETS, EarthDataset, load
 from peftlib.data.dataset import NODATA
@@ -54,19 +53,3 @@ def test_folders_are_found_by_any_of_their_names(monkeypatch, tmp_path):
     (tmp_path / "eurosat").mkdir()  # the publisher's name comes first
     with pytest.raises(FileNotFoundError, match=r"/eurosat\."):
         load("eurosat")
-
-
-def test_what_no_program_can_fetch_says_so(tmp_path):
-    with pytest.raises(ValueError, match="cannot be fetched by a program; get it from https://"):
-        load("so2sat", root=tmp_path / "data", download=True)
-
-
-def test_labels_of_several_classes_are_0_or_1_each():
-    class Several(EarthDataset):
-        task, classes = "multilabel", ("field", "forest", "water")
-
-    data = object.__new__(Several)
-    data.check_truth({"label": torch.tensor([0.0, 1.0, 1.0])}, ())
-    for wrong in ([0.0, 1.0], [0.0, 0.5, 1.0]):
-        with pytest.raises(ValueError, match="need 3 values of 0 or 1"):
-            data.check_truth({"label": torch.tensor(wrong)}, ())

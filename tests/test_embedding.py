@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from helpers import SAVANNA, SENTINEL2, adapted, images, randomise, tiny_vit
+from helpers import SAVANNA, SENTINEL2, adapted, images, randomise, shuffle_pixels, tiny_vit
 
 import peftlib as pl
-from peftlib.deflect.analysis import shuffle_pixels
 from peftlib.deflect.patch_embedding import PixelSetEncoder
 from peftlib.methods.inputs import STARTS, inflated_kernels
 from peftlib.sensors.bands import band_set

@@ -1,4 +1,4 @@
-"""Adapted ViTs as feature backbones, methods in the blocks of multispectral ViTs, torchgeo's trainers.
+"""Adapted ViTs as feature backbones, torchgeo's trainers.
 
 What needs TerraTorch itself is in ``tests/with_terratorch``.
 """
@@ -8,12 +8,12 @@ import importlib.util
 import lightning
 import pytest
 import torch
-from helpers import adapted, images, randomise, tiny_vit
+from helpers import adapted, images, tiny_vit
 from torch import nn
 from torch.utils.data import DataLoader
 
 import peftlib as pl
-from peftlib.integrations import BLOCK_METHODS, LayerFeatures, adapt_blocks
+from peftlib.integrations import LayerFeatures
 
 
 def snapshot(module: nn.Module) -> dict:
@@ -62,65 +62,6 @@ def test_an_adapter_that_a_framework_froze_is_an_error(x):
         backbone(x)
     backbone.eval()(x)
     LayerFeatures(adapted(pl.Frozen())).train()(x)  # frozen by choice
-
-
-class Prithvi(nn.Module):
-    """The shape of TerraTorch's: own patch embedding of 6 bands, timm's blocks, a forward that holds on to itself."""
-
-    def __init__(self, **changes):
-        super().__init__()
-        vit = tiny_vit(in_chans=6)
-        self.embed_dim, self.patch_embed, self.blocks, self.norm = 32, nn.Module(), vit.blocks, vit.norm
-        self.patch_embed.proj = nn.Conv3d(6, 32, (1, 8, 8), (1, 8, 8))
-        self.forward = lambda x: self.tokens(x)
-        for name, value in changes.items():
-            setattr(self, name, value)
-
-    def tokens(self, x):
-        z = self.patch_embed.proj(x[:, :, None]).flatten(2).transpose(1, 2)
-        for block in self.blocks:
-            z = block(z)
-        return self.norm(z)
-
-
-@pytest.mark.parametrize("config", BLOCK_METHODS.values(), ids=BLOCK_METHODS)
-def test_block_methods_tune_a_multispectral_vit(config):
-    x, vit = torch.randn(2, 6, 32, 32), Prithvi()
-    with torch.no_grad():
-        start = vit(x)
-    assert adapt_blocks(vit, config()) is vit
-    assert any(p.requires_grad for p in vit.parameters())
-    assert not any(p.requires_grad for p in vit.patch_embed.parameters() if config is not pl.BitFit)
-    torch.testing.assert_close(vit(x), start, rtol=1e-5, atol=1e-5)
-    before = snapshot(randomise(vit))
-    optimiser = torch.optim.AdamW(vit.parameters(), lr=1e-2)  # all of them, as TerraTorch gives
-    vit(x).square().mean().backward()
-    optimiser.step()
-    assert_only_tuned_moved(vit, before)
-    with torch.no_grad():
-        if config in (pl.LoRA, pl.SLR):
-            tuned = vit(x)
-            torch.testing.assert_close(config().merge(vit)(x), tuned, rtol=1e-4, atol=1e-4)
-            assert type(vit.blocks[0].attn.qkv) is nn.Linear
-
-
-@pytest.mark.parametrize(
-    ("vit", "method", "message"),
-    [
-        (Prithvi, pl.Deflect(), r"does more than change blocks; choose one of NormTuning\(\), .*LoRA\(\)"),
-        (Prithvi, pl.EMB(), "choose one of"),
-        (lambda: adapt_blocks(Prithvi(), pl.LoRA()), pl.SLR(), "already adapted"),
-        (lambda: nn.Sequential(nn.MultiheadAttention(8, 2)), pl.LoRA(), "its attention is .*MultiheadAttention"),
-        (lambda: Prithvi(blocks=nn.ModuleList([nn.Linear(2, 2)])), pl.LoRA(), "Prithvi needs `blocks` of timm's"),
-        (lambda: Prithvi(vpt=True), pl.LoRA(), "new layers of its own"),
-    ],
-)
-def test_what_does_not_fit_is_refused_untouched(vit, method, message):
-    vit = vit()
-    before = {name: p.requires_grad for name, p in vit.named_parameters()}
-    with pytest.raises(ValueError, match=message):
-        adapt_blocks(vit, method)
-    assert {name: p.requires_grad for name, p in vit.named_parameters()} == before
 
 
 @pytest.mark.skipif(importlib.util.find_spec("terratorch") is not None, reason="terratorch is here")

@@ -1,4 +1,6 @@
-"""Class maps of GeoTIFFs: where they lie, how tiles join, what is refused, and resuming."""
+"""Class maps of GeoTIFFs: where they lie, how tiles join, what is refused."""
+
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from rasterio.transform import from_origin
 from toy_data import classification, segmentation
 
 import peftlib as pl
-from peftlib.training.predict import NO_CLASS, TiledPredictor, predict_folder, tile_offsets
+from peftlib.training.predict import NO_CLASS, OVERLAP, predict_map, tiles
 from peftlib.training.tasks import Segmentation
 
 FILE_BANDS = ("B08", "B01", "B04", "B03", "B02")  # the model knows B02, B03, B04, B08
@@ -45,14 +47,11 @@ def read(path):
         return file.read(1), file.profile, file.tags()
 
 
-def predict(task, tmp_path, **options):
-    return predict_folder(task, tmp_path / "images", tmp_path / "maps", FILE_BANDS, progress=False, **options)
-
-
-def again(task, tmp_path, **options) -> np.ndarray:
-    """The map of the one image, made anew."""
-    (tmp_path / "maps" / "a.tif").unlink(missing_ok=True)
-    return read(predict(task, tmp_path, **options)[0])[0]
+def predict(task, tmp_path, name="a.tif", **options):
+    """The map of an image: classes, profile, tags."""
+    target = tmp_path / "maps" / name
+    predict_map(task, tmp_path / "images" / name, target, FILE_BANDS, **options)
+    return read(target)
 
 
 def probabilities(task, values, scale=1e4) -> np.ndarray:
@@ -67,68 +66,58 @@ def probabilities(task, values, scale=1e4) -> np.ndarray:
 
 def test_a_map_is_what_the_task_says_in_the_place_of_the_image(task, tmp_path):
     values = write(tmp_path / "images" / "a.tif")
-    done = predict(task, tmp_path)
-    assert done == [tmp_path / "maps" / "a.tif"]
-    classes, profile, tags = read(done[0])
+    classes, profile, tags = predict(task, tmp_path)
     assert np.array_equal(classes, probabilities(task, values).argmax(0)) and set(np.unique(classes)) == {0, 1}
     assert profile["crs"] == WHERE["crs"] and profile["transform"] == WHERE["transform"]
     assert (profile["dtype"], profile["count"], profile["nodata"]) == ("uint8", 1, NO_CLASS)
     assert tags["classes"] == "low, high"
 
 
-def by_hand(task, values, overlap, tile=32) -> np.ndarray:
-    """All tiles into one sum, with weights written out."""
+def by_hand(task, values, tile=32) -> np.ndarray:
+    """Each pixel from the tile that holds it and whose middle is nearest."""
     _, H, W = values.shape
-    ramp = np.minimum(np.arange(tile) + 0.5, tile - np.arange(tile) - 0.5)
-    total = np.zeros((2, H, W))
-    for top in tile_offsets(H, tile, overlap):
-        for left in tile_offsets(W, tile, overlap):
-            window = (slice(None), slice(top, top + tile), slice(left, left + tile))
-            total[window] += np.outer(ramp, ramp) * probabilities(task, values[window])
-    return total.argmax(0)
+    tops, lefts = ([start for start, *_ in tiles(side, tile)] for side in (H, W))
+    found = {(y, x): probabilities(task, values[:, y : y + tile, x : x + tile]) for y in tops for x in lefts}
+    classes = np.zeros((H, W))
+    for i, j in np.ndindex(H, W):
+        y, x = (min(starts, key=lambda s: abs(s + tile / 2 - p - 0.5)) for p, starts in ((i, tops), (j, lefts)))
+        classes[i, j] = found[y, x][:, i - y, j - x].argmax()
+    return classes
 
 
-@pytest.mark.parametrize(("size", "overlap"), [((75, 101), 0.25), ((32, 50), 0.6), ((40, 32), 0.0)])
-def test_overlapping_tiles_are_blended(task, size, overlap, tmp_path):
+@pytest.mark.parametrize("size", [(75, 101), (32, 50)])
+def test_overlapping_tiles_are_cut_in_the_middle(task, size, tmp_path):
     values = write(tmp_path / "images" / "a.tif", size)
-    (path,) = predict(task, tmp_path, overlap=overlap, batch_size=3)
-    classes = read(path)[0]
+    classes = predict(task, tmp_path)[0]
     assert classes.shape == size
-    assert (classes != by_hand(task, values, overlap)).mean() < 1e-3  # ties within rounding
+    assert (classes != by_hand(task, values)).mean() < 0.02  # pixels between two middles
 
 
 @pytest.mark.parametrize("size", [(20, 25), (5, 40), (1, 1)])
 def test_small_images_are_continued_by_their_mirror(task, size, tmp_path):
     values = write(tmp_path / "images" / "a.tif", size)
-    (path,) = predict(task, tmp_path)
+    classes = predict(task, tmp_path)[0]
     padded = np.pad(values, ((0, 0), *((0, max(0, 32 - side)) for side in size)), mode="symmetric")
-    assert (read(path)[0] != by_hand(task, padded, 0.25)[: size[0], : size[1]]).mean() < 1e-2
+    assert (classes != by_hand(task, padded)[: size[0], : size[1]]).mean() < 0.03
 
 
 def test_a_tile_of_the_training_images_size_is_enlarged(task, tmp_path):
     """A model of 32 px that was trained on images of 16 px, enlarged."""
     values = write(tmp_path / "images" / "a.tif", (16, 16))
-    (path,) = predict(task, tmp_path, tile=16)
+    classes = predict(task, tmp_path, tile=16)[0]
     x = torch.from_numpy(values[PICKED].astype(np.float32) / 1e4)[None]
     with torch.no_grad():
         logits = task(torch.nn.functional.interpolate(x, (32, 32), mode="bilinear")).softmax(1)
     expected = torch.nn.functional.interpolate(logits, (16, 16), mode="bilinear", antialias=True).argmax(1)[0]
-    assert (read(path)[0] != expected.numpy()).mean() < 1e-2
+    assert (classes != expected.numpy()).mean() < 1e-2
 
 
-def test_values_are_read_by_name_scale_and_offset(task, tmp_path):
+def test_values_have_a_scale_and_an_offset_and_the_task_evaluates(task, tmp_path):
     values = write(tmp_path / "images" / "a.tif")
-    predictor = TiledPredictor(task, FILE_BANDS, scale=5e3, offset=-100.0)
-    with rasterio.open(tmp_path / "images" / "a.tif") as image:
-        strip = predictor.read(image, 0).numpy()
-    np.testing.assert_allclose(strip, (values[PICKED].astype(float) - 100) / 5e3, rtol=1e-6)
-
-
-def test_the_task_is_put_into_eval_mode(task, tmp_path):
-    write(tmp_path / "images" / "a.tif")
     task.train()
-    predict(task, tmp_path)
+    classes = predict(task, tmp_path, scale=5e3, offset=-100.0)[0]
     assert not any(part.training for part in task.model.modules()) and not task.decoder.training
+    assert np.array_equal(classes, probabilities(task, values.astype(float) - 100, 5e3).argmax(0))
 
 
 # --- places without data ---
@@ -137,63 +126,35 @@ def test_the_task_is_put_into_eval_mode(task, tmp_path):
 def test_pixels_without_data_have_no_class(tmp_path):
     tolerant = Segmentation(adapted(pl.LoRA(), SAVANNA, nodata="zero"), 2)
     holes = np.s_[:, 10:15, 20:60]
-    write(tmp_path / "images" / "declared.tif", (48, 70), holes=holes, nodata=65535)
-    write(tmp_path / "images" / "told.tif", (48, 70), holes=holes)
-    write(tmp_path / "images" / "one_band.tif", (48, 70), holes=np.s_[:1, 10:15, 20:60])
-    done = predict(tolerant, tmp_path, fill=0)
-    maps = {path.stem: read(path)[0] for path in done}
-    for name in ("declared", "told"):
-        assert (maps[name][10:15, 20:60] == NO_CLASS).all() and (maps[name] == NO_CLASS).sum() == 5 * 40
-    assert not (maps["one_band"] == NO_CLASS).any()  # the other bands still say something
+    write(tmp_path / "images" / "all.tif", (48, 70), holes=holes, nodata=65535)
+    write(tmp_path / "images" / "one_band.tif", (48, 70), holes=np.s_[:1, 10:15, 20:60], nodata=65535)
+    found, other = (predict(tolerant, tmp_path, name)[0] for name in ("all.tif", "one_band.tif"))
+    assert (found[10:15, 20:60] == NO_CLASS).all() and (found == NO_CLASS).sum() == 5 * 40
+    assert not (other == NO_CLASS).any()  # the other bands still say something
 
 
-def test_a_model_that_refuses_missing_pixels_says_so(task, tmp_path):
-    write(tmp_path / "images" / "a.tif", holes=np.s_[:, :3], nodata=65535)
-    with pytest.warns(UserWarning, match=r"no map of 1 of 1 images: a.tif: .*nodata='zero'"):
-        assert predict(task, tmp_path) == []
-    assert not list((tmp_path / "maps").glob("*"))
+# --- what is refused ---
 
 
-# --- a whole folder ---
-
-
-def test_one_bad_file_does_not_stop_the_others(task, tmp_path):
+def test_a_file_that_does_not_fit_leaves_no_map(task, tmp_path):
     folder = tmp_path / "images"
-    for name in "abcde":
-        write(folder / f"{name}.tif", (64, 64), seed=ord(name))
-    (folder / "b.tif").write_bytes((folder / "b.tif").read_bytes()[:9000])
-    (folder / "c.tif").write_text("no image")
-    write(folder / "d.tif", bands=3)
-    (folder / "notes.txt").write_text("no image either")
-    (folder / ".hidden.tif").write_text("nor this")
-    with pytest.warns(
-        UserWarning, match=r"no map of 3 of 5 images: b.tif: .*c.tif: .*d.tif: it has 3 bands, and 5 are"
+    for name in ("cut.tif", "text.tif"):
+        write(folder / name, (64, 64))
+    (folder / "cut.tif").write_bytes((folder / "cut.tif").read_bytes()[:9000])
+    (folder / "text.tif").write_text("no image")
+    write(folder / "few.tif", bands=3)
+    write(folder / "holes.tif", holes=np.s_[:, :3], nodata=65535)
+    for name, says in (
+        ("cut", ""),
+        ("text", "not recognized"),
+        ("few", "3 bands, and 5 are"),
+        ("holes", "nodata='zero'"),
     ):
-        done = predict(task, tmp_path)
-    assert [p.name for p in done] == ["a.tif", "e.tif"]
-    assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == ["a.tif", "e.tif"]
-
-
-def test_a_stopped_run_resumes(task, tmp_path, monkeypatch):
-    for name in "abc":
-        write(tmp_path / "images" / f"{name}.tif", (64, 64))
-    blocks = TiledPredictor.row_blocks
-
-    def stopped(self, image):
-        for top, classes in blocks(self, image):
-            if "b.tif" in image.name and top > 0:
-                raise KeyboardInterrupt
-            yield top, classes
-
-    monkeypatch.setattr(TiledPredictor, "row_blocks", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        predict(task, tmp_path)
-    assert [p.name for p in (tmp_path / "maps").iterdir()] == ["a.tif"]
-    monkeypatch.undo()
-    stamp = (tmp_path / "maps" / "a.tif").stat().st_mtime_ns
-    assert [p.name for p in predict(task, tmp_path)] == ["b.tif", "c.tif"]
-    assert (tmp_path / "maps" / "a.tif").stat().st_mtime_ns == stamp
-    assert predict(task, tmp_path) == []
+        with pytest.raises(ValueError, match=rf"{name}\.tif: .*{says}"):
+            predict(task, tmp_path, f"{name}.tif")
+    assert not list((tmp_path / "maps").glob("*"))
+    with pytest.raises(ValueError, match="would replace its image"):
+        predict_map(task, folder / "few.tif", folder / "few.tif", FILE_BANDS)
 
 
 @pytest.mark.parametrize(
@@ -202,36 +163,23 @@ def test_a_stopped_run_resumes(task, tmp_path, monkeypatch):
         (dict(bands=("B08", "B04", "B03")), r"missing: \['B02'\]"),
         (dict(bands=(*FILE_BANDS, "B08")), "each once"),
         (dict(scale=0), "scale=0"),
-        (dict(overlap=1.0), r"overlap=1\.0"),
         (dict(tile=0), r"tile=0"),
-        (dict(batch_size=0), r"batch_size=0"),
-        (dict(out="images"), "replace them"),
         (dict(task=classification), "need a Segmentation task, got Classification"),
     ],
 )
-def test_impossible_arguments_are_refused_before_any_file(options, says, task, tmp_path):
-    write(tmp_path / "images" / "a.tif")
-    settings = dict(out="maps", bands=FILE_BANDS, task=lambda: task) | options
-    made, out = settings.pop("task")(), tmp_path / settings.pop("out")
+def test_impossible_arguments_are_refused_before_any_file(options, says, task):
+    settings = dict(bands=FILE_BANDS, task=lambda: task) | options
     with pytest.raises(ValueError, match=says):
-        predict_folder(made, tmp_path / "images", out, **settings)
-
-
-def test_an_empty_folder_is_named(task, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no .tif or .tiff in .*images"):
-        predict(task, tmp_path)
+        predict_map(settings.pop("task")(), "a.tif", "b.tif", **settings)
 
 
 # --- tiles ---
 
 
-@given(length=st.integers(1, 300), tile=st.integers(1, 64), overlap=st.floats(0, 0.9))
-def test_tiles_cover_everything_and_overlap_enough(length, tile, overlap):
-    found = tile_offsets(length, tile, overlap)
-    assert found[0] == 0 and found == sorted(set(found))
-    if length <= tile:
-        assert found == [0]
-        return
-    steps = np.diff(found)
-    assert found[-1] == length - tile and len(steps) and steps.max() <= max(1, int(tile * (1 - overlap)))
-    assert steps.max() - steps.min() <= 1
+@given(length=st.integers(1, 300), tile=st.integers(1, 64))
+def test_tiles_cover_everything_and_overlap_enough(length, tile):
+    starts, first, last = zip(*tiles(length, tile), strict=True)
+    assert (first[0], last[-1]) == (0, length) and first[1:] == last[:-1] and starts[0] == 0
+    assert all(s <= a < b <= s + tile for s, a, b in zip(starts, first, last, strict=True))
+    assert len(starts) == 1 or starts[-1] == length - tile
+    assert all(b - a <= max(1, int(tile * (1 - OVERLAP))) for a, b in pairwise(starts))

@@ -15,7 +15,7 @@ from peftlib.training.fit import fit, read_checkpoint, restore
 
 class Unlabelled(Toy):
     def __getitem__(self, i: int) -> dict:
-        return super().__getitem__(i) | {"label": torch.zeros(3)}
+        return super().__getitem__(i) | {"mask": torch.full((32, 32), -1)}
 
 
 class Watch(lightning.Callback):
@@ -174,9 +174,9 @@ def test_impossible_runs_are_refused(options, says, tmp_path):
 
 
 def test_validation_with_nothing_to_score_is_refused(tmp_path):
-    nothing = EarthData(Toy(4, multilabel=True), Unlabelled(4, multilabel=True))
-    with pytest.raises(ValueError, match=r"map is not a number in validation; did the training diverge"):
-        run(tmp_path, classification(multilabel=True), nothing, steps=1)
+    nothing = EarthData(Toy(4), Unlabelled(4))
+    with pytest.raises(ValueError, match=r"miou is not a number in validation; did the training diverge"):
+        run(tmp_path, segmentation(), nothing, steps=1)
 
 
 def test_a_folder_holds_one_run(tmp_path):

@@ -15,9 +15,8 @@ class Toy(Dataset):
 
     bands = SAVANNA
 
-    def __init__(self, length: int, seed: int = 0, size: tuple[int, int] = (32, 32), multilabel: bool = False):
+    def __init__(self, length: int, seed: int = 0, size: tuple[int, int] = (32, 32)):
         self.x = images(SAVANNA, batch=length, size=size, seed=seed)
-        self.multilabel = multilabel
 
     def __len__(self) -> int:
         return len(self.x)
@@ -31,8 +30,7 @@ class Toy(Dataset):
         x[3] = 0.05 + 0.1 * label + 0.15 * mask + 0.02 * x[3]
         mask[0] = -1
         facts = {"bands": self.bands, "sensor": "sentinel2", "meta": {"gsd": 10.0, "source": f"toy {i}"}}
-        several = torch.tensor([label == 0, label < 2, i % 2 == 0]).float()
-        return {"image": x, "label": several if self.multilabel else label, "mask": mask} | facts
+        return {"image": x, "label": label, "mask": mask} | facts
 
 
 def toy_data(train: int = 8, val: int = 5, batch_size: int = 4, **options) -> EarthData:

@@ -48,10 +48,6 @@ def _timm(name: str, **options) -> Callable[..., VisionTransformer]:
     return lambda: timm.create_model(name, num_classes=0, **options)
 
 
-def _timm_hub(name: str) -> Callable[[], dict[str, Tensor]]:
-    return lambda: timm.create_model(name, pretrained=True, num_classes=0).state_dict()
-
-
 def _scalemae_large(res: float = 1.0, img_size: int = 224) -> VisionTransformer:
     from torchgeo.models import scalemae_large_patch16
 
@@ -134,7 +130,7 @@ def _timm_source(name: str) -> _Source:
     assert config is not None  # timm lists the model
     (r, g, b), (dr, dg, db) = config.mean, config.std
     spec = BackboneSpec(name, licence=config.license or "see timm", mean=(r, g, b), std=(dr, dg, db))
-    return _Source(spec, _timm(name), f"timm {name} (hub)", _timm_hub(name))
+    return _Source(spec, _timm(name), f"timm {name} (hub)", lambda: _timm(name, pretrained=True)().state_dict())
 
 
 def _weights(source: _Source, weights: str | Path) -> tuple[dict[str, Tensor] | None, str]:

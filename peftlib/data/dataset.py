@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from peftlib.data.download import fetch, unpack
 from peftlib.files import data_dir
 from peftlib.sensors.bands import BandSet, band_set
 from peftlib.sensors.reflectance import check_reflectance
@@ -25,16 +24,14 @@ class EarthDataset(Dataset):
     """Images of the Earth with labels. A data set gives its facts and finds its files; the rest is here.
 
     A sample is a dict: ``image`` (C, H, W) float32 reflectance, channels in the order of ``bands`` (thermal ones in
-    kelvin); ``label``, a class number, or for ``multilabel`` (classes,) float of 0 and 1, or ``mask`` (H, W) class
-    numbers, with ``ignore_index`` where nothing is known; ``bands`` and ``sensor``, as ``pl.adapt`` takes them; and
-    ``meta``: ``gsd`` in metres, ``source`` (the file), and, where known, ``location`` (latitude, longitude) and
-    ``date`` (YYYY-MM-DD).
+    kelvin); ``label``, a class number, or ``mask`` (H, W) of them, with ``ignore_index`` where nothing is known;
+    ``bands`` and ``sensor``, as ``pl.adapt`` takes them; and ``meta``: ``gsd`` in metres, ``source`` (the file), and,
+    where known, ``location`` (latitude, longitude) and ``date`` (YYYY-MM-DD).
 
     Args:
         split: one of ``splits``.
         root: folder of the files; None is ``folder`` under ``PEFTLIB_DATA``, or another name it has.
         bands: names to read, in this order; None is all. Red, green and blue must be among them.
-        download: fetch what is missing, where the publisher's files can be fetched.
         nodata: ``"error"`` refuses an image with pixels without data, ``"nan"`` gives them as NaN, for models adapted
             with ``nodata="zero"``; None is the data set's own default.
 
@@ -46,7 +43,7 @@ class EarthDataset(Dataset):
     name: str  # a class that has one is entered in DATASETS
     folder: ClassVar[str]  # under PEFTLIB_DATA
     other_folders: ClassVar[tuple[str, ...]] = ()  # names that it may have instead
-    task: str = "segmentation"  # or "classification", "multilabel"
+    task: str = "segmentation"  # or "classification"
     classes: tuple[str, ...]
     sensor: str = "sentinel2"
     all_bands: tuple[str, ...]  # in the order of the files
@@ -58,8 +55,6 @@ class EarthDataset(Dataset):
     fill: tuple[float, ...] = ()  # stored values of pixels without data
     nodata: str = "error"
     source: ClassVar[str]  # where people get it
-    # What can be fetched: URL and checksum of a file of ``root``, or of an archive, of which a folder becomes another.
-    published: ClassVar[tuple[tuple[str, str, str, str], ...]] = ()
     primary_metric: ClassVar[str | None] = None  # what it is judged by; None: the task's own
     fold_by: ClassVar[str | None] = None  # entry of ``meta``: images that share it are in one fold
     bands: tuple[str, ...] | Mapping[str, float] | BandSet  # as ``pl.adapt`` takes them
@@ -74,7 +69,6 @@ class EarthDataset(Dataset):
         split: str = "train",
         root: str | Path | None = None,
         bands: Sequence[str] | None = None,
-        download: bool = False,
         nodata: str | None = None,
     ):
         if split not in self.splits:
@@ -89,8 +83,6 @@ class EarthDataset(Dataset):
         self.split, self.nodata = split, nodata or self.nodata
         if self.nodata not in NODATA:
             raise ValueError(f"nodata={nodata!r}; choose from {NODATA}")
-        if download:
-            self.download()
         self.items = self.find()
         if not self.items:
             raise FileNotFoundError(self.missing(f"images of the split {split!r}"))
@@ -139,17 +131,6 @@ class EarthDataset(Dataset):
         """What ``meta`` says beside place and source: ``date``, ..."""
         return {}
 
-    def download(self) -> None:
-        """Fetch what is missing into ``root``; archives stay beside it."""
-        if not self.published:
-            raise ValueError(f"{self.name} cannot be fetched by a program; get it from {self.source} into {self.root}")
-        for url, checksum, inner, folder in self.published:
-            name = Path(url).name
-            if not inner:
-                fetch(url, self.root / name, checksum)
-            elif not (self.root / folder).is_dir():
-                unpack(fetch(url, self.root.parent / name, checksum), self.root / folder, inner)
-
     def evaluations(self) -> dict[str, Callable[[Tensor, Tensor], dict[str, float]]]:
         """Tests of its own: name -> function of a split's logits (n, classes, ...) and truth (n, ...), in its order."""
         return {}
@@ -184,10 +165,6 @@ class EarthDataset(Dataset):
                 raise ValueError(f"mask of {tuple(mask.shape)} pixels, image of {size}")
             if odd := set(mask.unique().tolist()) - {self.ignore_index, *range(count)}:
                 raise ValueError(f"mask holds {sorted(odd)}, classes are 0 to {count - 1}")
-        elif self.task == "multilabel":
-            label = sample["label"]
-            if tuple(label.shape) != (count,) or not ((label == 0) | (label == 1)).all():
-                raise ValueError(f"label {label.tolist()}, need {count} values of 0 or 1")
         elif not 0 <= int(sample["label"]) < count:
             raise ValueError(f"label {sample['label']}, classes are 0 to {count - 1}")
 

@@ -1,66 +1,12 @@
-"""What the notebooks look at in an adapted model: attention products, displacements, drift."""
+"""What the notebooks look at in an adapted model: what its blocks do to tokens, and how far these drift."""
 
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from peftlib.deflect.attention import UntangledBlock, auxiliary_after_norm, split_heads
+from peftlib.deflect.attention import UntangledBlock
 from peftlib.deflect.norm_constraint import constrain_norm
-
-RGB, SPECTRAL = "RGB", "spectral"
-PRODUCTS = tuple((query, key) for query in (RGB, SPECTRAL) for key in (RGB, SPECTRAL))
-
-
-def shuffle_pixels(x: Tensor, patch: int, seed: int = 0) -> Tensor:
-    """Shuffle the pixels inside every patch, all bands of a pixel together. x: (B, C, H, W) -> same shape."""
-    B, C, H, W = x.shape
-    pixels = F.unfold(x, patch, stride=patch).reshape(B, C, patch * patch, -1)
-    draw = torch.Generator().manual_seed(seed)
-    order = torch.rand(B, 1, *pixels.shape[2:], generator=draw).argsort(dim=2).expand(-1, C, -1, -1)
-    return F.fold(pixels.gather(2, order).flatten(1, 2), (H, W), patch, stride=patch)
-
-
-# --- attention products ----------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def attention_products(block: UntangledBlock, z: Tensor, z_A: Tensor) -> dict[tuple[str, str], Tensor]:
-    """The four products that make up the attention logits, query part x key part.
-
-        (n_P W_Q + n_A W_A,Q) (n_P W_K + n_A W_A,K)^T / sqrt(d_h)
-
-    z, z_A: (B, N, d) entering the block -> {("RGB", "spectral"): (B, h, N, N), ...}; "RGB", "spectral" is an RGB query
-    looking at spectral keys. They sum to the logits that the fused path uses.
-
-    Raises:
-        ValueError: queries or keys go through a norm of their own, so their product does not split.
-    """
-    attn = block.block.attn
-    if not isinstance(attn.q_norm, torch.nn.Identity):
-        raise ValueError("queries and keys are normalised in this ViT, so the attention product does not split in four")
-    adapted, _ = block.qkv(z, z_A)
-    n_A = auxiliary_after_norm(block.block.norm1, z, z_A)
-    spectral = F.linear(n_A, attn.qkv.weight) + block.auxiliary(n_A)
-    q, k = {}, {}
-    for part, qkv in ((SPECTRAL, spectral), (RGB, adapted - spectral)):
-        q[part], k[part], _ = split_heads(attn, qkv)
-    return {(a, b): q[a] @ k[b].transpose(-2, -1) * attn.scale for a, b in PRODUCTS}
-
-
-@torch.no_grad()
-def attention_maps(block: UntangledBlock, z: Tensor, z_A: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention of the adapted block, and of the pretrained one on the same tokens: each (B, h, N, N)."""
-    attn = block.block.attn
-    maps = []
-    for qkv in block.qkv(z, z_A):
-        q, k, _ = split_heads(attn, qkv)
-        maps.append((attn.q_norm(q) @ attn.k_norm(k).transpose(-2, -1) * attn.scale).softmax(dim=-1))
-    return maps[0], maps[1]
-
-
-# --- displacements ---------------------------------------------------------------------------------------------------
 
 
 class BlockTrace(NamedTuple):
@@ -93,12 +39,6 @@ def trace(model: nn.Module, x: Tensor) -> list[BlockTrace]:
     return traces
 
 
-def angle(a: Tensor, b: Tensor) -> Tensor:
-    """Angle in degrees between vectors along the last dimension: (..., d), (..., d) -> (...)."""
-    cosine = F.cosine_similarity(a.double(), b.double(), dim=-1)
-    return torch.rad2deg(torch.acos(cosine.clamp(-1.0, 1.0)))
-
-
 def linear_cka(a: Tensor, b: Tensor) -> float:
     """Linear centred kernel alignment of two sets of features (Kornblith et al., 2019): 1 is the same up to rotation.
 
@@ -107,14 +47,3 @@ def linear_cka(a: Tensor, b: Tensor) -> float:
     a, b = (t.double() - t.double().mean(0) for t in (a, b))
     cross, own_a, own_b = (torch.linalg.matrix_norm(p.T @ q) for p, q in ((a, b), (a, a), (b, b)))
     return float(cross.square() / (own_a * own_b))
-
-
-@torch.no_grad()
-def block_outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
-    """Tokens (B, N, d) leaving every block, without keeping a graph."""
-    z, z_A = model.embed(x)
-    outputs = []
-    for block in model.vit.blocks:
-        z = model.run_block(block, z, z_A)
-        outputs.append(z)
-    return outputs

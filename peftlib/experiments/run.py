@@ -139,7 +139,7 @@ def build_task(experiment: Experiment, data: EarthData) -> Classification | Segm
     if train.task == "segmentation":
         known = {"decoder": experiment.decoder, "ignore_index": train.ignore_index}
         return Segmentation(model, train.classes, **known, **recipe)
-    return Classification(model, train.classes, multilabel=train.task == "multilabel", **recipe)
+    return Classification(model, train.classes, **recipe)
 
 
 def _backbone(experiment: Experiment) -> VisionTransformer:

@@ -1,22 +1,15 @@
 """Backbones for TerraTorch by name: import this module, and its factories, tasks and YAML files know them.
 
-    peftlib_<method>_<backbone>     any of ``METHODS`` on any of ``BACKBONES``: ``peftlib_deflect_dinov2_small``
-    peftlib_<method>_<prithvi>      ``BLOCK_METHODS`` on TerraTorch's Prithvi: ``peftlib_lora_prithvi_eo_v2_300``; it
-                                    reads what TerraTorch's Prithvi reads, ``pretrained`` is False by default there
-
+They are ``peftlib_<method>_<backbone>``, of ``METHODS`` and ``BACKBONES``, such as ``peftlib_deflect_dinov2_small``.
 Pretrained weights are frozen from the start: leave ``freeze_backbone`` False.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from functools import partial
 from itertools import product
 
-from torch import nn
-
 from peftlib.backbones.loading import BACKBONES, load_backbone
-from peftlib.integrations.blocks import BLOCK_METHODS, adapt_blocks
-from peftlib.integrations.features import LayerFeatures
+from peftlib.integrations import LayerFeatures
 from peftlib.methods import METHODS, input_from
 from peftlib.model.adapted_vit import adapt
 
@@ -25,17 +18,6 @@ try:
 except ImportError as error:
     way = "pip install terratorch, or for its tests make test-terratorch, in an environment of its own"
     raise ImportError(f"peftlib.integrations.terratorch needs TerraTorch ({error}): {way}") from error
-
-_SENTINEL2 = {
-    "COASTAL_AEROSOL": "B01", "BLUE": "B02", "GREEN": "B03", "RED": "B04", "RED_EDGE_1": "B05", "RED_EDGE_2": "B06",
-    "RED_EDGE_3": "B07", "NIR_BROAD": "B08", "NIR_NARROW": "B8A", "WATER_VAPOR": "B09", "CIRRUS": "B10",
-    "SWIR_1": "B11", "SWIR_2": "B12",
-}  # fmt: skip
-_LANDSAT8 = {
-    "COASTAL_AEROSOL": "B1", "BLUE": "B2", "GREEN": "B3", "RED": "B4", "NIR_NARROW": "B5", "SWIR_1": "B6",
-    "SWIR_2": "B7", "CIRRUS": "B9", "THERMAL_INFRARED_1": "B10", "THERMAL_INFRARED_2": "B11",
-}  # fmt: skip
-BAND_NAMES = {"sentinel2": _SENTINEL2, "hls": _SENTINEL2, "landsat8": _LANDSAT8}  # TerraTorch's (HLSBands) -> ours
 
 
 def build(
@@ -48,8 +30,7 @@ def build(
 
     Args:
         method, backbone: from the registered name.
-        bands: names in the order of the channels, ours (``"B02"``) or TerraTorch's (``"BLUE"``, see ``BAND_NAMES``);
-            ``sensor="custom"``: name -> centre wavelength in nm.
+        bands: names in the order of the channels, as for ``adapt``: ``"B02"``, not TerraTorch's ``"BLUE"``.
         input, input_options: how the bands come in: a name in ``INPUTS`` and its options; None is the method's own.
         pretrained: False is ``weights="random"``.
         weights, res: see ``load_backbone``; sensor, image_size, rgb_white, nodata: see ``adapt``.
@@ -61,33 +42,11 @@ def build(
     vit = load_backbone(backbone, weights if pretrained else "random", res=res)
     size = tuple(image_size) if isinstance(image_size, Sequence) else image_size
     chosen = None if input is None else input_from(input, dict(input_options or {}))
-    model = adapt(vit, config, own_names(bands, sensor), sensor, size, chosen, rgb_white, nodata, inplace=True)  # type: ignore[arg-type]
+    model = adapt(vit, config, bands, sensor, size, chosen, rgb_white, nodata, inplace=True)  # type: ignore[arg-type]
     return LayerFeatures(model, out_indices).train()  # Lightning leaves the mode as it finds it
 
 
-def build_prithvi(method: str, backbone: str, **options) -> nn.Module:
-    """A Prithvi that TerraTorch builds, with a method in its blocks (``adapt_blocks``).
-
-    Options that are fields of the method go to it, others (``bands``, ``pretrained``, ``num_frames``) to TerraTorch.
-    """
-    config = BLOCK_METHODS[method]
-    own = {field.name for field in fields(config)} & set(options)
-    chosen = config.from_options({name: options.pop(name) for name in own})
-    return adapt_blocks(TERRATORCH_BACKBONE_REGISTRY.build(backbone, **options), chosen)
-
-
-def own_names(bands: Sequence[str] | Mapping[str, float], sensor: str) -> tuple[str, ...] | dict[str, float]:
-    """Band names as ``adapt`` knows them, from its own or TerraTorch's (strings or the enum ``HLSBands``)."""
-    if isinstance(bands, Mapping):
-        return dict(bands)
-    names = (getattr(band, "value", band) for band in bands)
-    known = BAND_NAMES.get(sensor, {})
-    return tuple(known.get(name, name) if isinstance(name, str) else name for name in names)
-
-
-_PRITHVI = [name for name in TERRATORCH_BACKBONE_REGISTRY if name.startswith("prithvi_eo_")]
-_ALL = [(build, *names) for names in product(METHODS, BACKBONES)]
-for _build, _method, _backbone in _ALL + [(build_prithvi, *names) for names in product(BLOCK_METHODS, _PRITHVI)]:
-    _named = partial(_build, _method, _backbone)
+for _method, _backbone in product(METHODS, BACKBONES):
+    _named = partial(build, _method, _backbone)
     _named.__name__ = f"peftlib_{_method}_{_backbone}"  # type: ignore[attr-defined]  # the registry's key
     TERRATORCH_BACKBONE_REGISTRY.register(_named)

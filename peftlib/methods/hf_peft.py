@@ -9,7 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from peftlib.backbones.loading import BEYOND_TOKENS
-from peftlib.files import fingerprint
+from peftlib.files import fingerprint, optional
 from peftlib.methods.base import Method
 
 if TYPE_CHECKING:  # importing peft takes seconds, and it is an optional extra
@@ -135,9 +135,5 @@ class HFPeft(Method, bridge=True):
 
 def _peft() -> tuple[Any, dict]:
     """peft's base config, and its tuners by type."""
-    try:
-        from peft import PeftConfig
-        from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-    except ImportError as error:
-        raise ImportError(f"HFPeft needs the optional extra: pip install 'peftlib[peft]' ({error})") from error
-    return PeftConfig, PEFT_TYPE_TO_TUNER_MAPPING
+    mapping = optional("peft.mapping", "peft")
+    return optional("peft", "peft").PeftConfig, mapping.PEFT_TYPE_TO_TUNER_MAPPING

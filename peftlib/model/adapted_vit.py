@@ -19,7 +19,7 @@ from peftlib.model.precision import BF16_FROZEN, FLOAT32, PRECISIONS, choose_att
 from peftlib.sensors.bands import BandSet, band_set
 from peftlib.sensors.reflectance import Reflectance
 
-_READS_BANDS = "; for a model that reads your bands already there is peftlib.integrations.adapt_blocks"
+_READS_BANDS = "; for a model that reads your bands already HF peft is enough (TerraTorch: peft_config)"
 
 
 class AdaptedViT(nn.Module):

@@ -43,13 +43,3 @@ def train_on_crops(
         losses.append(loss.item())
     model.eval()
     return decoder, losses
-
-
-@torch.inference_mode()
-def crop_accuracy(
-    model: AdaptedViT, decoder: LinearDecoder, image: Tensor, mask: Tensor, part: str = "test", crops: int = 32
-) -> float:
-    """Share of pixels that are classified rightly, on fixed crops from one half of a labelled image."""
-    data = ChipCrops(image, mask, model.image_size[0], part, crops, seed=2**16)
-    right = [decoder(model(batch["image"])).argmax(1) == batch["mask"] for batch in DataLoader(data, 16)]
-    return float(torch.cat(right).float().mean())

@@ -4,7 +4,6 @@ Papermill only warns of an unknown parameter and takes a value of any type; here
 """
 
 import ast
-import hashlib
 import json
 import os
 import sys
@@ -15,13 +14,9 @@ from typing import Any
 
 import pandas as pd
 
-from peftlib.files import atomic_path, figures_dir, root, runs_dir
+from peftlib.files import atomic_path, root, runs_dir
 
 PROFILES = ("quick", "real", "paper")
-
-
-class NotebookFailed(ValueError):
-    """A notebook raised; one line names the notebook, the cell and the error."""
 
 
 def find_notebook(name: str | Path) -> Path:
@@ -77,38 +72,32 @@ def read_parameters(notebook: Path, profile: str, settings: Mapping[str, str]) -
     return {"profile": profile} | values if "profile" in declared else values
 
 
-def run_notebooks(names: Iterable[str | Path], profile: str, settings: Mapping[str, str], if_changed=False) -> int:
-    """Run notebooks into ``runs/<profile>/``; returns how many ran, without unchanged ones if ``if_changed``.
+def run_notebooks(names: Iterable[str | Path], profile: str, settings: Mapping[str, str]) -> None:
+    """Run notebooks into ``runs/<profile>/``, and print how long each took.
 
     Raises:
         ValueError, FileNotFoundError: before anything runs, when a name or a parameter is wrong.
-        NotebookFailed: a cell raised, or the kernel died.
+        ValueError: a cell raised, or the kernel died; one line names the notebook, the cell and the error.
     """
-    profile, ran = settings.get("profile", profile), 0  # --set profile=real is --profile real
+    profile = settings.get("profile", profile)  # --set profile=real is --profile real
     plans = [(path, read_parameters(path, profile, settings)) for path in map(find_notebook, names)]
     for variable in ("PEFTLIB_DATA", "PEFTLIB_WEIGHTS", "PEFTLIB_FIGURES", "PEFTLIB_RUNS"):
         if os.environ.get(variable):  # relative to the caller's folder, and the kernel runs in the notebook's
             os.environ[variable] = str(Path(os.environ[variable]).absolute())
     for path, parameters in plans:
         copy, start = runs_dir() / profile / path.name, time.perf_counter()
-        if if_changed and copy.is_file() and _digest(path, parameters, profile) in copy.read_text():
-            print(f"{path.stem:34s} up to date", flush=True)
-            continue
-        _run(path, copy, profile, parameters)
+        _run(path, copy, parameters)
         print(f"{path.stem:34s} {time.perf_counter() - start:6.1f} s", flush=True)
-        ran += 1
-    return ran
 
 
-def _run(notebook: Path, copy: Path, profile: str, parameters: dict[str, object]) -> None:
+def _run(notebook: Path, copy: Path, parameters: dict[str, object]) -> None:
     """Execute a notebook; its copy takes its place by rename. One that fails is kept beside it."""
-    import nbformat
     import papermill
 
     failed = copy.with_suffix(".failed.ipynb")
     failed.parent.mkdir(parents=True, exist_ok=True)
     try:
-        document = papermill.execute_notebook(
+        papermill.execute_notebook(
             notebook, failed, parameters, cwd=notebook.parent,
             progress_bar={"desc": notebook.stem, "mininterval": 0.1 if sys.stderr.isatty() else 30},
             stderr_file=sys.stderr,  # warnings, and progress of trainings and grids
@@ -116,22 +105,10 @@ def _run(notebook: Path, copy: Path, profile: str, parameters: dict[str, object]
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         what = " ".join(f"{error.ename}: {error.evalue}".split())
-        raise NotebookFailed(f"{notebook.name}, cell [{error.exec_count}]: {what} (see {failed})") from error
+        raise ValueError(f"{notebook.name}, cell [{error.exec_count}]: {what} (see {failed})") from error
     except (RuntimeError, LookupError) as error:  # the kernel died, no such kernel
-        raise NotebookFailed(f"{notebook.name}: {type(error).__name__}: {error}") from error
-    document.metadata["peftlib_digest"] = _digest(notebook, parameters, profile)
-    nbformat.write(document, failed)
+        raise ValueError(f"{notebook.name}: {type(error).__name__}: {error}") from error
     failed.replace(copy)
-
-
-def _digest(notebook: Path, parameters: Mapping[str, object], profile: str) -> str:
-    """sha256 of all that can change a run, and of the names of its figures: without one it is not up to date."""
-    figures = sorted(path.name for path in figures_dir(profile).glob(f"{notebook.stem[:2]}_*"))
-    seen = hashlib.sha256(json.dumps([notebook.read_text(), parameters, figures], sort_keys=True).encode())
-    for files in ("peftlib/**/*.py", "data/re*/**/*.csv", "requirements.lock"):
-        for path in sorted(root().glob(files)):
-            seen.update(path.read_bytes())
-    return seen.hexdigest()
 
 
 def check_reference(

@@ -34,7 +34,7 @@ DATASET_NAMES = {
     "phenology": "simulated time series", "brick_kiln": "brick kilns", "forestnet": "ForestNet", "mados": "MADOS",
     "burn_scars": "burn scars",
 }  # fmt: skip
-METRIC_NAMES = {"macro_f1": "macro F1", "mF1": "macro F1", "miou": "mIoU", "map": "mAP", "iou_burnt": "IoU"}
+METRIC_NAMES = {"macro_f1": "macro F1", "mF1": "macro F1", "miou": "mIoU", "iou_burnt": "IoU"}
 
 
 def label(name: str) -> str:
@@ -52,9 +52,7 @@ def student_interval(values) -> tuple[float, float]:
     """Student's 95% interval of a mean, for seaborn's ``errorbar``; (nan, nan) for one value."""
     if len(values) < 2:
         return np.nan, np.nan
-    values = np.asarray(values, dtype=float)
-    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    return values.mean() - half, values.mean() + half
+    return stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
 
 
 def runs_and_intervals(ax: Axes, rows: pd.DataFrame, x: str, y: str, palette: dict, **options) -> None:

@@ -115,6 +115,6 @@ def stand_ins(wanted: BandSet, given: BandSet, how: str) -> Tensor:
 def scored(task: Task, batches: Iterable[dict], scenes: EarthDataset) -> dict[str, float]:
     """The task's metrics on batches, and those that the scenes have of their own."""
     logits, truth = map(torch.cat, zip(*predict_batches(task, batches), strict=True))
-    found = task.metrics.clone()(task.predictions(logits), truth)
+    found = task.metrics.clone()(logits.argmax(1), truth)
     own = [score(logits, truth) for score in scenes.evaluations().values()]
     return {name: float(value) for scores in (found, *own) for name, value in scores.items()}

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import lightning
 import torch
@@ -60,12 +59,8 @@ class Task(lightning.LightningModule):
 
     # --- what a task writes ---
 
-    def forward_features(self, x: Tensor, metadata: Tensor | None = None) -> Tensor | list[Tensor]:
-        """What the head reads of the model's tokens. x: (B, C, H, W) reflectance, metadata: (B, K)."""
-        raise NotImplementedError
-
-    def forward_head(self, features: Any) -> Tensor:
-        """What ``forward_features`` gives -> logits (B, classes), or (B, classes, H, W)."""
+    def forward(self, x: Tensor, metadata: Tensor | None = None) -> Tensor:
+        """x: (B, C, H, W) reflectance, metadata: (B, K) -> logits (B, classes), or (B, classes, H, W)."""
         raise NotImplementedError
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -73,16 +68,12 @@ class Task(lightning.LightningModule):
         raise NotImplementedError
 
     def target(self, batch: dict) -> Tensor:
-        """What is to be predicted: class numbers of pixels or images, or 0 and 1 of each class."""
+        """What is to be predicted: class numbers of pixels or images."""
         return batch[self.truth].long()
 
     def n_counted(self, target: Tensor) -> Tensor | int:
         """How much of a batch counts: images, or known pixels."""
         return len(target)
-
-    def predictions(self, logits: Tensor) -> Tensor:
-        """What the metrics take: class numbers."""
-        return logits.argmax(1)
 
     # --- what they share ---
 
@@ -101,10 +92,6 @@ class Task(lightning.LightningModule):
             changed["mask"] = resize_mask(batch["mask"], self.model.image_size)
         return batch | changed
 
-    def forward(self, x: Tensor, metadata: Tensor | None = None) -> Tensor:
-        """x: (B, C, H, W) reflectance -> logits (B, classes), or (B, classes, H, W)."""
-        return self.forward_head(self.forward_features(x, metadata))
-
     def logits(self, batch: dict) -> Tensor:
         return self(batch["image"], batch.get("metadata"))
 
@@ -120,7 +107,7 @@ class Task(lightning.LightningModule):
         counted = self.n_counted(target)
         self.total_loss.update(self.loss(logits, target) * counted)
         self.counted.update(counted)
-        self.metrics.update(self.predictions(logits), target)
+        self.metrics.update(logits.argmax(1), target)
 
     def on_validation_epoch_end(self) -> None:
         found = {"loss": self.total_loss.compute() / self.counted.compute()} | self.metrics.compute()

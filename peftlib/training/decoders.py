@@ -1,10 +1,11 @@
 """Heads that turn tokens into class maps: linear, and UNet and UPerNet on the tokens of four blocks."""
 
 from functools import partial
-from importlib import import_module
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from peftlib.files import optional
 
 doubled = partial(nn.ConvTranspose2d, kernel_size=2, stride=2)  # a map of twice the size
 DECODERS = ("linear", "unet", "upernet")
@@ -108,11 +109,3 @@ def evenly_spaced(depth: int, count: int = 4) -> tuple[int, ...]:
 def group_norm(channels: int) -> nn.GroupNorm:
     """Groups of eight channels where that divides, else one group."""
     return nn.GroupNorm(channels // 8 if channels % 8 == 0 else 1, channels)
-
-
-def optional(module: str):
-    """A module of the optional extra ``geo``; some take seconds to import."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise ImportError(f"{module} needs the optional extra: pip install 'peftlib[geo]' ({error})") from error

@@ -24,8 +24,8 @@ LAST, RESULTS = "last.ckpt", "results.json"
 
 def fit(
     task: Task, data: EarthData, folder: str | Path, steps: int = 500, seed: int = 0, precision: str = "32-true",
-    accumulate: int = 1, accelerator: str = "auto", devices: int = 1, strategy: str = "auto", progress: bool = False,
-    save_every: int = 100, callbacks: Sequence[lightning.Callback] = (), **options,
+    accumulate: int = 1, accelerator: str = "auto", progress: bool = False, save_every: int = 100,
+    callbacks: Sequence[lightning.Callback] = (), **options,
 ) -> dict[str, dict[str, float]]:  # fmt: skip
     """Train and evaluate. The task comes back in eval mode with its last weights.
 
@@ -40,8 +40,8 @@ def fit(
             ``EarthData``.
         precision: ``"32-true"``, ``"bf16-mixed"``, or another of Lightning's.
         accumulate: batches whose gradients make one step.
-        accelerator, devices, strategy, callbacks, options: as for Lightning's ``Trainer``, such as ``devices=4,
-            strategy="ddp", gradient_clip_val=1.0``; ``check_val_every_n_epoch=1`` validates before the end too.
+        accelerator, callbacks, options: as for Lightning's ``Trainer``, such as ``devices=4, strategy="ddp",
+            gradient_clip_val=1.0``; ``check_val_every_n_epoch=1`` validates before the end too.
         progress: show progress bars.
         save_every: write a checkpoint after so many steps, at the next end of an epoch.
 
@@ -79,15 +79,13 @@ def fit(
         precision=precision,
         accumulate_grad_batches=accumulate,
         accelerator=accelerator,
-        devices=devices,
-        strategy=strategy,
         use_distributed_sampler=False,  # EarthData shares images out itself
         num_sanity_val_steps=0,
         enable_progress_bar=progress,
         enable_checkpointing=True,
         callbacks=[*callbacks, Reseed(facts), keep],
         plugins=[AtomicCheckpoints()],
-        **({"check_val_every_n_epoch": steps + 1} | options),
+        **({"devices": 1, "check_val_every_n_epoch": steps + 1} | options),
     )
     if resumed is None or resumed["global_step"] < steps:
         task.steps = steps
@@ -99,7 +97,7 @@ def fit(
     if not math.isfinite(metrics["val"][monitor]):
         raise ValueError(
             f"{monitor} is not a number in validation; did the training diverge (rates, precision), or is there "
-            "nothing to score in validation (every pixel ignored, no positive label)?"
+            "nothing to score in validation (every pixel ignored)?"
         )
     if data.test is not None:
         metrics["test"] = dict(trainer.test(task, datamodule=data, verbose=False)[0])

@@ -10,46 +10,30 @@ from torch import Tensor, nn
 from peftlib.model.adapted_vit import AdaptedViT
 from peftlib.training.base import Task, class_names
 from peftlib.training.decoders import build_decoder
-from peftlib.training.metrics import ClassScores, MultilabelScores
+from peftlib.training.metrics import ClassScores
 
 
 class Classification(Task):
-    """One label an image, or any number of them: a linear head on the class token and the mean of the patch tokens.
+    """One label an image: a linear head on the class token, if there is one, and the mean of the patch tokens.
 
-    Logs ``loss``, ``accuracy``, ``balanced_accuracy`` and ``macro_f1``; with ``multilabel``, ``loss``, ``map``,
-    ``micro_map``, ``macro_f1`` and ``micro_f1``. See ``peftlib.training.metrics``.
+    Logs ``loss``, ``accuracy``, ``balanced_accuracy`` and ``macro_f1``, see ``peftlib.training.metrics``.
 
     Args:
         model, classes, recipe: see ``Task``.
-        multilabel: labels are (classes,) of 0 and 1.
     """
 
-    def __init__(self, model: AdaptedViT, classes: int | Sequence[str], *, multilabel: bool = False, **recipe):
-        metrics = MultilabelScores() if multilabel else ClassScores(class_names(classes))
-        super().__init__(model, classes, metrics, "map" if multilabel else "macro_f1", **recipe)
-        self.multilabel = multilabel
+    def __init__(self, model: AdaptedViT, classes: int | Sequence[str], **recipe):
+        super().__init__(model, classes, ClassScores(class_names(classes)), "macro_f1", **recipe)
         self.has_class_token = model.vit.cls_token is not None
         self.head = nn.Linear(model.vit.embed_dim * (1 + self.has_class_token), len(self.classes))
 
-    def forward_features(self, x: Tensor, metadata: Tensor | None = None) -> Tensor:
-        """-> class token and mean of the patch tokens (B, 2 d), or the mean alone (B, d)."""
+    def forward(self, x: Tensor, metadata: Tensor | None = None) -> Tensor:
         tokens = self.model(x, metadata)
         mean = tokens[:, -math.prod(self.model.grid_size) :].mean(1)
-        return torch.cat([tokens[:, 0], mean], dim=1) if self.has_class_token else mean
-
-    def forward_head(self, features: Tensor) -> Tensor:
-        return self.head(features)
+        return self.head(torch.cat([tokens[:, 0], mean], dim=1) if self.has_class_token else mean)
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        if self.multilabel:
-            return F.binary_cross_entropy_with_logits(logits.float(), target.float())
         return F.cross_entropy(logits.float(), target)
-
-    def predictions(self, logits: Tensor) -> Tensor:
-        return logits.float().sigmoid() if self.multilabel else super().predictions(logits)
-
-    def facts(self) -> dict:
-        return super().facts() | {"multilabel": self.multilabel}
 
 
 class Segmentation(Task):
@@ -77,13 +61,10 @@ class Segmentation(Task):
         self.decoder = build_decoder(decoder, model, len(names))
         self.decoder_name, self.ignore_index = decoder, ignore_index
 
-    def forward_features(self, x: Tensor, metadata: Tensor | None = None) -> Tensor | list[Tensor]:
-        """-> tokens (B, N, d); a list of four for decoders that read four blocks."""
-        blocks = self.decoder.blocks
-        return self.model(x, metadata) if blocks is None else self.model.intermediate_tokens(x, blocks, metadata)
-
-    def forward_head(self, features: Tensor | list[Tensor]) -> Tensor:
-        return self.decoder(features)
+    def forward(self, x: Tensor, metadata: Tensor | None = None) -> Tensor:
+        if (blocks := self.decoder.blocks) is None:
+            return self.decoder(self.model(x, metadata))
+        return self.decoder(self.model.intermediate_tokens(x, blocks, metadata))
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         total = F.cross_entropy(logits.float(), target, ignore_index=self.ignore_index, reduction="sum")

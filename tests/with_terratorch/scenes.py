@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 from peftlib.data import load
 
 BANDS = ("B02", "B03", "B04", "B08", "B11", "B12")
-NAMES = ("BLUE", "GREEN", "RED", "NIR_BROAD", "SWIR_1", "SWIR_2")  # the same in TerraTorch's words
 CLASSES = 10
 SIZE = 56
 

@@ -14,13 +14,11 @@ from safetensors.torch import save_file
 pytest.importorskip("terratorch.registry", reason="TerraTorch has an environment of its own: make test-terratorch")
 
 import comparison
-from scenes import BANDS, NAMES, SIZE, Scenes, write_tiffs
-from terratorch.datasets import HLSBands
+from scenes import BANDS, SIZE, Scenes, write_tiffs
 from terratorch.registry import BACKBONE_REGISTRY, TERRATORCH_BACKBONE_REGISTRY
 
 import peftlib as pl
-from peftlib.integrations import BLOCK_METHODS, adapt_blocks
-from peftlib.integrations.terratorch import BAND_NAMES, own_names
+import peftlib.integrations.terratorch
 from peftlib.training.fit import quiet_trainer
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -54,7 +52,7 @@ def assert_only_tuned_moved(module, before: dict) -> None:
 @pytest.mark.parametrize("method", pl.METHODS)
 def test_every_method_builds_by_name(method):
     assert {f"peftlib_{method}_{backbone}" for backbone in pl.BACKBONES} <= set(TERRATORCH_BACKBONE_REGISTRY)
-    backbone = BACKBONE_REGISTRY.build(f"peftlib_{method}_dinov2_small", bands=NAMES, out_indices=[2, 11], **RANDOM)
+    backbone = BACKBONE_REGISTRY.build(f"peftlib_{method}_dinov2_small", bands=BANDS, out_indices=[2, 11], **RANDOM)
     assert backbone.model.bands.names == BANDS and backbone.model.method == pl.METHODS[method]()
     assert backbone.training and backbone.out_channels == [384, 384]
     assert [z.shape for z in backbone(images(BANDS, size=(SIZE, SIZE)))] == [(2, 17, 384)] * 2
@@ -70,13 +68,6 @@ def test_options_reach_the_method_and_wrong_ones_are_named():
         BACKBONE_REGISTRY.build(name, bands=BANDS, input="raw", **RANDOM)
     with pytest.raises(ValueError, match=r"lora does not know options .*num_frames"):
         BACKBONE_REGISTRY.build(name, bands=BANDS, num_frames=1, **RANDOM)
-
-
-def test_band_names_are_terratorchs_too():
-    assert own_names(list(HLSBands)[:9], "hls") == ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A")
-    assert own_names(["B02", "RED", "NIR_NARROW"], "sentinel2") == ("B02", "B04", "B8A")
-    for sensor, names in BAND_NAMES.items():
-        assert set(names) <= {band.value for band in HLSBands} and set(names.values()) <= set(pl.SENSORS[sensor])
 
 
 @pytest.mark.parametrize("kind", comparison.KINDS)
@@ -106,34 +97,6 @@ def test_both_loras_tune_as_much_from_the_same_start(data):
     with torch.no_grad():
         ours, theirs = (t.model.encoder(x)[-1] for t in tasks)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("method", BLOCK_METHODS)
-def test_prithvi_takes_the_methods_of_blocks(method):
-    prithvi = "prithvi_eo_v1_100" if method == "lora" else "prithvi_eo_v2_tiny_tl"
-    x, six = torch.randn(1, 6, 1, 32, 32), ["BLUE", "GREEN", "RED", "NIR_NARROW", "SWIR_1", "SWIR_2"]
-    options = dict(bands=six, num_frames=1, img_size=32)
-    torch.manual_seed(0)
-    plain = BACKBONE_REGISTRY.build(prithvi, **options)
-    torch.manual_seed(0)
-    vit = BACKBONE_REGISTRY.build(f"peftlib_{method}_{prithvi}", out_indices=[5, 11], **options)
-    with torch.no_grad():
-        start = plain(x)
-        for z, own in zip(vit(x), (start[5], start[11]), strict=True):
-            torch.testing.assert_close(z, own, rtol=1e-4, atol=1e-4)
-    before = snapshot(vit)
-    optimiser = torch.optim.AdamW(vit.parameters(), lr=1e-2)
-    for _ in range(2):  # the first step moves factors that start at zero, the second what lies behind them
-        optimiser.zero_grad()
-        sum((z * torch.linspace(-1, 1, z.shape[-1])).square().mean() for z in vit(x)).backward()
-        optimiser.step()
-    assert_only_tuned_moved(vit, before)
-
-
-def test_clay_is_refused_by_the_names_of_its_classes():
-    clay = BACKBONE_REGISTRY.build("timm_clay_v1_base", bands=["blue", "green", "red", "nir"])
-    with pytest.raises(ValueError, match=r"needs `blocks`.*clay_v1\.modules\.Attention"):
-        adapt_blocks(clay, pl.LoRA())
 
 
 def test_the_yaml_of_readme_trains_by_the_command_line(tmp_path, weights):

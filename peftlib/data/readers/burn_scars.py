@@ -1,6 +1,7 @@
 """HLS Burn Scars: burnt or not, 804 chips of 512 px at 30 m of the contiguous United States, 2018 to 2021.
 
-* Source: Hugging Face ``ibm-nasa-geospatial/hls_burn_scars``; CC-BY-4.0.
+* Source: Hugging Face ``ibm-nasa-geospatial/hls_burn_scars``; CC-BY-4.0. ``hls_burn_scars.tar.gz``, 2.6 GB, has the
+  sha256 4e6f99a75cb2c500547b20662a15cbd531dc421376f815e91846ea542798e8e6.
 * Files: ``subsetted_512x512_HLS.S30.<tile>.<year and day>.v1.4_merged.tif`` with B02, B03, B04, B8A, B11, B12 and
   ``....mask.tif``, in any folders under the root (the publisher's are ``training`` and ``validation``).
 * Splits: the publisher's two folders were drawn at random, so that one place lies in both. The leak-free split of
@@ -12,9 +13,6 @@
 from pathlib import Path
 
 from peftlib.data.dataset import EarthDataset, date_in
-
-REVISION = "1864285e25010d346a842e4f068b1a1d4248ed6d"
-URL = f"https://huggingface.co/datasets/ibm-nasa-geospatial/hls_burn_scars/resolve/{REVISION}/hls_burn_scars.tar.gz"
 
 
 class BurnScars(EarthDataset):
@@ -33,9 +31,6 @@ class BurnScars(EarthDataset):
         "https://huggingface.co/datasets/ibm-nasa-geospatial/hls_burn_scars (images) and "
         "https://huggingface.co/ibm-nasa-geospatial/Prithvi-EO-2.0-300M-BurnScars (folder splits)"
     )
-
-    # The images, 2.6 GB. Copy the three lists by hand.
-    published = ((URL, "sha256:4e6f99a75cb2c500547b20662a15cbd531dc421376f815e91846ea542798e8e6", ".", "chips"),)
 
     def find(self) -> list[Path]:
         files = sorted(self.root.rglob("*_merged.tif"))

@@ -1,7 +1,7 @@
 """EuroSAT, all bands: ten classes of land use, 27,000 Sentinel-2 chips of 64 px of Europe at 10 m.
 
 * Source: Helber et al. 2019, github.com/phelber/EuroSAT; MIT, Copernicus Sentinel terms for the images. torchgeo's
-  copy and split lists are fetched.
+  ``EuroSAT(root, split, download=True, checksum=True)`` fetches it, 2 GB, with the list of that split.
 * Files: 13-band GeoTIFFs ``<Class>_<n>.tif`` in a folder a class; **B8A is the last band**, after B12.
 * Splits: torchgeo's lists ``eurosat-<split>.txt`` (16,200 / 5,400 / 5,400); images in ``ds/images/...`` as torchgeo
   unpacks them. Folders ``train/<Class>/*.tif`` and ``test/<Class>/*.tif`` are read too; that layout has no val.
@@ -15,7 +15,6 @@ from pathlib import Path
 from peftlib.data.dataset import EarthDataset, read_tif
 
 IMAGES = Path("ds/images/remote_sensing/otherDatasets/sentinel_2/tif")
-URL = "https://huggingface.co/datasets/torchgeo/eurosat/resolve/1ce6f1bfb56db63fd91b6ecc466ea67f2509774c/"
 
 
 class EuroSAT(EarthDataset):
@@ -32,13 +31,7 @@ class EuroSAT(EarthDataset):
     )  # fmt: skip
     all_bands = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B09", "B10", "B11", "B12", "B8A")
     scale = 1e4
-    source = "https://github.com/phelber/EuroSAT (split lists: https://huggingface.co/datasets/torchgeo/eurosat)"
-    published = (  # about 2 GB
-        (f"{URL}eurosat-train.txt", "md5:908f142e73d6acdf3f482c5e80d851b1", "", ""),
-        (f"{URL}eurosat-val.txt", "md5:95de90f2aa998f70a3b2416bfe0687b4", "", ""),
-        (f"{URL}eurosat-test.txt", "md5:7ae5ab94471417b6e315763121e67c5f", "", ""),
-        (f"{URL}EuroSATallBands.zip", "md5:5ac12b3b2557aa56e1826e981e8e200e", "ds", "ds"),
-    )
+    source = "https://huggingface.co/datasets/torchgeo/eurosat (torchgeo.datasets.EuroSAT fetches it: download=True)"
 
     def __init__(self, split: str = "train", *, longitudes: Sequence[float] | None = None, **options):
         self.longitudes = longitudes

@@ -1,6 +1,7 @@
 """MADOS, marine debris and oil spills: 15 classes of the sea surface, 240 px Sentinel-2 crops at 10 m, sparse labels.
 
-* Source: Kikaki et al. 2024, zenodo.org/records/10664073; CC-BY-4.0. 174 scenes, 2,803 crops.
+* Source: Kikaki et al. 2024, zenodo.org/records/10664073; CC-BY-4.0. 174 scenes, 2,803 crops. ``MADOS.zip``,
+  4 GB, has the md5 1076b25d2797be3095d82a61105c7380.
 * Files: ``Scene_<s>/<10, 20 or 60>/Scene_<s>_L2R_rhorc_<nm>_<crop>.tif``, a band each (the nanometres differ a little
   between Sentinel-2A and B), ``Scene_<s>/10/Scene_<s>_L2R_cl_<crop>.tif``; lists ``splits/<split>_X.txt`` of
   ``Scene_<s>_<crop>``. The 20 m and 60 m bands are repeated onto the 10 m grid, as the authors do.
@@ -31,7 +32,6 @@ class Mados(EarthDataset):
     all_bands = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
     nodata = "nan"
     source = "https://zenodo.org/records/10664073"
-    published = ((f"{source}/files/MADOS.zip", "md5:1076b25d2797be3095d82a61105c7380", "MADOS", "."),)  # about 4 GB
 
     def find(self) -> list[tuple[str, ...]]:
         return [tuple(name.rsplit("_", 1)) for name in self.read_list(f"splits/{self.split}_X.txt")]

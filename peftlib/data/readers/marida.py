@@ -1,6 +1,7 @@
 """MARIDA, marine debris archive: 15 classes of the sea surface, Sentinel-2 at 10 m, sparse labels; MADOS came after it.
 
 * Source: Kikaki et al. 2022, zenodo.org/records/5151941; CC-BY-4.0. 63 scenes, 1,381 patches of 256 px.
+  ``MARIDA.zip``, 1.2 GB, has the md5 9bf32266f6e3711c9dfa3699b856c76f.
 * Bands: Sentinel-2 without B09 and B10. Rayleigh-corrected reflectance of ACOLITE.
 * The publisher's layout: ``patches/<scene>/<scene>_<n>.tif`` float, ``..._cl.tif`` beside it, lists
   ``splits/<split>_X.txt`` (694 / 328 / 359) of names without ``S2_``.
@@ -37,7 +38,6 @@ class Marida(EarthDataset):
     fill = (-32768.0,)
     nodata = "nan"
     source = "https://zenodo.org/records/5151941"
-    published = ((f"{source}/files/MARIDA.zip", "md5:9bf32266f6e3711c9dfa3699b856c76f", ".", "."),)  # about 1.2 GB
 
     def find(self) -> list[tuple[Path, Path]]:
         if (self.root / "images").is_dir() and not (self.root / "patches").is_dir():
