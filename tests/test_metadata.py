@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader
 
 import peftlib as pl
 from peftlib.data.dataset import collate
-from peftlib.model.metadata import SIZES, MetadataEmbedding, encode_metadata
+from peftlib.model.metadata import MetadataEmbedding
+from peftlib.sensors.metadata import SIZES, encode_metadata
 from peftlib.training.fit import quiet_trainer
 from peftlib.training.tasks import Classification
 

@@ -6,7 +6,6 @@ radiometry of the other bands. EMB is an input: it works under every method.
 
 import math
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import repeat
 
@@ -18,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from peftlib.methods.base import Input, option
 from peftlib.sensors.bands import BandSet
-from peftlib.sensors.reflectance import Reflectance
+from peftlib.sensors.reflectance import Reflectance, exactly
 from peftlib.sensors.spectral_indices import SpectralIndices, available_indices
 from peftlib.sensors.wavelengths import KNOTS, resampling
 
@@ -233,8 +232,3 @@ class _HiddenMoments(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 ds.append((da @ W).view_as(part))
         return torch.cat(ds) if ds else None, dW, db, None
-
-
-def exactly(x: Tensor):
-    """No autocast."""
-    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from peftlib.deflect.patch_embedding import EMB, PixelSetEncoder
 from peftlib.methods.base import option
 from peftlib.sensors.bands import BandSet, band_set
+from peftlib.sensors.metadata import YEAR
 from peftlib.sensors.reflectance import Reflectance
 from peftlib.sensors.spectral_indices import SpectralIndices, available_indices
 
-YEAR = 365.25  # days
 _DAY = (("cos", 0.5, 0.35), ("sin", 0.5, 0.35))  # name, mean, deviation of what holds the day of the year
 
 

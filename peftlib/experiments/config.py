@@ -15,8 +15,8 @@ from peftlib.data import DATASETS, load
 from peftlib.data.subsets import Concat, Subset, Tiles, cache_if_small, contents_hash, every_nth, files_of, folds
 from peftlib.files import data_dir
 from peftlib.methods.base import Input, Method, input_from, method_from
-from peftlib.model.metadata import SIZES
 from peftlib.model.precision import BF16_FROZEN
+from peftlib.sensors.metadata import SIZES
 from peftlib.training.base import SCHEDULES
 from peftlib.training.decoders import DECODERS
 

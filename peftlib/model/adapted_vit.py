@@ -67,7 +67,7 @@ class AdaptedViT(nn.Module):
         Prefix tokens come first, then patches row by row.
 
         Args:
-            metadata: (B, K) of ``peftlib.model.metadata.encode_metadata``, for a model that reads it; None is unknown.
+            metadata: (B, K) of ``peftlib.sensors.metadata.encode_metadata``, if the model reads it; None is unknown.
         """
         z, z_A = self.embed(x, metadata)
         for block in self.vit.blocks:

@@ -55,11 +55,3 @@ def choose_attention(vit: VisionTransformer) -> None:
     for attention in vit.modules():
         if isinstance(attention, Attention):
             attention.fused_attn = next(attention.parameters()).is_cuda  # type: ignore[misc]  # Final for TorchScript
-
-
-def fastest_precision(device: torch.device | str = "cpu") -> str:
-    """``"bf16-frozen"`` where this device multiplies bfloat16 faster than float32, else ``"float32"``."""
-    if torch.device(device).type == "cpu":
-        able = torch.cpu.get_capabilities()
-        return BF16_FROZEN if able.get("avx512_bf16") or able.get("amx_bf16") else FLOAT32
-    return BF16_FROZEN if torch.cuda.is_bf16_supported(including_emulation=False) else FLOAT32

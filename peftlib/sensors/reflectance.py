@@ -80,6 +80,11 @@ def check_reflectance(
         )
 
 
+def exactly(x: Tensor):
+    """No autocast."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
 class Reflectance(nn.Module):
     """From a checked image to what the layers read: normalised RGB, standardised other bands, and where data are.
 
@@ -150,7 +155,7 @@ class Reflectance(nn.Module):
         """What is standardised: the bands beyond RGB, or all of them resampled."""
         if self.resample is None:
             return x[:, self.beyond_channels]
-        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):  # differences matter
+        with exactly(x):  # differences matter
             return torch.einsum("kc,bchw->bkhw", self.resample.to(x.dtype), x)
 
     def check(self, x: Tensor) -> None:

@@ -8,13 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 import pandas as pd
+import torch
 
 import peftlib as pl
 from peftlib.experiments.config import SEARCH, Experiment
 from peftlib.experiments.results import scores
 from peftlib.methods import Input, Method
 from peftlib.methods.lora import LoRA
-from peftlib.model.precision import BF16_FROZEN, FLOAT32, fastest_precision
+from peftlib.model.precision import BF16_FROZEN
 
 ROWS = "preliminary"  # under which the rows are committed
 Execute = Callable[[Sequence[Experiment]], tuple[pd.DataFrame, pd.DataFrame]]
@@ -34,7 +35,10 @@ _SCENES: Fields = {"length": 1000, "size": 56}
 
 def fitting(method: Method, precision: str | None = None) -> str:
     """The precision of a method's runs: the one given, None is the fastest here; float32 where nothing is frozen."""
-    precision = precision or {FLOAT32: "32-true"}.get(fastest_precision(), BF16_FROZEN)
+    if precision is None:
+        able = torch.cpu.get_capabilities()
+        fast = torch.cuda.is_available() or able.get("avx512_bf16") or able.get("amx_bf16")
+        precision = BF16_FROZEN if fast else "32-true"
     return "32-true" if precision == BF16_FROZEN and method.name == "full" else precision
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric, SumMetric
 
 from peftlib.model.adapted_vit import AdaptedViT
-from peftlib.model.metadata import encode_metadata
+from peftlib.sensors.metadata import encode_metadata
 from peftlib.training.augmentation import random_d4, resize_image, resize_mask
 
 SCHEDULES = ("cosine", "constant")
