@@ -35,7 +35,6 @@ def main(arguments: list[str] | None = None) -> int:
     race.add_argument("--repeats", type=int, default=10)
     race.add_argument("--device", default="", help="cpu or cuda; a GPU where there is one")
     race.add_argument("--compile", action="store_true", help="with torch.compile", dest="compiled")
-    race.add_argument("--checkpoint", action="store_true", help="with activation checkpointing", dest="checkpointed")
     race.add_argument("--out", metavar="FILE.csv", help="write the rows there")
 
     options = vars(parser.parse_args(arguments))

@@ -75,8 +75,6 @@ def test_an_approach_is_the_role_of_its_finals(planned):
     assert plans["DEFLECT, sequence of dates"].input.order == "sequence"
     bands = plans["DEFLECT, set without days"].bands
     assert "B08@4" in bands and not [name for name in bands if name.startswith(("cos", "sin"))]
-    with pytest.raises(ValueError, match="choose from LoRA, RGB of the best date"):
-        planned(series.study, names=("LoRA",))
 
 
 def test_missing_bands_are_filled_from_what_is_there():

@@ -179,11 +179,9 @@ class Stopwatch(lightning.Callback):
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        processor = platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    processor = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
     return f"{device.type} ({processor}, {torch.get_num_threads()} threads)"
 
 

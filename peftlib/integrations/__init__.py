@@ -1,7 +1,4 @@
-"""An adapted ViT inside other frameworks: what their necks and decoders expect of a backbone.
-
-Nothing here is imported by ``import peftlib``.
-"""
+"""An adapted ViT inside other frameworks: what their necks and decoders expect of a backbone."""
 
 from collections.abc import Sequence
 

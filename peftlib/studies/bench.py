@@ -67,7 +67,7 @@ class Contestant:
 
 def bench(
     backbone: str = "dinov2_small", image_size: int = 98, batch_size: int = 32, methods: Sequence[str] = CELLS,
-    repeats: int = 10, device: str = "", compiled: bool = False, checkpointed: bool = False,
+    repeats: int = 10, device: str = "", compiled: bool = False,
 ) -> pd.DataFrame:  # fmt: skip
     """Time contestants beside each other: each repeat is a forward and a step of all, so all see the same weather.
 
@@ -81,7 +81,6 @@ def bench(
         repeats: of which medians and quartiles are taken, after two for warming up.
         device: such as ``"cuda"``; empty is a GPU where there is one.
         compiled: by ``torch.compile``.
-        checkpointed: keep only what enters each block, and make the rest again in the backward pass.
 
     Returns:
         a row a contestant and ``precision``; ``ratio`` is its step time over that of the peer in the same round, in
@@ -97,12 +96,11 @@ def bench(
         raise ValueError(f"bench({repeats=}); it must be at least 1")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     facts = {"backbone": backbone, "image_size": image_size, "batch_size": batch_size}
-    facts |= {"compiled": compiled, "checkpointed": checkpointed, "device": device_name(place)}
+    facts |= {"compiled": compiled, "device": device_name(place)}
     facts |= {"torch": torch.__version__, "repeats": repeats}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         vit = load_backbone(backbone, "random", image_size).train()
-        vit.set_grad_checkpointing(checkpointed)
         x = (torch.rand(batch_size, len(BANDS), image_size, image_size) * 0.5).to(place)
         rgb = x[:, :3].contiguous()
         racers: dict[tuple, Contestant] = {}
@@ -219,11 +217,10 @@ def markdown(rows: pd.DataFrame) -> str:
     for name, places in digits.items():
         table[name] = rows[name].map(f"{{:.{places}f}}".format)
     table = table.assign(tuned=rows["tuned"].map("{:,}".format)).iloc[rows["step_ms"].argsort()]
-    how = [name for name in ("compiled", "checkpointed") if facts[name]]
-    place = [f"{facts.image_size} px", f"batch {facts.batch_size}", *how, facts.device]
+    place = [f"{facts.image_size} px", f"batch {facts.batch_size}", "compiled" * facts.compiled, facts.device]
     head = (
-        f"{facts.backbone}, {', '.join(place)}, torch {facts.torch}: medians (and quartiles) of {facts.repeats} "
-        f"interleaved rounds; peer: {PEER}; matrix products here, GFLOP/s: "
+        f"{facts.backbone}, {', '.join(filter(None, place))}, torch {facts.torch}: medians (and quartiles) of "
+        f"{facts.repeats} interleaved rounds; peer: {PEER}; matrix products here, GFLOP/s: "
         f"{facts.rate_gflops:.0f} in float32, {rows['rate_gflops'].iloc[-1]:.0f} in bfloat16"
     )
     lines = [table.columns, ["---"] * len(table.columns), *table.values]

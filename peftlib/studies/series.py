@@ -38,18 +38,10 @@ _KNOWN = (100 / 6, *(200 / 6,) * 2, *(50.0,) * 3, *(100.0,) * 5)
 KNOWABLE = dict(zip(APPROACHES, _KNOWN, strict=True))
 
 
-def study(
-    execute: Execute, names: Sequence[str] = tuple(APPROACHES), seeds: Sequence[int] = (0, 1, 2)
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rates by validation loss: one date leaves several classes equally likely, and which is named is chance.
-
-    ``names``: some of ``APPROACHES``; ValueError for another.
-    """
-    if unknown := [name for name in names if name not in APPROACHES]:
-        raise ValueError(f"approaches {unknown}; choose from {', '.join(APPROACHES)}")
+def study(execute: Execute, seeds: Sequence[int] = (0, 1, 2)) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rates by validation loss: one date leaves several classes equally likely, and which is named is chance."""
     scenes, planned = replace(SETTINGS["spectral_scenes"][0], dataset="phenology", steps=1000), {}
-    for name in names:
-        cell, view, fields = APPROACHES[name]
+    for name, (cell, view, fields) in APPROACHES.items():
         planned[name] = tries(replace(scenes, data={**scenes.data, "view": view}, **fields), *cell)
     *searched, best = search(execute, planned, "loss")
     finals = [replace(one, role=name, seed=seed, init=seed) for name, one in best.items() for seed in seeds]
