@@ -217,7 +217,7 @@ def markdown(rows: pd.DataFrame) -> str:
     for name, places in digits.items():
         table[name] = rows[name].map(f"{{:.{places}f}}".format)
     table = table.assign(tuned=rows["tuned"].map("{:,}".format)).iloc[rows["step_ms"].argsort()]
-    place = [f"{facts.image_size} px", f"batch {facts.batch_size}", "compiled" * facts.compiled, facts.device]
+    place = [f"{facts.image_size} px", f"batch {facts.batch_size}", "compiled" if facts.compiled else "", facts.device]
     head = (
         f"{facts.backbone}, {', '.join(filter(None, place))}, torch {facts.torch}: medians (and quartiles) of "
         f"{facts.repeats} interleaved rounds; peer: {PEER}; matrix products here, GFLOP/s: "
