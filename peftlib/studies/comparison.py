@@ -66,6 +66,7 @@ PROFILES: dict[str, dict[str, Setting]] = {
                 SETTINGS["spectral_scenes"][0],
                 data=_SMALL | {"seed": 100},
                 val_images=64,
+                batch_size=8,
                 precision=fitting(pl.Frozen()),
             ),
             ({"data": _SMALL},),
