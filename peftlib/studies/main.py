@@ -17,12 +17,12 @@ import peftlib as pl
 from peftlib.experiments.config import BF16_FROZEN, SEARCH, Experiment
 from peftlib.experiments.results import experiment_fields, scores
 from peftlib.methods import METHODS, Input, Method
+from peftlib.methods.inputs import STARTS
 from peftlib.studies.comparison import Execute, Fields, fitting, joined
 
 Cell = tuple[Input, Method]
 FACTOR, EXTENSIONS = 4, 3  # between rates; how often the best may lie on the edge
 EXPLORATORY = "exploratory"  # role of the final runs of cells that are not primary
-STARTS = ("zero", "repeat", "mean", "nearest", "random")
 PRIMARY: dict[str, Cell] = {
     "EMB × LoRA": (pl.EMB(), pl.LoRA()),
     "DEFLECT": (pl.EMB(), pl.Deflect()),
@@ -112,11 +112,11 @@ def study(
     """
     print(planned(plans).to_string(index=False), flush=True)
     tables, absent = [], {}
-    for cells in (PRIMARY, exploratory()):
+    for role, cells in (("final", PRIMARY), (EXPLORATORY, exploratory())):
         for name, plan in plans.items():
             try:
-                tables += study_cells(execute, plan, cells, precision)
-                if cells is PRIMARY:
+                tables += study_cells(execute, plan, cells, role, precision)
+                if role == "final":
                     tables += checks(execute, plan, tables[-1][0])
             except FileNotFoundError as error:
                 absent[name] = error
@@ -155,8 +155,8 @@ def checks(execute: Execute, plan: Plan, runs: pd.DataFrame) -> list:
     return [execute(others)]
 
 
-def study_cells(execute: Execute, plan: Plan, cells: Mapping[str, Cell], precision: str | None = None) -> list:
-    """Tables of the runs and metrics of some cells on a data set, in the order in which they were made."""
+def study_cells(execute: Execute, plan: Plan, cells: Mapping[str, Cell], role: str, precision: str | None) -> list:
+    """Tables of the runs and metrics of some cells on a data set, as they are made; the last are those of ``role``."""
     tables: list[tuple[pd.DataFrame, pd.DataFrame]] = []
 
     def kept(experiments: Sequence[Experiment]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -184,7 +184,6 @@ def study_cells(execute: Execute, plan: Plan, cells: Mapping[str, Cell], precisi
     tuned = {name: cell for name, cell in cells.items() if cell[1].learning_rates}
     tries = {name: lambda rate, name=name: search(cells[name], lr=rate, **known[name]) for name in tuned}
     lr = best_inside(kept, tries, {name: method.learning_rates for name, (_, method) in tuned.items()})
-    role = "final" if cells.keys() == PRIMARY.keys() else EXPLORATORY
     runs = plan.finals if role == "final" else plan.finals[: plan.few]
     finals = {
         n: experiments(cells[n], runs, role=role, **known[n], **({"lr": lr[n]} if n in lr else {})) for n in cells
@@ -206,11 +205,14 @@ def best_inside(
     for _ in range(EXTENSIONS + 1):
         planned = {(place, rate): places[place](rate) for place in places for rate in tried[place]}
         found = validated(*execute([*chain(*planned.values())]), planned)
-        for place, each in tried.items():
+        before = dict(tried)
+        for place, each in before.items():
             score = {rate: found[place, rate] for rate in each}
             best[place] = max(score, key=score.__getitem__)
             ends = {each[0]: each[0] / FACTOR, each[-1]: each[-1] * FACTOR}
             tried[place] = sorted({*each, ends.get(best[place], best[place])})
+        if tried == before:
+            break
     return best
 
 
