@@ -121,6 +121,9 @@ def test_other_formats_are_named(tmp_path, vit):
         save_file(vit.state_dict(), path, metadata=metadata)
         with pytest.raises(ValueError, match=rf"{path.name} is no adapter.*peftlib adapter 3"):
             pl.load_adapter(vit, path)
+    save_file(vit.state_dict(), path, metadata={"format": "peftlib adapter 1"})
+    with pytest.raises(ValueError, match=rf"{path.name} .*peftlib 0\.1; that version reads it"):
+        pl.load_adapter(vit, path)
     save_file(vit.state_dict(), path, metadata={"format": adapter_file.FORMAT})  # without its other parts
     with pytest.raises(ValueError, match=path.name):
         pl.load_adapter(vit, path)

@@ -19,6 +19,7 @@ from peftlib.model.adapted_vit import AdaptedViT, adapt
 from peftlib.sensors.bands import band_set
 
 FORMAT = "peftlib adapter 3"
+FORMER = {"peftlib adapter 1": "0.1"}  # format -> the version of peftlib that reads it
 
 
 def save_adapter(model: AdaptedViT, path: str | Path) -> Path:
@@ -120,6 +121,8 @@ def _read_adapter(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a whole safetensors file; truncated or damaged? ({error})") from error
+    if (version := FORMER.get(metadata.get("format", ""))) is not None:
+        raise ValueError(f"{path} is an adapter of peftlib {version}; that version reads it, or train it again")
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} is no adapter of this library (format {metadata.get('format')!r}, need {FORMAT!r})")
     if metadata.get("digest") != _digest(metadata, state):
