@@ -1,14 +1,19 @@
 """The main study: what it runs, in which order, and how it chooses rates."""
 
 import json
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
-from made_rows import MADE_KEY, made_up
+from made_rows import MADE_KEY, TINY, made_up
 
 import peftlib as pl
 from peftlib.experiments.config import SEARCH, Experiment
-from peftlib.studies.main import EXPLORATORY, EXTENSIONS, FACTOR, PLANS, PRIMARY, best_inside, exploratory, study
+from peftlib.experiments.grid import execute
+from peftlib.experiments.results import scores
+from peftlib.studies.main import EXPLORATORY, PLANS, PRIMARY, PROFILES, exploratory, study
+from peftlib.studies.protocol import FACTOR, Plan, best_inside, search
 
 
 @pytest.fixture(autouse=True)
@@ -36,10 +41,10 @@ def test_rates_are_tried_further_until_the_best_lies_inside(best, found):
         return [Experiment(dataset="eurosat", method=pl.LoRA(), lr=rate, role=SEARCH)]
 
     rates = pl.LoRA.learning_rates
-    chosen = best_inside(scored_by(lambda one: 1 / (1 + abs(np.log(one.lr / best)))), {"x": at}, {"x": rates})
+    chosen = best_inside(scored_by(lambda one: 1 / (1 + abs(np.log(one.lr / best)))), {"x": at}, {"x": rates}, 3)
     assert chosen["x"] == pytest.approx(found)
     inside = min(asked) < chosen["x"] < max(asked)
-    assert inside or len(set(asked)) == len(rates) + EXTENSIONS
+    assert inside or len(set(asked)) == len(rates) + 3
 
 
 def test_a_rate_that_diverges_is_not_chosen():
@@ -48,17 +53,26 @@ def test_a_rate_that_diverges_is_not_chosen():
         lost,
         {"x": lambda rate: [Experiment(dataset="eurosat", method=pl.LoRA(), lr=rate, role=SEARCH)]},
         {"x": pl.LoRA.learning_rates},
+        3,
     )
     assert chosen["x"] == 5e-4
 
 
 def test_the_plan():
-    plans = {name: PLANS[name] for name in ("eurosat", "spectral_scenes")}
-    runs, _ = study(
-        scored_by(lambda one: 0.5 + 0.1 * (getattr(one.input, "start", "") == "mean")), plans, "bf16-frozen"
-    )
+    plans = {name: replace(PLANS[name], precision="bf16-frozen") for name in ("eurosat", "spectral_scenes")}
+    runs, _ = study(scored_by(lambda one: 0.5 + 0.1 * (getattr(one.input, "start", "") == "mean")), plans)
     of = {role: part for role, part in runs[runs["dataset"] == "eurosat"].groupby("role")}
-    assert set(of) == {SEARCH, "final", EXPLORATORY, "precision", "plateau"}
+    assert set(of) == {
+        SEARCH,
+        "final",
+        EXPLORATORY,
+        "precision",
+        "plateau",
+        "ablation",
+        "rate",
+        "rate of a part",
+        "labels",
+    }
     assert len(of["final"]) == 15 * len(PRIMARY) and len(of[EXPLORATORY]) == 5 * len(exploratory())
     assert len(of["precision"]) == 15 and set(of["precision"]["precision"]) == {"32-true"}
     assert set(of["plateau"]["steps"]) == {250, 1000} and len(of["plateau"]) == 2 * 5 * 5
@@ -86,3 +100,37 @@ def test_data_that_are_absent_are_named_and_the_rest_is_done(capsys):
     assert "left out eurosat: no data/eurosat" in capsys.readouterr().out
     with pytest.raises(FileNotFoundError, match="no data of eurosat"):
         study(execute, {"eurosat": PLANS["eurosat"]})
+
+
+def test_validation_chooses_and_loss_chooses_low():
+    plan = replace(PLANS["eurosat"], extensions=0)
+    for metric, gain in ((None, 1), ("loss", -1)):
+        by_rate = scored_by(lambda one, gain=gain: 0.5 + gain * one.lr)
+        _, chosen = search(by_rate, plan, {"LoRA": PRIMARY["RGB × LoRA"]}, metric)
+        assert chosen["LoRA"].lr == pl.LoRA.learning_rates[-1 if gain > 0 else 0] and chosen["LoRA"].role == "final"
+
+
+def test_quick_tries_the_two_middle_rates_of_each_part():
+    asked = []
+
+    def execute(experiments):
+        asked.extend(experiments)
+        return made_up(experiments)
+
+    cells = {name: PRIMARY[name] for name in ("RGB × LoRA", "DEFLECT")}
+    runs, _ = study(execute, PROFILES["quick"], cells)
+    assert len(runs) == 8 and {one.lr for one in asked if one.method == pl.LoRA()} == set(pl.LoRA.learning_rates[1:3])
+
+
+def test_only_finals_score_the_test_part(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    cells = {name: PRIMARY[name] for name in ("RGB × LoRA", "EMB × Frozen")}
+    plan = Plan(setting=TINY, searches=({"seed": 100},), finals=({"seed": 0}, {"seed": 1}), tries=2, extensions=0)
+    run = partial(execute, folder=tmp_path, progress=False)
+    runs, metrics = study(run, {"scenes": plan}, cells)
+    assert set(runs["status"]) == {"done"} and len(runs) == 4 + 4
+    splits = metrics.merge(runs, on="key").groupby("role")["split"].unique().map(set).to_dict()
+    assert splits == {SEARCH: {"val"}, "final": {"val", "test"}}
+    assert len(scores(runs, metrics)) == 4
+    again, _ = study(run, {"scenes": plan}, cells)
+    assert again.equals(runs)

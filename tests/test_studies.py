@@ -6,8 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from made_rows import MADE_KEY, made_up
-from test_study import TINY
+from made_rows import MADE_KEY, TINY, made_up
 
 import peftlib as pl
 from peftlib.data import load
@@ -15,6 +14,7 @@ from peftlib.experiments.config import SEARCH, Experiment
 from peftlib.experiments.results import experiment_fields, read_study, scores
 from peftlib.sensors.bands import band_set
 from peftlib.studies import decoders, regions, sensors, series
+from peftlib.studies.protocol import Plan
 from peftlib.training.tasks import predict_batches
 
 COMMITTED = {"decoders": 150, "regions": 66, "series": 77, "sensors": 24}  # runs
@@ -95,7 +95,7 @@ def small(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sensors")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PEFTLIB_RUNS", str(folder))
-        options = dict(sensors=("sentinel2", "hls"), seeds=(0,), setting=TINY)
+        options = dict(sensors=("sentinel2", "hls"), seeds=(0,), plan=Plan(setting=TINY, searches=(), finals=()))
         yield *sensors.study(made_up, **options), folder
 
 

@@ -4,18 +4,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from made_rows import preliminary
+from made_rows import primary_rows
 from matplotlib import pyplot as plt
 from scipy import stats
 
 import peftlib as pl
 from peftlib.experiments.results import scores
 from peftlib.studies import plots, tables
+from peftlib.studies.main import PRIMARY
 
 
 @pytest.fixture(scope="module")
 def found() -> pd.DataFrame:
-    runs, metrics = preliminary()
+    runs, metrics = primary_rows()
     return scores(runs[runs["role"] == "final"], metrics)
 
 
@@ -28,16 +29,19 @@ def ax():
 def test_cells_stand_in_the_order_of_the_registries(found):
     cells = tables.named(found.sample(frac=1, random_state=0))["cell"].unique()
     assert list(cells) == [
-        "RGB × Full fine-tuning", "RGB × LoRA", "Inflated × LoRA", "EMB × Frozen", "EMB × LoRA", "DEFLECT",
+        "RGB × Full fine-tuning", "RGB × LoRA", "Inflated × Frozen", "Inflated × LoRA", "EMB × Frozen", "EMB × LoRA",
+        "EMB × LoRA (rank=2)", "DEFLECT", "DEFLECT (constrain=False)", "DEFLECT (low_rank_principal=6)",
     ]  # fmt: skip
+    assert set(cells) == set(PRIMARY)
 
 
 def test_a_table_has_mean_interval_metric_and_number_of_runs(found):
     table = tables.comparison(found)
-    assert list(table.columns) == ["tuned, %", "EuroSAT, macro F1 (n=3)", "simulated scenes, mIoU (n=3)"]
-    mine = found[found["method"].eq("deflect") & found["dataset"].eq("eurosat")]["percent"]
-    low, high = stats.t.interval(0.95, 2, mine.mean(), stats.sem(mine))
-    assert table.loc["DEFLECT", "EuroSAT, macro F1 (n=3)"] == f"{mine.mean():.1f} ({low:.1f} to {high:.1f})"
+    assert list(table.columns) == ["tuned, %", "EuroSAT, macro F1 (n=15)", "simulated scenes, mIoU (n=10)"]
+    named = tables.named(found)
+    mine = named[named["cell"].eq("DEFLECT") & named["dataset"].eq("eurosat")]["percent"]
+    low, high = stats.t.interval(0.95, 14, mine.mean(), stats.sem(mine))
+    assert table.loc["DEFLECT", "EuroSAT, macro F1 (n=15)"] == f"{mine.mean():.1f} ({low:.1f} to {high:.1f})"
     assert table.loc["DEFLECT", "tuned, %"] == f"{100 * (30848 + 110592) / 21536640:.2f}"
 
 

@@ -3,15 +3,14 @@
 runs, metrics = study(execute)     # roles "decoder", "metadata", "without metadata"
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-import pandas as pd
-
 from peftlib.experiments.config import Experiment
-from peftlib.studies import comparison
-from peftlib.studies.comparison import SETTINGS, Execute, joined, search, tries
+from peftlib.studies.main import PLANS, PRIMARY
+from peftlib.studies.protocol import Execute, Plan, Tables, joined, search
 
-CELLS = {name: comparison.CELLS[name] for name in ("EMB × Frozen", "Inflated × LoRA", "EMB × LoRA", "DEFLECT")}
+CELLS = {name: PRIMARY[name] for name in ("EMB × Frozen", "Inflated × LoRA", "EMB × LoRA", "DEFLECT")}
 DECODERS = ("linear", "unet", "upernet")
 # A decoder that is trained from scratch wants more steps, and another rate than the linear one.
 STEPS, LARGE_HEAD_LR = (500, 1500), 1e-3
@@ -20,15 +19,16 @@ SEEDS = (0, 1, 2)
 METADATA = {"spectral_scenes": ("location", "date"), "eurosat": ("location",)}
 
 
-def study(execute: Execute, settings: dict[str, Experiment] | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+def study(execute: Execute, plans: Mapping[str, Plan] = PLANS) -> Tables:
     """Rates are chosen with the linear decoder, without metadata; then come all decoders, and metadata."""
-    settings = settings or {name: setting for name, (setting, _) in SETTINGS.items() if name in METADATA}
-    planned = {(data, cell): tries(settings[data], *CELLS[cell]) for data in settings for cell in CELLS}
-    *searched, best = search(execute, planned)
-    finals = [one for (data, _), chosen in best.items() for one in (*_decoders(data, chosen), *_metadata(data, chosen))]
-    folds = {data: max(setting.folds, 1) for data, setting in settings.items()}
-    runs = [replace(one, seed=n, init=n, fold=n % folds[one.dataset]) for one in finals for n in SEEDS]
-    return joined(searched, execute(runs))
+    tables = []
+    for data in METADATA:
+        searched, best = search(execute, plans[data], CELLS)
+        finals = [one for chosen in best.values() for one in (*_decoders(data, chosen), *_metadata(data, chosen))]
+        folds = max(plans[data].setting.folds, 1)
+        runs = [replace(one, seed=n, init=n, fold=n % folds) for one in finals for n in SEEDS]
+        tables += [*searched, execute(runs)]
+    return joined(*tables)
 
 
 def _decoders(data: str, chosen: Experiment) -> list[Experiment]:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -19,11 +18,11 @@ from peftlib.experiments.config import Experiment
 from peftlib.experiments.results import DONE, tables
 from peftlib.experiments.run import Resources, build_task, run_experiment
 from peftlib.files import runs_dir
-from peftlib.methods import Input, Method
 from peftlib.methods.lora import LoRA
 from peftlib.sensors.bands import SENSORS, BandSet
 from peftlib.sensors.spectral_indices import DEFAULT_INDICES
-from peftlib.studies.comparison import SETTINGS, Execute, joined, search, tries
+from peftlib.studies.main import PLANS
+from peftlib.studies.protocol import Cell, Execute, Plan, Tables, joined, search
 from peftlib.training.base import Task
 from peftlib.training.fit import LAST, restore
 from peftlib.training.tasks import predict_batches
@@ -31,7 +30,7 @@ from peftlib.training.tasks import predict_batches
 SOURCE = "sentinel2"
 # Without the two that measure the air: what stands in for them on another sensor would be far from what was trained on.
 SOURCE_BANDS = tuple(band for band in SENSORS[SOURCE] if band not in ("B09", "B10"))
-READERS: dict[str, tuple[Input, Method]] = {
+READERS: dict[str, Cell] = {
     "by bands": (pl.EMB(), pl.Deflect()),
     # The indices that EMB() finds on Sentinel-2.
     "by wavelengths": (pl.EMB(spectral="wavelengths", indices=DEFAULT_INDICES), pl.Deflect()),
@@ -45,21 +44,21 @@ TRAINED |= {"hyperspectral": ("by bands", "by wavelengths", "LoRA, all bands")}
 
 def study(
     execute: Execute, sensors: Sequence[str] = tuple(TRAINED), seeds: Sequence[int] = (0, 1, 2),
-    setting: Experiment = SETTINGS["spectral_scenes"][0],
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
+    plan: Plan = PLANS["spectral_scenes"],
+) -> Tables:  # fmt: skip
     """Rates are chosen on Sentinel-2; what is trained there is tested on the other sensors too, some of ``TRAINED``.
 
     ``execute`` does the searches. Trainings are in ``runs/sensors``, with their weights, which are tested several ways.
     """
-    there = replace(setting, bands=SOURCE_BANDS)
-    *searched, best = search(execute, {name: tries(there, *READERS[name]) for name in READERS})
+    there = replace(plan.setting, bands=SOURCE_BANDS)
+    searched, best = search(execute, replace(plan, setting=there, searches=({"seed": 100},)), READERS)
     rows = []
     for sensor in sensors:
         bands, others = (SOURCE_BANDS, [s for s in sensors if s != SOURCE]) if sensor == SOURCE else (None, [])
         for name in TRAINED[sensor]:
-            one = replace(best[name], role=name, data={**setting.data, "sensor": sensor}, bands=bands)
+            one = replace(best[name], role=name, data={**plan.setting.data, "sensor": sensor}, bands=bands)
             rows += [_row(replace(one, seed=seed, init=seed), others) for seed in seeds]
-    return joined(searched, tables(rows))
+    return joined(*searched, tables(rows))
 
 
 def _row(experiment: Experiment, unseen: Sequence[str]) -> dict:

@@ -6,21 +6,19 @@ runs, metrics = study(execute)     # role: the name of the approach; of searches
 from collections.abc import Sequence
 from dataclasses import replace
 
-import pandas as pd
-
 import peftlib as pl
 from peftlib.data.simulated.phenology import DAYS
 from peftlib.deflect.time_series import SeriesEMB, series_bands
-from peftlib.methods import Input, Method
 from peftlib.methods.lora import LoRA
 from peftlib.sensors.bands import SENSORS
-from peftlib.studies.comparison import SETTINGS, Execute, joined, search, tries
+from peftlib.studies.main import PLANS
+from peftlib.studies.protocol import Cell, Execute, Tables, joined, search
 
 WITHOUT_DAYS = {"bands": series_bands(tuple(SENSORS["sentinel2"]), len(DAYS), day=False).names}
 _LORA, _DEFLECT = (pl.Inflated(), LoRA()), (pl.EMB(), pl.Deflect())
 _SET, _SEQUENCE = (SeriesEMB(order=order) for order in ("set", "sequence"))
 # Name -> input and method, view of the data, further fields; from those that see least to those that see most.
-APPROACHES: dict[str, tuple[tuple[Input, Method], str, dict]] = {
+APPROACHES: dict[str, tuple[Cell, str, dict]] = {
     "LoRA, RGB of the best date": ((pl.RGB(), LoRA()), "best", {}),
     "LoRA, the best date": (_LORA, "best", {}),
     "DEFLECT, the best date": (_DEFLECT, "best", {}),
@@ -38,11 +36,12 @@ _KNOWN = (100 / 6, *(200 / 6,) * 2, *(50.0,) * 3, *(100.0,) * 5)
 KNOWABLE = dict(zip(APPROACHES, _KNOWN, strict=True))
 
 
-def study(execute: Execute, seeds: Sequence[int] = (0, 1, 2)) -> tuple[pd.DataFrame, pd.DataFrame]:
+def study(execute: Execute, seeds: Sequence[int] = (0, 1, 2)) -> Tables:
     """Rates by validation loss: one date leaves several classes equally likely, and which is named is chance."""
-    scenes, planned = replace(SETTINGS["spectral_scenes"][0], dataset="phenology", steps=1000), {}
+    scenes, tables = replace(PLANS["spectral_scenes"].setting, dataset="phenology"), []
     for name, (cell, view, fields) in APPROACHES.items():
-        planned[name] = tries(replace(scenes, data={**scenes.data, "view": view}, **fields), *cell)
-    *searched, best = search(execute, planned, "loss")
-    finals = [replace(one, role=name, seed=seed, init=seed) for name, one in best.items() for seed in seeds]
-    return joined(searched, execute(finals))
+        setting = replace(scenes, data={**scenes.data, "view": view}, **fields)
+        plan = replace(PLANS["spectral_scenes"], setting=setting, searches=({"seed": 100},))
+        searched, best = search(execute, plan, {name: cell}, "loss")
+        tables += [*searched, execute([replace(best[name], role=name, seed=seed, init=seed) for seed in seeds])]
+    return joined(*tables)

@@ -15,7 +15,8 @@ from peftlib.studies.plots import cell_label, label, student_interval
 def named(scores: pd.DataFrame) -> pd.DataFrame:
     """Scores with a column ``cell``, input and method as people write them, and ``tuned``, in % of the encoder.
 
-    Sorted by the registries: inputs, then methods. An option that is not the default is part of the name.
+    Sorted by the registries: inputs, then methods. An option that is not the default is part of the name, but for
+    ``start``, which is searched as a rate is.
     """
     texts = ["input", "input_options", "method", "options"]
     tuned = 100 * (scores["input_parameters"] + scores["method_parameters"]) / scores["encoder_parameters"]
@@ -27,7 +28,8 @@ def named(scores: pd.DataFrame) -> pd.DataFrame:
 @lru_cache
 def _cell(input: str, input_options: str, method: str, options: str) -> str:
     configs = input_from(input, json.loads(input_options)), method_from(method, json.loads(options))
-    other = [f"{n}={v!r}" for c in configs for n, v in c.options().items() if v != type(c)().options()[n]]
+    given = [(n, v) for c in configs for n, v in c.options().items() if v != type(c)().options()[n]]
+    other = [f"{n}={v!r}" for n, v in given if n != "start"]
     return cell_label(input, method) + (f" ({', '.join(other)})" if other else "")
 
 

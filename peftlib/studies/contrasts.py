@@ -1,0 +1,136 @@
+"""What rows of the main study say: contrasts that were named beforehand, and checks of precision and of steps."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from peftlib.experiments.config import SEARCH
+from peftlib.experiments.results import read_study, scores
+from peftlib.experiments.statistics import Interval, detectable_difference, holm, paired, paired_difference, verdict
+from peftlib.methods import METHODS
+from peftlib.studies.main import PLANS
+from peftlib.studies.plots import label
+from peftlib.studies.protocol import Tables, joined
+from peftlib.studies.tables import named
+
+# One cell minus another, or minus the better of several, as validation has it.
+CONTRASTS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("EMB × LoRA", ("Inflated × LoRA",)),
+    ("DEFLECT", ("RGB × LoRA", "Inflated × LoRA")),
+    ("DEFLECT", ("EMB × Frozen",)),
+    ("DEFLECT", ("DEFLECT (constrain=False)",)),
+    ("EMB × LoRA (rank=2)", ("DEFLECT",)),
+)
+COLUMNS = ("question", "dataset", "metric", "one", "other", "n", "mean", "low", "high", "p", "detectable", "said")
+# What each of them asks.
+QUESTIONS = (
+    "EMB, or kernels for the new bands, under LoRA?",
+    "DEFLECT, or LoRA without EMB?",
+    "Does untangled attention add to EMB?",
+    "Does deflection, the norm constraint, pay?",
+    "Low-rank updates or untangled attention on EMB, at an equal share?",
+)
+
+
+def first_with_finals(names: Sequence[str | Path]) -> Tables:
+    """Rows of several studies as one: each data set's are those of the first study that has final runs of it."""
+    taken: set[str] = set()
+    parts = []
+    for runs, metrics in map(read_study, names):
+        new = set(runs.loc[runs["role"] == "final", "dataset"]) - taken
+        parts.append((runs[runs["dataset"].isin(new)], metrics))
+        taken |= new
+    return joined(*parts)
+
+
+def overlap(found: pd.DataFrame) -> float:
+    """n_test/n_train of a data set's runs: 1/(k - 1) for k folds, 0 where each run has scenes of its own."""
+    folds = found["folds"].iloc[0]
+    return 1 / (folds - 1) if folds else 0.0
+
+
+def searched(runs: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
+    """What validation said of each rate that was tried.
+
+    Returns:
+        A row a data set, cell, start and rate, of the method, or of the input where blocks are frozen: percent, the
+        mean over its n search runs; best, whether it is the highest of its cell; edge, whether none was tried beyond.
+    """
+    tried = named(scores(runs[runs["role"] == SEARCH], metrics, "val"))
+    tuned = tried["method"].map(lambda name: bool(METHODS[name].learning_rates))
+    tried = tried.assign(rate=tried["lr"].where(tuned, tried["input_lr"]), part=np.where(tuned, "method", "input"))
+    cell, place = ["dataset", "cell", "part"], ["dataset", "cell", "part", "input_options", "rate"]
+    table = tried.groupby(place, sort=False)["percent"].agg(percent="mean", n="size").reset_index()
+    rates = table.groupby(cell)["rate"]
+    at_end = table["rate"].eq(rates.transform("min")) | table["rate"].eq(rates.transform("max"))
+    return table.assign(best=table["percent"].eq(table.groupby(cell)["percent"].transform("max")), edge=at_end)
+
+
+def contrasts(runs: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
+    """A row a data set and contrast of which both cells have final runs.
+
+    Returns:
+        columns question, dataset, metric, one, other, n; mean, low, high of the paired difference in points, with its
+        95% interval; p, adjusted for the contrasts of the data set (Holm); detectable, the difference that so many
+        pairs settle with a power of 80%, without that adjustment; said: ahead, behind or not settled.
+    """
+    found = named(scores(runs[runs["role"] == "final"], metrics))
+    best = searched(runs, metrics).groupby(["dataset", "cell"])["percent"].max()
+    rows = []
+    for dataset in sorted(found["dataset"].unique(), key=[*PLANS, *found["dataset"]].index):
+        part = found[found["dataset"] == dataset]
+        there = set(part["cell"])
+        named_here = [
+            (question, one, max(there & {*others}, key=lambda cell: best.get((dataset, cell), 0)))
+            for question, (one, others) in zip(QUESTIONS, CONTRASTS, strict=True)
+            if one in there and there & {*others}
+        ]
+        tested = [difference(part, one, other) for _, one, other in named_here]
+        adjusted = holm([interval.p for interval, _ in tested])
+        for (question, one, other), (gap, detectable), p in zip(named_here, tested, adjusted, strict=True):
+            said = verdict(gap) if p < 0.05 else verdict(Interval(0, -1, 1, gap.n))
+            facts = {"question": question, "dataset": dataset, "metric": part["metric"].iloc[0], "one": one}
+            facts |= {"other": other, "n": gap.n, "mean": gap.mean, "low": gap.low, "high": gap.high, "p": p}
+            rows.append(facts | {"detectable": detectable, "said": said})
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def difference(found: pd.DataFrame, one: str, other: str) -> tuple[Interval, float]:
+    """Paired difference of two cells of a data set, and the difference that its pairs can detect."""
+    table = paired(found, found["cell"] == one, found["cell"] == other)["difference"]
+    share = overlap(found)
+    detectable = detectable_difference(table.std(), len(table), share) if len(table) > 1 else float("nan")
+    return paired_difference(table, share), detectable
+
+
+def checked(runs: pd.DataFrame, metrics: pd.DataFrame, role: str) -> pd.DataFrame:
+    """Runs of a check minus the final runs of the same cell, fold and seed.
+
+    Args:
+        role: "precision", done again in float32, or "plateau", with other numbers of steps.
+
+    Returns:
+        A row a data set, cell, precision and number of steps, ``usual`` being that of the final runs: n, and mean, low
+        and high of the difference in points.
+    """
+    found = named(scores(runs[runs["role"].isin(["final", role])], metrics))
+    rows = []
+    for (dataset, cell), part in found.groupby(["dataset", "cell"], sort=False):
+        for (precision, steps), again in part[part["role"] == role].groupby(["precision", "steps"]):
+            pair = pd.concat([again, part[part["role"] == "final"]])
+            gap = paired_difference(
+                paired(pair, pair["role"] == role, pair["role"] == "final")["difference"], overlap(part)
+            )
+            facts = {"dataset": dataset, "cell": cell, "precision": precision, "steps": steps, "n": gap.n}
+            facts["usual"] = part.loc[part["role"] == "final", "steps"].iloc[0]
+            rows.append(facts | {"mean": gap.mean, "low": gap.low, "high": gap.high})
+    return pd.DataFrame(rows)
+
+
+def advice(table: pd.DataFrame) -> Iterator[str]:
+    """A line a question: on which data sets it is settled, and which way. table: of ``contrasts``."""
+    for question, part in table.groupby("question", sort=False):
+        places = part.groupby("said", sort=False)["dataset"].agg(lambda names: ", ".join(map(label, names)))
+        yield f"{question} {part['one'].iloc[0]}: " + "; ".join(f"{said} on {where}" for said, where in places.items())
