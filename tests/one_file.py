@@ -30,15 +30,26 @@ def test_tables_grids_and_figures_of_one_file_more():
     costs = pl.cost_table(tiny_vit(), SAVANNA, methods=[gated])
     assert costs.loc["GatedBias()", "tuned"] == 3 * (4 + 32)
 
-    pairs = [(gated, pl.RGB()), (pl.LoRA(rank=2), shown)]
+    pairs = [(gated, pl.RGB()), (pl.LoRA(), shown)]
     runs, metrics = do([toy(dataset="shores", method=m, input=i, lr=1e-2) for m, i in pairs], Path("rows"))
     assert runs["status"].eq("done").all(), runs["error"].tolist()
     write_study(runs, metrics, Path("study"))
     found = tables.named(scores(*read_study(Path("study"))))
-    assert list(found["cell"]) == ["RGB × Gated bias", "False colour × LoRA (rank=2)"]
+    assert list(found["cell"]) == ["RGB × Gated bias", "False colour × LoRA"]
     assert len(tables.comparison(found)) == 2
 
-    scope = {"found": found, "plt": plt, "sns": sns, "plots": plots, "METHODS": METHODS, "figures": {}}
+    scope = {
+        "runs": runs,
+        "metrics": metrics,
+        "tables": tables,
+        "scores": scores,
+        "table": found,
+        "plt": plt,
+        "sns": sns,
+        "plots": plots,
+        "METHODS": METHODS,
+        "figures": {},
+    }
     plt.switch_backend("agg")
     exec(Path("cell.py").read_text(), scope)  # the comparison figure, as notebook 05 has it
     scope["figure"].savefig("figure.png")

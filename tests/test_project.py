@@ -17,6 +17,7 @@ from size import floors, sizes
 import peftlib
 
 ROOT = Path(__file__).resolve().parents[1]
+DOCS = [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 
@@ -93,7 +94,7 @@ def test_named_files_and_commands_exist():
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
     assert targets >= set(re.search(r"\.PHONY: (.*)", makefile)[1].split())
-    for name in ("README.md", "CONTRIBUTING.md", "RELIABILITY.md", "data/README.md"):
+    for name in ("README.md", "CONTRIBUTING.md", "RELIABILITY.md", "data/README.md", *DOCS):
         text = (ROOT / name).read_text()
         missing = [
             link

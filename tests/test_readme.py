@@ -1,4 +1,4 @@
-"""README's examples run as written, and its YAML names what exists (``tests/with_terratorch`` trains with it)."""
+"""Examples of README and docs run as written; the YAML names what exists (``tests/with_terratorch`` trains with it)."""
 
 import json
 import re
@@ -10,8 +10,10 @@ import yaml
 
 import peftlib as pl
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PAGES = "\n".join([README, *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))])
+EXAMPLES = re.findall(r"```python\n(.*?)```", PAGES, re.DOTALL)
 
 
 def example(word: str) -> str:
@@ -67,7 +69,7 @@ def test_the_experiment_example_does_its_runs_once(tmp_path, monkeypatch):
 
 
 def test_the_yaml_names_a_backbone_and_options_that_exist():
-    config = yaml.safe_load(re.search(r"```yaml\n(.*?)```", README, re.DOTALL)[1])
+    config = yaml.safe_load(re.search(r"```yaml\n(.*?)```", PAGES, re.DOTALL)[1])
     options = config["model"]["init_args"]["model_args"]
     _, method, backbone = options["backbone"].split("_", 2)
     assert backbone in pl.BACKBONES
@@ -79,12 +81,16 @@ def test_the_table_of_costs_is_computed():
     with torch.device("meta"):
         vit = pl.load_backbone("scalemae_large", weights="random")
     for config, costs in pl.cost_table(vit, tuple(pl.SENSORS["sentinel2"]), image_size=224).iterrows():
-        (row,) = [line for line in README.splitlines() if line.startswith(f"| `pl.{config}` | ")]
+        (row,) = [line for line in PAGES.splitlines() if line.startswith(f"| `pl.{config}` | ")]
         size, step = f"{costs['adapter_bytes'] / 1e6:.1f} MB", f"{costs['step_gflops']:.0f} GFLOP"
         assert row.endswith(f"| {costs['percent']:.2f}% | {size} | {step} |"), config
 
 
 def test_findings_are_what_notebook_05_prints():
-    cells = json.loads((Path(__file__).parents[1] / "notebooks" / "05_figures.ipynb").read_text())["cells"]
+    cells = json.loads((ROOT / "notebooks" / "05_figures.ipynb").read_text())["cells"]
     printed = ["".join(out["text"]) for cell in cells for out in cell.get("outputs", []) if out.get("name") == "stdout"]
-    assert f"```text\n{printed[0].rstrip()}\n```" in README
+    assert all(f"```text\n{text.rstrip()}\n```" in README for text in printed[:2])  # the contrasts, and the advice
+
+
+def test_readme_fits_a_screen_and_a_half():
+    assert len(README.splitlines()) <= 130
