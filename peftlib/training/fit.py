@@ -177,10 +177,10 @@ class History(lightning.Callback):
         told = [f"{name} {row[name]:.4g}" for name in ("train_loss", "val_loss", f"val_{task.monitor}") if name in row]
         print(f"epoch {row['epoch']}, step {step} of {self.steps}:", *told, f"{seconds:.1f} s, {left} left", flush=True)
         if jumped := [loss for loss in losses if self.jumps(loss)]:
-            advice = "lower rates (search_lr tries some) or gradient_clip_val=1.0 may help"
-            warnings.warn(
-                f"the loss jumped to {jumped[0]:.3g} after {self.lowest:.3g}; {advice}", stacklevel=1
-            )  # not Lightning's
+            told = (
+                f"the loss jumped to {jumped[0]:.3g} after {self.lowest:.3g}; lower rates or gradient_clip_val=1.0 help"
+            )
+            warnings.warn(told, stacklevel=1)  # behind it is Lightning, whose warnings are off
 
     def jumps(self, loss: float) -> bool:
         """Whether the loss of the next step jumps; 0 is a batch without anything to learn from."""
