@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import SAVANNA, adapted, images, randomise
 from test_predict import FILE_BANDS, write
-from toy_data import classification, segmentation, toy_data
+from toy_data import segmentation, toy_data
 
 import peftlib as pl
 from peftlib.deflect.time_series import SeriesEMB, series_bands
@@ -51,10 +51,8 @@ def assert_same(found, expected, atol=1e-3) -> None:
 
 
 TASKS = {
-    "deflect-unet": lambda: segmentation(pl.Deflect(), decoder="unet"),
-    "deflect-classes": lambda: classification(pl.Deflect()),
-    "emb-lora-nodata": lambda: Segmentation(adapted(pl.LoRA(), SAVANNA, input=pl.EMB(), nodata="zero"), 2),
-    "inflated-slr": lambda: Segmentation(adapted(pl.SLR(), SAVANNA, input=pl.Inflated()), 2),
+    "deflect": lambda: segmentation(pl.Deflect(), decoder="unet"),
+    "lora": lambda: Segmentation(adapted(pl.LoRA(), SAVANNA, input=pl.EMB(), nodata="zero"), 2),
 }
 
 

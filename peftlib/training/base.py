@@ -7,7 +7,7 @@ import lightning
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from torchmetrics import Metric, SumMetric
 
 from peftlib.model.adapted_vit import AdaptedViT
@@ -91,8 +91,8 @@ class Task(lightning.LightningModule):
 
     def on_train_start(self) -> None:
         if self.weighting == "balanced":
-            data = self.trainer.train_dataloader.dataset
-            self.class_weights.copy_(balanced_weights(data, self.truth, len(self.classes)))
+            loader: DataLoader = self.trainer.train_dataloader  # type: ignore[assignment]  # it is there in training
+            self.class_weights.copy_(balanced_weights(loader.dataset, self.truth, len(self.classes)))
 
     def on_after_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
         if self.augment and self.trainer.training:

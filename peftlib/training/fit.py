@@ -153,6 +153,8 @@ class History(lightning.Callback):
     def __init__(self, folder: Path, steps: int):
         self.path, self.steps = folder / HISTORY, steps
         self.rows: list[dict[str, float]] = []
+        self.losses: list[torch.Tensor] = []
+        self.scores: dict[str, float] = {}
         self.first, self.lowest = 0.0, math.inf
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, *_) -> None:
@@ -174,13 +176,13 @@ class History(lightning.Callback):
         with atomic_path(self.path) as temporary:
             pd.DataFrame(self.rows).to_csv(temporary, index=False)
         left = timedelta(seconds=round(seconds / (step - self.begun) * (self.steps - step)))
-        told = [f"{name} {row[name]:.4g}" for name in ("train_loss", "val_loss", f"val_{task.monitor}") if name in row]
-        print(f"epoch {row['epoch']}, step {step} of {self.steps}:", *told, f"{seconds:.1f} s, {left} left", flush=True)
-        if jumped := [loss for loss in losses if self.jumps(loss)]:
-            told = (
-                f"the loss jumped to {jumped[0]:.3g} after {self.lowest:.3g}; lower rates or gradient_clip_val=1.0 help"
-            )
-            warnings.warn(told, stacklevel=1)  # behind it is Lightning, whose warnings are off
+        shown = [f"{name} {row[name]:.4g}" for name in ("train_loss", "val_loss", f"val_{task.monitor}") if name in row]
+        print(
+            f"epoch {row['epoch']}, step {step} of {self.steps}:", *shown, f"{seconds:.1f} s, {left} left", flush=True
+        )
+        if any([self.jumps(loss) for loss in losses]):  # a list: each is looked at
+            told = f"the loss jumps (epoch {row['epoch']}); try lower rates (search_lr) or gradient_clip_val=1.0"
+            warnings.warn(told, stacklevel=1)  # at 2 it would be Lightning's, and those are off
 
     def jumps(self, loss: float) -> bool:
         """Whether the loss of the next step jumps; 0 is a batch without anything to learn from."""

@@ -39,7 +39,8 @@ class ClassScores(MulticlassConfusionMatrix):
 
     def __init__(self, classes: Sequence[str], ignore_index: int | None = None, ious: bool = False):
         super().__init__(len(classes), ignore_index=ignore_index, validate_args=False)
-        self.classes, self.ious, self.never_predicted = tuple(classes), ious, ()
+        self.classes, self.ious = tuple(classes), ious
+        self.never_predicted: tuple[str, ...] = ()
 
     def compute(self) -> dict[str, Tensor]:  # type: ignore[override]  # torchmetrics gives the matrix itself
         never = (self.confmat.sum(1) > 0) & (self.confmat.sum(0) == 0)

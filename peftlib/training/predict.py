@@ -81,7 +81,7 @@ def predict_map(
                     for path in paths:
                         values = images[path].read(numbers, window=window, masked=True).astype(np.float32)
                         strips.append(torch.from_numpy((values.filled(np.nan) + offset) / scale))
-                        check_reflectance(strips[-1][None], one, strips[-1].shape[1:], model.reflectance.nodata)
+                        check_reflectance(strips[-1][None], one, values.shape[1:], model.reflectance.nodata)
                     for left, *columns in tiles(image.width, size[1]):
                         dates = torch.stack([strip[..., left : left + size[1]] for strip in strips])
                         made = tile_map(task, dates, days, size, probabilities)
@@ -110,7 +110,7 @@ def tile_map(
     T is 1, or the number of dates.
     """
     x, bands, (h, w) = dates[0], task.model.bands, dates.shape[2:]
-    if days is not None:
+    if days is not None and isinstance(bands, TimeSeriesBands):
         names = series_bands(bands.one, len(days)).names
         x = stack(dates, days, bands.one)[[names.index(name) for name in bands.names]]
     whole = np.pad(x.numpy(), ((0, 0), (0, size[0] - h), (0, size[1] - w)), mode="symmetric")

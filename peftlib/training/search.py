@@ -13,12 +13,8 @@ def search_lr(task: Task, data: EarthData, folder: str | Path, steps: int = 100,
     """Try the ``learning_rates`` of a task's input, then those of its method, and give it the best.
 
     A trial is a short ``fit`` of a copy, judged by its monitor in validation; what is to be tested is not looked at.
-    Rates of the input are tried with the task's own ``lr``, those of the method with the best ``input_lr``. Warns where
-    the best lies at an end of its range.
-
-    Args:
-        task, data, options: as for ``fit``; of the task only the rates change.
-        folder: where trials are kept, so that a repeated call repeats none; steps: of each.
+    Rates of the method are tried with the best ``input_lr``. Trials of so many steps each are kept in the folder: a
+    repeated call repeats none. Options are those of ``fit``. Warns where the best lies at an end of its range.
 
     Returns:
         ``{"input_lr": ..., "lr": ...}``, without the rate of what has none.
