@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from toy_data import Toy, classification, segmentation, toy_data
 
 import peftlib as pl
-from peftlib.training.base import rate_share
+from peftlib.training.base import balanced_weights, rate_share
 from peftlib.training.fit import quiet_trainer
 from peftlib.training.metrics import ClassScores
 from peftlib.training.tasks import Classification, Segmentation, predict_batches
@@ -44,10 +44,54 @@ def test_losses_are_those_of_the_formula():
     torch.testing.assert_close(task.training_step(b, 0), expected)
 
 
+class Rare(Toy):
+    """Label 0 once, then 2; of the rows of a mask the first is unknown, four are 1, 27 are 0."""
+
+    def __getitem__(self, i: int) -> dict:
+        rows = torch.tensor([-1] + 4 * [1] + 27 * [0])
+        return super().__getitem__(i) | {"label": 2 * (i > 0), "mask": rows[:, None].expand(32, 32)}
+
+
+def test_balanced_weights_give_each_class_that_occurs_the_same_part():
+    data = Rare(10)
+    torch.testing.assert_close(balanced_weights(data, "label", 3), torch.tensor([10 / 2, 1.0, 10 / 18]))
+    torch.testing.assert_close(balanced_weights(data, "mask", 2), torch.tensor([31 / 54, 31 / 8]))
+
+
+@pytest.mark.parametrize("make", [classification, segmentation])
+def test_a_weighted_loss_is_the_mean_of_weighted_losses(make):
+    b, weights = batch(), [0.5, 2.0, 3.0][: 3 if make is classification else 2]
+    task, plain = make(class_weights=weights), make()
+    target = task.target(b)
+    known = target >= 0
+    each = torch.nn.functional.cross_entropy(task.logits(b), target.clamp_min(0), reduction="none")
+    expected = (each * torch.tensor(weights)[target.clamp_min(0)])[known].mean()
+    torch.testing.assert_close(task.loss(task.logits(b), target), expected)
+    assert plain.facts()["class_weights"] is None and task.facts()["class_weights"] == weights
+    torch.testing.assert_close(plain.loss(plain.logits(b), target), each[known].mean())
+
+
+def test_dice_is_the_mean_over_classes_of_one_minus_the_overlap():
+    b = batch()
+    task, target = segmentation(dice=0.25), b["mask"]
+    p, known = task.logits(b).softmax(1), target >= 0
+    overlap = [2 * (p[:, c] * (target == c))[known].sum() / (p[:, c] + (target == c))[known].sum() for c in (0, 1)]
+    expected = 0.75 * segmentation().loss(task.logits(b), target) + 0.25 * (1 - sum(overlap) / 2)
+    torch.testing.assert_close(task.loss(task.logits(b), target), expected)
+    nothing = task.loss(task.logits(b), torch.full_like(target, -1))
+    nothing.backward()
+    assert nothing == 0 and not any(p.grad.any() for p in task.decoder.parameters())
+    assert segmentation().facts()["dice"] is None and task.facts()["dice"] == 0.25
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         (dict(decoder="fcn"), "'fcn'; choose from linear"),
+        (dict(dice=1.5), "dice=1.5; it is a share"),
+        (dict(class_weights="rare"), r"class_weights='rare'; give 'balanced', None, or a number for each of \('low'"),
+        (dict(class_weights=[1.0]), r"class_weights=\[1.0\]; give 'balanced'"),
+        (dict(class_weights=[1.0, math.nan]), "class_weights=.*nan"),
         (dict(ignore_index=1), "ignore_index=1 is a class"),
         (dict(schedule="step"), "'step'; choose from"),
         (dict(warmup=1.0), "warmup=1.0; it is a share"),

@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from helpers import SAVANNA, adapted
+from helpers import SAVANNA, adapted, images, randomise
 from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.transform import from_origin
-from toy_data import classification, segmentation
+from toy_data import Toy, classification, segmentation
 
 import peftlib as pl
+from peftlib.data import EarthData
+from peftlib.deflect.time_series import SeriesEMB, series_bands, stack
+from peftlib.training.fit import quiet_trainer
+from peftlib.training.metrics import ClassScores
 from peftlib.training.predict import NO_CLASS, OVERLAP, predict_map, tiles
 from peftlib.training.tasks import Segmentation
 
@@ -120,6 +124,87 @@ def test_values_have_a_scale_and_an_offset_and_the_task_evaluates(task, tmp_path
     assert np.array_equal(classes, probabilities(task, values.astype(float) - 100, 5e3).argmax(0))
 
 
+def undecided(task, x):
+    """Every parameter moved, and the last bias, so that x (B, C, H, W) holds pixels of both classes."""
+    randomise(task, 0.1)
+    with torch.no_grad():
+        logits = task.eval()(x)
+        list(task.decoder.parameters())[-1][0] += (logits[:, 1] - logits[:, 0]).mean()
+    return task
+
+
+@pytest.mark.parametrize("decoder", ["linear", "unet"])
+def test_maps_and_evaluation_agree_in_every_pixel(decoder, tmp_path):
+    samples = [s | {"image": (s["image"] * 1e4).round() / 1e4} for s in Toy(5, seed=2)]  # as uint16 holds them
+    task = undecided(segmentation(pl.Deflect(), decoder=decoder), torch.stack([s["image"] for s in samples]))
+    data, scores = EarthData(samples, samples, samples, batch_size=4), ClassScores(task.classes, -1, True)
+    (expected,) = quiet_trainer(accelerator="cpu").test(task, data, verbose=False)
+    for sample in samples:
+        with rasterio.open(tmp_path / "a.tif", "w", "GTiff", 32, 32, 4, dtype="uint16", **WHERE) as file:
+            file.write((sample["image"] * 1e4).round().numpy().astype("uint16"))
+        predict_map(task, tmp_path / "a.tif", tmp_path / "map.tif", SAVANNA)
+        scores.update(torch.from_numpy(read(tmp_path / "map.tif")[0].astype(int)), sample["mask"])
+    assert scores.confmat.min() > 0  # right and wrong pixels of both classes: one that changes changes a score
+    assert scores.compute() == {name: value for name, value in expected.items() if name != "loss"}
+
+
+def test_probabilities_are_a_band_a_class(tmp_path):
+    tolerant = Segmentation(randomise(adapted(pl.LoRA(), SAVANNA, nodata="zero")), ("low", "high"))
+    write(tmp_path / "images" / "a.tif", (48, 70), holes=np.s_[:, 10:15, 20:60], nodata=65535)
+    classes = predict(tolerant, tmp_path)[0]
+    predict(tolerant, tmp_path, probabilities=True)
+    with rasterio.open(tmp_path / "maps" / "a.tif") as file:
+        found, profile = file.read(), file.profile
+    known = classes != NO_CLASS
+    assert profile["dtype"] == "float32" and np.isnan(profile["nodata"]) and np.isnan(found[:, ~known]).all()
+    assert found.shape == (2, 48, 70) and np.allclose(found[:, known].sum(0), 1, atol=1e-6)
+    assert np.array_equal(found.argmax(0)[known], classes[known])
+
+
+# --- a time series, a file a date ---
+
+DAYS = (100, 200)
+
+
+@pytest.fixture(scope="module")
+def series_task():
+    model = adapted(pl.Deflect(), series_bands(SAVANNA, 2), input=SeriesEMB(order="sequence"), nodata="zero")
+    return undecided(Segmentation(model, 2), stack(images(SAVANNA), DAYS, SAVANNA)[None])
+
+
+def test_the_dates_of_a_series_are_stacked_in_each_tile(series_task, tmp_path):
+    paths = [tmp_path / "images" / name for name in ("may.tif", "july.tif")]
+    dates = np.stack([write(path, (32, 50), seed=i) for i, path in enumerate(paths)])[:, PICKED] / np.float32(1e4)
+    expected, found = np.zeros((2, 32, 50)), []
+    for left, first, last in tiles(50, 32):
+        x = stack(torch.from_numpy(dates[..., left : left + 32]), DAYS, SAVANNA)[None]
+        with torch.no_grad():
+            expected[..., first:last] = series_task(x).softmax(1)[0][..., first - left : last - left]
+    for order in (paths, paths[::-1]):
+        predict_map(series_task, order, tmp_path / "map.tif", FILE_BANDS, days=DAYS, probabilities=True)
+        with rasterio.open(tmp_path / "map.tif") as file:
+            found.append(file.read())
+    np.testing.assert_allclose(found[0], expected, rtol=0, atol=1e-5)
+    assert abs(found[1] - expected).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("files", "days", "says"),
+    [
+        (("a.tif",), DAYS, r"1 images with days=\(100, 200\); this model reads 2 images and days"),
+        (("a.tif", "b.tif"), (100,), "this model reads 2 images and days"),
+        (("a.tif", "b.tif"), None, "2 images with days=None; this model reads 2 images"),
+        (("a.tif", "b.tif"), DAYS, r"b\.tif: it lies elsewhere than .*a\.tif"),
+    ],
+)
+def test_files_that_are_no_series_are_refused(files, days, says, series_task, tmp_path):
+    write(tmp_path / "images" / "a.tif")
+    write(tmp_path / "images" / "b.tif", transform=from_origin(0, 0, 10, 10))
+    paths = [tmp_path / "images" / name for name in files]
+    with pytest.raises(ValueError, match=says):
+        predict_map(series_task, paths, tmp_path / "map.tif", FILE_BANDS, days=days)
+
+
 # --- places without data ---
 
 
@@ -164,6 +249,7 @@ def test_a_file_that_does_not_fit_leaves_no_map(task, tmp_path):
         (dict(bands=(*FILE_BANDS, "B08")), "each once"),
         (dict(scale=0), "scale=0"),
         (dict(tile=0), r"tile=0"),
+        (dict(days=(1,)), r"1 images with days=\(1,\); this model reads one image without days"),
         (dict(task=classification), "need a Segmentation task, got Classification"),
     ],
 )

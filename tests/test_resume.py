@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import lightning
+import pandas as pd
 import pytest
 import torch
 from helpers import PATIENCE
@@ -63,6 +64,8 @@ def whole(tmp_path_factory):
 
 def assert_as_if_nothing_had_happened(made, metrics, folder, whole) -> None:
     assert same(tuned(made), tuned(whole[0])) and metrics == whole[1]
+    one, other = (pd.read_csv(f / "metrics.csv").drop(columns="seconds") for f in (folder, whole[2]))
+    pd.testing.assert_frame_equal(one, other, check_exact=True)
     last, expected = (torch.load(f / "last.ckpt", weights_only=True) for f in (folder, whole[2]))
     assert same(last["state_dict"], expected["state_dict"]) and last["global_step"] == expected["global_step"]
     for state, other in zip(last["optimizer_states"], expected["optimizer_states"], strict=True):
@@ -153,7 +156,7 @@ def test_a_damaged_checkpoint_is_an_error_that_says_what_to_do(whole, tmp_path):
 
 def test_a_failed_write_leaves_the_former_checkpoint(tmp_path, monkeypatch):
     interrupt(tmp_path, (2, 0))
-    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    before = (tmp_path / "last.ckpt").read_bytes()
 
     def full(checkpoint, path):
         Path(path).write_bytes(b"half")
@@ -162,7 +165,8 @@ def test_a_failed_write_leaves_the_former_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="no space left"):
         run(tmp_path)
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+    assert {p.name for p in tmp_path.iterdir()} == {"last.ckpt", "metrics.csv"}
 
 
 # --- two processes ---

@@ -52,8 +52,8 @@ def test_training_learns_what_only_near_infrared_shows(tmp_path):
     assert metrics["test"]["accuracy"] > 0.8 and watch.losses[-1] < 0.5 * watch.losses[0]
 
 
-def test_it_ends_after_so_many_steps_in_the_midst_of_an_epoch_and_validates_once(tmp_path):
-    task, metrics, watch = run(tmp_path, steps=5)
+def test_without_a_log_it_validates_once_and_ends_in_the_midst_of_an_epoch(tmp_path):
+    task, metrics, watch = run(tmp_path, steps=5, log=False)
     assert len(watch.losses) == 5 and len(watch.scores) == 1
     assert same(tuned(task), watch.weights[0]) and not task.training
     data = toy_data().test
@@ -69,8 +69,8 @@ def test_segmentation_with_a_decoder_of_several_blocks(tmp_path):
     assert len(watch.losses) == 4 and all(math.isfinite(loss) for loss in watch.losses)
 
 
-def test_it_is_quiet_unless_asked(tmp_path, capfd):
-    run(tmp_path / "quiet", steps=1)
+def test_it_is_quiet_where_asked(tmp_path, capfd):
+    run(tmp_path / "quiet", steps=1, log=False)
     assert capfd.readouterr() == ("", "")
     run(tmp_path / "bar", steps=1, progress=True)
     assert "Epoch 0" in capfd.readouterr().out
@@ -81,7 +81,7 @@ def test_it_is_quiet_unless_asked(tmp_path, capfd):
 
 def test_checkpoints_hold_what_is_tuned_and_no_backbone(tmp_path):
     task, _, _ = run(tmp_path, classification(pl.LoRA(rank=2)), steps=2)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.ckpt", "results.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.ckpt", "metrics.csv", "results.json"]
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert set(state["state_dict"]) == set(tuned(task)) and "model.vit.blocks.0.mlp.fc1.weight" not in tuned(task)
     moments = state["optimizer_states"][0]["state"].values()

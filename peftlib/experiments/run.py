@@ -98,7 +98,7 @@ def _train_and_evaluate(experiment: Experiment, work: Path, predictions: Path, r
     precision = "32-true" if experiment.precision == BF16_FROZEN else experiment.precision
     metrics = fit(
         task, data, work, experiment.steps, experiment.seed, precision, experiment.accumulate,
-        resources.accelerator, save_every=SAVE_EVERY, callbacks=[watch],
+        resources.accelerator, save_every=SAVE_EVERY, callbacks=[watch], log=False,
     )  # fmt: skip
     task.to(watch.device)  # Lightning leaves it on the CPU
     if test is not None:

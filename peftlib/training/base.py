@@ -7,6 +7,7 @@ import lightning
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from torchmetrics import Metric, SumMetric
 
 from peftlib.model.adapted_vit import AdaptedViT
@@ -33,6 +34,8 @@ class Task(lightning.LightningModule):
         schedule: of the learning rates over all steps, ``"cosine"`` (down to 0) or ``"constant"``; warmup: share of the
             steps in which they first rise linearly.
         augment: apply a random symmetry of the square to each training image, and to its mask.
+        class_weights: what the loss of each class is multiplied by: a number a class, or ``"balanced"`` (see
+            ``balanced_weights``: before the first step all training labels are read). None weighs all alike.
 
     Attributes:
         steps: that the schedule covers; None is what Lightning's ``Trainer`` expects.
@@ -44,6 +47,7 @@ class Task(lightning.LightningModule):
         self, model: AdaptedViT, classes: int | Sequence[str], metrics: Metric, monitor: str,
         input_lr: float = 1e-3, lr: float = 1e-3, head_lr: float = 1e-3, weight_decay: float = 0.01,
         schedule: str = "cosine", warmup: float = 0.05, augment: bool = True,
+        class_weights: str | Sequence[float] | None = None,
     ):  # fmt: skip
         super().__init__()
         if schedule not in SCHEDULES:
@@ -54,6 +58,11 @@ class Task(lightning.LightningModule):
         self.input_lr, self.lr, self.head_lr, self.weight_decay = input_lr, lr, head_lr, weight_decay
         self.schedule, self.warmup, self.augment = schedule, warmup, augment
         self.metrics, self.total_loss, self.counted = metrics, *(SumMetric(nan_strategy="disable") for _ in range(2))
+        given = [1.0] * len(self.classes) if class_weights in ("balanced", None) else class_weights
+        if isinstance(given, str) or len(given) != len(self.classes) or not all(w >= 0 for w in given):
+            raise ValueError(f"class_weights={given!r}; give 'balanced', None, or a number for each of {self.classes}")
+        self.weighting = class_weights if isinstance(class_weights, str | None) else list(class_weights)
+        self.register_buffer("class_weights", None if class_weights is None else torch.tensor(given).float())
         self.steps: int | None = None
         self.strict_loading = False  # checkpoints lack the frozen backbone; on_load_checkpoint checks what they hold
 
@@ -64,7 +73,7 @@ class Task(lightning.LightningModule):
         raise NotImplementedError
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Mean over what counts."""
+        """Mean over what counts, weighted."""
         raise NotImplementedError
 
     def target(self, batch: dict) -> Tensor:
@@ -76,6 +85,14 @@ class Task(lightning.LightningModule):
         return len(target)
 
     # --- what they share ---
+
+    def on_fit_start(self) -> None:
+        self.train()  # for dropout: a pretrained backbone comes in eval mode, and Lightning leaves it there
+
+    def on_train_start(self) -> None:
+        if self.weighting == "balanced":
+            loader: DataLoader = self.trainer.train_dataloader  # type: ignore[assignment]  # it is there in training
+            self.class_weights.copy_(balanced_weights(loader.dataset, self.truth, len(self.classes)))
 
     def on_after_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
         if self.augment and self.trainer.training:
@@ -157,6 +174,7 @@ class Task(lightning.LightningModule):
                 for name, buffer in model.reflectance.state_dict().items()
             },
             "classes": list(self.classes),
+            "class_weights": self.weighting,
             **{name: getattr(self, name) for name in RECIPE},
         }
 
@@ -184,6 +202,18 @@ def rate_share(step: int, steps: int, warmup: float, schedule: str) -> float:
     if schedule == "constant":
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rising) / (steps - rising))))
+
+
+def balanced_weights(data: Dataset, truth: str, classes: int) -> Tensor:
+    """w_c = N / (K n_c) for n_c of N labels, K classes that occur: each has the same part in the loss. Else 1.
+
+    ``truth`` is the entry of a sample to count, ``"label"`` or ``"mask"``; numbers that are no class do not count.
+    """
+    counts = torch.zeros(classes, dtype=torch.long)
+    for i in range(len(data)):
+        labels = torch.as_tensor(data[i][truth]).flatten()
+        counts += torch.bincount(labels[(labels >= 0) & (labels < classes)].long(), minlength=classes)
+    return torch.where(counts > 0, counts.sum() / (counts.count_nonzero() * counts), 1.0)
 
 
 def class_names(classes: int | Sequence[str]) -> tuple[str, ...]:

@@ -5,12 +5,16 @@ import logging
 import math
 import pickle
 import random
+import time
 import warnings
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
+from statistics import fmean
 
 import lightning
 import numpy as np
+import pandas as pd
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -19,13 +23,14 @@ from peftlib.data.datamodule import EarthData
 from peftlib.files import atomic_path
 from peftlib.training.base import Task
 
-LAST, RESULTS = "last.ckpt", "results.json"
+LAST, RESULTS, HISTORY = "last.ckpt", "results.json", "metrics.csv"
+JUMP = 10
 
 
 def fit(
     task: Task, data: EarthData, folder: str | Path, steps: int = 500, seed: int = 0, precision: str = "32-true",
     accumulate: int = 1, accelerator: str = "auto", progress: bool = False, save_every: int = 100,
-    callbacks: Sequence[lightning.Callback] = (), **options,
+    callbacks: Sequence[lightning.Callback] = (), log: bool = True, **options,
 ) -> dict[str, dict[str, float]]:  # fmt: skip
     """Train and evaluate. The task comes back in eval mode with its last weights.
 
@@ -41,9 +46,11 @@ def fit(
         precision: ``"32-true"``, ``"bf16-mixed"``, or another of Lightning's.
         accumulate: batches whose gradients make one step.
         accelerator, callbacks, options: as for Lightning's ``Trainer``, such as ``devices=4, strategy="ddp",
-            gradient_clip_val=1.0``; ``check_val_every_n_epoch=1`` validates before the end too.
+            gradient_clip_val=1.0``; ``check_val_every_n_epoch=5`` validates less often, ``10**9`` at the end alone.
         progress: show progress bars.
         save_every: write a checkpoint after so many steps, at the next end of an epoch.
+        log: validate after each epoch, print a line, write ``metrics.csv``, and warn where the loss jumps or a class is
+            never predicted (see ``History``). False does none of it, and gives the same results.
 
     Returns:
         ``{"val": {"loss": ..., ...}, "test": {...}, "unseen": {...}}``, without those that the data have not.
@@ -74,6 +81,7 @@ def fit(
         folder, last.stem, every_n_epochs=math.ceil(save_every / epoch_steps), save_on_train_epoch_end=True,
         auto_insert_metric_name=False, enable_version_counter=False,
     )  # fmt: skip
+    history = [History(folder, steps)] if log else []
     trainer = quiet_trainer(
         max_epochs=steps,  # Reseed ends it before
         precision=precision,
@@ -83,13 +91,12 @@ def fit(
         num_sanity_val_steps=0,
         enable_progress_bar=progress,
         enable_checkpointing=True,
-        callbacks=[*callbacks, Reseed(facts), keep],
+        callbacks=[*callbacks, *history, Reseed(facts), keep],
         plugins=[AtomicCheckpoints()],
-        **({"devices": 1, "check_val_every_n_epoch": steps + 1} | options),
+        **({"devices": 1, "check_val_every_n_epoch": 1 if log else steps + 1} | options),
     )
     if resumed is None or resumed["global_step"] < steps:
         task.steps = steps
-        task.train()  # for dropout: a pretrained backbone comes in eval mode, and Lightning leaves it there
         trainer.fit(task, datamodule=data, ckpt_path=None if resumed is None else last, weights_only=True)
         trainer.save_checkpoint(last)
     restore(task, last)
@@ -99,6 +106,9 @@ def fit(
             f"{monitor} is not a number in validation; did the training diverge (rates, precision), or is there "
             "nothing to score in validation (every pixel ignored)?"
         )
+    if log and (names := getattr(task.metrics, "never_predicted", ())):
+        advice = "class_weights='balanced' or dice=0.5 help where it is rare, other rates where nothing is learned"
+        warnings.warn(f"never predicted, though in validation: {', '.join(names)}; {advice}", stacklevel=2)
     if data.test is not None:
         metrics["test"] = dict(trainer.test(task, datamodule=data, verbose=False)[0])
     if data.unseen is not None:
@@ -132,6 +142,59 @@ class Reseed(lightning.Callback):
 
     def state_dict(self) -> dict:
         return {"facts": json.dumps(self.facts)}
+
+
+class History(lightning.Callback):
+    """A line an epoch, and ``metrics.csv``, which a resumed run continues. Warns where the loss of a step jumps.
+
+    A jump is no number, or ``JUMP`` times the lowest before and above the first: near zero losses vary that much.
+    """
+
+    def __init__(self, folder: Path, steps: int):
+        self.path, self.steps = folder / HISTORY, steps
+        self.rows: list[dict[str, float]] = []
+        self.losses: list[torch.Tensor] = []
+        self.scores: dict[str, float] = {}
+        self.first, self.lowest = 0.0, math.inf
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, *_) -> None:
+        self.clock, self.begun, self.losses, self.scores = time.perf_counter(), trainer.global_step, [], {}
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, task, outputs, *_) -> None:
+        self.losses.append(outputs["loss"].detach() * trainer.accumulate_grad_batches)  # to read it here would wait
+
+    def on_validation_end(self, trainer: lightning.Trainer, *_) -> None:
+        self.scores = {f"val_{name}": float(value) for name, value in trainer.callback_metrics.items()}
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, task) -> None:
+        losses = trainer.strategy.reduce(torch.stack(self.losses), reduce_op="mean").tolist()
+        seconds, step = time.perf_counter() - self.clock, trainer.global_step
+        row = {"epoch": trainer.current_epoch + 1, "step": step, "train_loss": fmean(losses)} | self.scores
+        self.rows.append(row | {"seconds": round(seconds, 3)})
+        if not trainer.is_global_zero:
+            return
+        with atomic_path(self.path) as temporary:
+            pd.DataFrame(self.rows).to_csv(temporary, index=False)
+        left = timedelta(seconds=round(seconds / (step - self.begun) * (self.steps - step)))
+        shown = [f"{name} {row[name]:.4g}" for name in ("train_loss", "val_loss", f"val_{task.monitor}") if name in row]
+        print(
+            f"epoch {row['epoch']}, step {step} of {self.steps}:", *shown, f"{seconds:.1f} s, {left} left", flush=True
+        )
+        if any([self.jumps(loss) for loss in losses]):  # a list: each is looked at
+            told = f"the loss jumps (epoch {row['epoch']}); try lower rates (search_lr) or gradient_clip_val=1.0"
+            warnings.warn(told, stacklevel=1)  # at 2 it would be Lightning's, and those are off
+
+    def jumps(self, loss: float) -> bool:
+        """Whether the loss of the next step jumps; 0 is a batch without anything to learn from."""
+        if loss:
+            self.first, self.lowest = self.first or loss, min(self.lowest, loss)
+        return not loss <= max(JUMP * self.lowest, self.first)
+
+    def state_dict(self) -> dict:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.rows = list(state["rows"])
 
 
 class AtomicCheckpoints(TorchCheckpointIO):

@@ -33,12 +33,16 @@ def class_scores(confusion: Tensor, classes: Sequence[str], ious: bool = False) 
 class ClassScores(MulticlassConfusionMatrix):
     """``class_scores`` of all batches; true class numbers of ``ignore_index`` do not count.
 
-    ``update`` takes predicted and true class numbers of any one shape.
+    ``update`` takes predicted and true class numbers of any one shape. After ``compute``, ``never_predicted`` names the
+    classes that occur and were predicted nowhere.
     """
 
     def __init__(self, classes: Sequence[str], ignore_index: int | None = None, ious: bool = False):
         super().__init__(len(classes), ignore_index=ignore_index, validate_args=False)
         self.classes, self.ious = tuple(classes), ious
+        self.never_predicted: tuple[str, ...] = ()
 
     def compute(self) -> dict[str, Tensor]:  # type: ignore[override]  # torchmetrics gives the matrix itself
+        never = (self.confmat.sum(1) > 0) & (self.confmat.sum(0) == 0)
+        self.never_predicted = tuple(name for name, one in zip(self.classes, never.tolist(), strict=True) if one)
         return class_scores(self.confmat, self.classes, self.ious)

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from peftlib.files import optional
 from peftlib.model.adapted_vit import AdaptedViT
 from peftlib.training.base import Task, class_names
 from peftlib.training.decoders import build_decoder
@@ -33,7 +35,9 @@ class Classification(Task):
         return self.head(torch.cat([tokens[:, 0], mean], dim=1) if self.has_class_token else mean)
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(logits.float(), target)
+        if self.class_weights is None:
+            return F.cross_entropy(logits.float(), target)
+        return F.cross_entropy(logits.float(), target, self.class_weights, reduction="sum") / len(target)
 
 
 class Segmentation(Task):
@@ -45,6 +49,8 @@ class Segmentation(Task):
     Args:
         model, classes, recipe: see ``Task``.
         decoder: ``"linear"``, ``"unet"`` or ``"upernet"``.
+        dice: share of the Dice loss (mean over classes, of a batch; segmentation-models-pytorch) in the loss, the rest
+            being cross entropy. It counts a rare class as much as a frequent one.
         ignore_index: label of pixels that do not count.
     """
 
@@ -52,12 +58,18 @@ class Segmentation(Task):
 
     def __init__(
         self, model: AdaptedViT, classes: int | Sequence[str], *,
-        decoder: str = "linear", ignore_index: int = -1, **recipe,
+        decoder: str = "linear", ignore_index: int = -1, dice: float = 0.0, **recipe,
     ):  # fmt: skip
         names = class_names(classes)
         if 0 <= ignore_index < len(names):
             raise ValueError(f"ignore_index={ignore_index} is a class; give ignored pixels a number of their own")
+        if not 0 <= dice <= 1:
+            raise ValueError(f"dice={dice!r}; it is a share of the loss, 0 to 1")
         super().__init__(model, names, ClassScores(names, ignore_index, ious=True), "miou", **recipe)
+        self.dice_share, self.dice = dice, None
+        if dice:
+            losses = optional("segmentation_models_pytorch.losses")
+            self.dice = losses.DiceLoss("multiclass", ignore_index=ignore_index)
         self.decoder = build_decoder(decoder, model, len(names))
         self.decoder_name, self.ignore_index = decoder, ignore_index
 
@@ -67,14 +79,17 @@ class Segmentation(Task):
         return self.decoder(self.model.intermediate_tokens(x, blocks, metadata))
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        total = F.cross_entropy(logits.float(), target, ignore_index=self.ignore_index, reduction="sum")
-        return total / self.n_counted(target).clamp_min(1)  # 0, not NaN, where no pixel counts
+        entropy = partial(F.cross_entropy, ignore_index=self.ignore_index, reduction="sum")
+        total = entropy(logits.float(), target, self.class_weights)
+        mean = total / self.n_counted(target).clamp_min(1)  # 0, not NaN, where no pixel counts
+        return mean if self.dice is None else torch.lerp(mean, self.dice(logits.float(), target), self.dice_share)
 
     def n_counted(self, target: Tensor) -> Tensor:
         return (target != self.ignore_index).sum()
 
     def facts(self) -> dict:
-        return super().facts() | {"decoder": self.decoder_name, "ignore_index": self.ignore_index}
+        own = {"decoder": self.decoder_name, "ignore_index": self.ignore_index, "dice": self.dice_share or None}
+        return super().facts() | own
 
 
 @torch.no_grad()
