@@ -156,12 +156,6 @@ def test_the_same_run_gives_the_same_bits(plain, tmp_path):
     assert same(tuned(run(tmp_path, classification(), steps=4)[0]), plain)
 
 
-def test_dropout_of_a_method_works_in_training(tmp_path):
-    """A backbone comes in eval mode; fit must not leave it there."""
-    tasks = [run(tmp_path / str(p), classification(pl.VPT(tokens=4, dropout=p)), steps=2)[0] for p in (0.0, 0.5)]
-    assert not same(*map(tuned, tasks))
-
-
 @pytest.mark.parametrize(
     ("options", "says"),
     [
