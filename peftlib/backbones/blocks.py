@@ -4,6 +4,8 @@
 vectors and biases of q and v beside their product, and has, in some models, q, k and v as layers of their own.
 """
 
+from typing import Any
+
 import timm
 import torch
 from timm.layers import Attention, AttentionRope, apply_rot_embed_cat
@@ -39,7 +41,7 @@ def refuse_unplain_block(block: nn.Module) -> None:
         raise ValueError(f"untangled attention needs timm's block, LayerNorm, no gate or grouped keys; this is {found}")
 
 
-def rotation(vit: nn.Module, block: nn.Module) -> dict[str, Tensor]:
+def rotation(vit: nn.Module, block: nn.Module) -> dict[str, Any]:
     """What one of the ViT's blocks takes beside tokens: nothing, or ``rope``, sine and cosine of each patch's position.
 
     (n, 2 d / h), or (h, n, 2 d / h) where each block has learnt its own (``rope_mixed``).

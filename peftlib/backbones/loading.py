@@ -198,8 +198,8 @@ def resize_(vit: VisionTransformer, image_size: int | tuple[int, int]) -> None:
         vit.dynamic_img_size = False  # type: ignore[misc]  # final for TorchScript alone
         embed.flatten, embed.strict_img_size = True, True
     embed.set_input_size(img_size=size)
-    if hasattr(rope := getattr(vit, "rope", None), "update_feat_shape"):
-        rope.update_feat_shape(embed.grid_size)
+    if rotate_to := getattr(getattr(vit, "rope", None), "update_feat_shape", None):
+        rotate_to(embed.grid_size)
     if vit.pos_embed is None or tuple(embed.grid_size) == tuple(old_grid):
         return
     positions, grid = _pretrained_positions(vit, vit.pos_embed.detach(), old_grid)
