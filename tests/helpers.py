@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 
+import timm
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
@@ -26,20 +27,29 @@ def wait_for(true: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def tiny_vit(seed: int = 0, **options) -> VisionTransformer:
+def tiny_vit(seed: int = 0, name: str = "", **options) -> VisionTransformer:
     """A ViT of 32 px, 16 patches and 2 prefix tokens whose every parameter matters (none is 0, 1 or equal to another).
 
-    Fresh LayerNorms, biases and layer scales would hide a term that is dropped or applied twice.
+    Fresh LayerNorms, biases and layer scales would hide a term that is dropped or applied twice. ``name``: of
+    timm, such as one of ``EVAS``, with prefix tokens of its own.
     """
-    settings = dict(img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=2, num_classes=0, init_values=0.5)
-    settings |= dict(reg_tokens=1) | options
+    settings = dict(img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=2, num_classes=0)
+    settings |= ({} if name else dict(init_values=0.5, reg_tokens=1)) | options
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        vit = VisionTransformer(**settings)
+        vit = timm.create_model(name, **settings) if name else VisionTransformer(**settings)
         with torch.no_grad():
             for parameter in vit.parameters():
                 parameter.add_(0.2 * torch.randn_like(parameter))
     return vit.eval()
+
+
+# timm's other class, for ``tiny_vit``: as it is; with biases of q and v beside their product; with a gated MLP; with q,
+# k and v apart and a norm in the MLP; with a norm before the blocks and another attention; with learnt rotations.
+EVAS = (
+    "vit_small_patch16_dinov3", "vit_small_patch16_dinov3_qkvb", "eva02_tiny_patch14_224", "eva02_base_patch14_224",
+    "vit_pe_spatial_tiny_patch16_512", "vit_small_patch16_rope_mixed_224",
+)  # fmt: skip
 
 
 def images(bands=SENTINEL2, sensor="sentinel2", batch=2, size=(32, 32), seed=0) -> Tensor:
@@ -86,7 +96,8 @@ def pretrained_tokens(vit: VisionTransformer, x: Tensor, rgb=(3, 2, 1), white: f
     """What the pretrained model says to the RGB part of an image, with the stretch written out."""
     colours = torch.stack([x[:, i] for i in rgb], dim=1)
     shown = torch.clamp(colours / white, 0, 1)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    of_timm = getattr(vit, "pretrained_cfg", {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)})
+    mean, std = (torch.tensor(of_timm[name]).view(3, 1, 1) for name in ("mean", "std"))
     with torch.no_grad():
         return vit.forward_features((shown - mean) / std)
 

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 from helpers import adapted, randomise, tiny_vit
-from timm.layers import RmsNorm
-from timm.models.vision_transformer import Block, ParallelScalingBlock
+from timm.models.vision_transformer import ParallelScalingBlock
 from torch import Tensor, nn
 
 import peftlib as pl
@@ -148,7 +147,8 @@ def test_dropout_is_off_in_eval_mode(x):
 @pytest.mark.parametrize(
     ("made", "says"),
     [
-        (lambda: UntangledBlock(Block(32, 2, norm_layer=RmsNorm), 4), "RmsNorm"),
+        (lambda: adapted(pl.Deflect(), vit=tiny_vit(name="aimv2_large_patch14_224")), "RmsNorm"),
+        (lambda: adapted(pl.Deflect(), vit=tiny_vit(name="eva02_enormous_patch14_clip_224")), "EvaBlockPostNorm"),
         (lambda: UntangledBlock(nn.TransformerEncoderLayer(32, 2), 4), "TransformerEncoderLayer"),
         (
             lambda: adapted(pl.Deflect(), vit=tiny_vit(block_fn=ParallelScalingBlock, reg_tokens=0)),

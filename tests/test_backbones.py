@@ -50,11 +50,31 @@ def test_dinov2_by_name_without_weights():
     assert spec_of(create_model(TIMM, num_classes=0)).mean == (0.5, 0.5, 0.5)
 
 
+def test_dinov3_names_its_licence_its_normalisation_and_the_way_to_gated_weights(monkeypatch):
+    name = "vit_large_patch16_dinov3.sat493m"
+
+    def small(name, pretrained=False, **options):
+        if pretrained:
+            raise ConnectionError("401 gated")
+        return create_model(name, depth=1, embed_dim=64, num_heads=2, **options)
+
+    monkeypatch.setattr("peftlib.backbones.loading.timm.create_model", small)
+    vit = pl.load_backbone(name, weights="random", image_size=(32, 64))
+    assert vit.forward_features(torch.zeros(1, 3, 32, 64)).shape == (1, 5 + 8, 64)
+    assert (vit.spec.licence, vit.spec.mean) == ("dinov3-license", (0.430, 0.411, 0.296))
+    with pytest.raises(OSError, match=rf"licence dinov3-license.*huggingface.co/timm/{name}.*401 gated.*hf auth login"):
+        pl.load_backbone(name)
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [
         (dict(name="dinov9"), ["'dinov9'", "dinov2_small", "scalemae_large", "timm"]),
         (dict(name="resnet10t"), ["resnet10t", "ResNet", "VisionTransformer"]),
+        (dict(name="samvit_base_patch16", weights="default"), ["Eva, not samvit_base_patch16", "within windows"]),
+        (dict(name="naflexvit_base_patch16_gap", weights="default"), ["a sequence with coordinates"]),
+        (dict(name="hiera_tiny_224", weights="default"), ["pools its tokens"]),
+        (dict(name="convnext_tiny", weights="default"), ["convolves"]),  # before anything is fetched
         (dict(name=TIMM, res=10.0), [TIMM, "10.0", "no effect"]),
         (dict(name=TIMM, image_size=30), ["(30, 30)", "(16, 16)", "(32, 32)"]),
         (dict(name=TIMM, image_size="big"), ["'big'"]),

@@ -10,6 +10,7 @@ from helpers import COLOURS, adapted, bands_for, fits, images, pretrained_tokens
 from safetensors.torch import load_file
 
 import peftlib as pl
+from peftlib.backbones.loading import BEYOND_TOKENS
 
 PAIRS = {
     f"{input.name}-{method.name}": (input(), method())
@@ -42,7 +43,7 @@ def look(model: pl.AdaptedViT, **options) -> torch.Tensor:
 
 def parts_by_pattern(model: pl.AdaptedViT) -> dict[str, set[str]]:
     """What the patterns of input and method say is tuned; what both name is the input's."""
-    names = [name for name, _ in model.named_parameters()]
+    names = [n for n, _ in model.named_parameters() if not n.removeprefix("vit.").startswith(BEYOND_TOKENS)]
     of_input = {name for name in names if re.fullmatch(model.input.tunes, name)}
     return {"input": of_input, "method": {n for n in names if re.fullmatch(model.method.tunes, n)} - of_input}
 

@@ -4,8 +4,10 @@ import json
 import math
 
 import lightning
+import peft
 import pytest
 import torch
+from helpers import tiny_vit
 from toy_data import Toy, classification, same, segmentation, toy_data, tuned
 
 import peftlib as pl
@@ -165,6 +167,18 @@ def test_the_same_run_gives_the_same_bits(plain, tmp_path):
 def test_impossible_runs_are_refused(options, says, tmp_path):
     with pytest.raises(ValueError, match=says):
         run(tmp_path, **options)
+
+
+@pytest.mark.parametrize("method", [pl.LoRA(), pl.HFPeft(peft.LoraConfig(r=2))], ids=lambda method: method.name)
+def test_what_is_tuned_without_effect_is_named(method, tmp_path):
+    """timm's own trap: without ``qkv_bias_separate``, EvaAttention reads the weight of qkv past what wraps it."""
+    task = classification(method, vit=tiny_vit(name="vit_small_patch16_dinov3_qkvb"))
+    run(tmp_path / "as adapted", task, steps=1)
+    attn = task.model.vit.blocks[1].attn
+    attn.qkv_bias_separate = method.name == "lora"
+    attn.qkv.forward = getattr(attn.qkv, "linear", attn.qkv).forward
+    with pytest.raises(ValueError, match=r"without effect.*no gradient to vit\.blocks\.1\.attn\.qkv\..*\(2 in all\)"):
+        run(tmp_path, task)
 
 
 def test_validation_with_nothing_to_score_is_refused(tmp_path):

@@ -37,9 +37,9 @@ def toy_data(train: int = 8, val: int = 5, batch_size: int = 4, **options) -> Ea
     return EarthData(Toy(train), Toy(val, seed=1), Toy(4, seed=2), batch_size=batch_size, **options)
 
 
-def classification(method=None, seed: int = 0, **options) -> Classification:
+def classification(method=None, seed: int = 0, vit=None, **options) -> Classification:
     """A fresh task on a tiny ViT, the same at every call."""
-    model = adapted(method or pl.LoRA(), SAVANNA)
+    model = adapted(method or pl.LoRA(), SAVANNA, vit)
     torch.manual_seed(seed)
     return Classification(model, 3, **options)
 

@@ -1,6 +1,6 @@
 """RGB-pretrained vision transformers: one spec each, one function to load them.
 
-Every backbone is a timm ``VisionTransformer`` (Scale-MAE is one) with its facts in ``vit.spec``.
+Every backbone is a timm ``VisionTransformer`` (so is Scale-MAE) or ``Eva`` (DINOv3), with its facts in ``vit.spec``.
 """
 
 import operator
@@ -16,6 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from peftlib.backbones.author_checkpoints import cross_scale_mae_state, dino_mc_state
+from peftlib.backbones.blocks import refuse_other_vit
 from peftlib.backbones.dinov2_wheel import dinov2_small_state
 from peftlib.files import fingerprint, load_state, load_strictly
 
@@ -92,10 +93,10 @@ def load_backbone(
     image_size: int | tuple[int, int] | None = None,
     res: float | None = None,
 ) -> VisionTransformer:
-    """An RGB-pretrained timm ``VisionTransformer`` without head, in eval mode, with ``vit.spec``: ``BackboneSpec``.
+    """An RGB-pretrained timm ViT without head, in eval mode, with ``vit.spec``: ``BackboneSpec``.
 
     Args:
-        name: one of ``BACKBONES``, or the name of any timm ``VisionTransformer``.
+        name: one of ``BACKBONES``, or the name of any timm ``VisionTransformer`` or ``Eva`` (DINOv3, EUPE, EVA-02, PE).
         weights: ``"default"``; ``"random"``; or the path of a state dict in timm's names (``.safetensors``, or a
             ``.pt`` of plain tensors), or for ``dino_mc_small`` and ``cross_scale_mae_*`` of their authors' checkpoint.
         image_size: side, or (H, W), in pixels to resample the position embedding to; None keeps the pretraining size.
@@ -110,8 +111,7 @@ def load_backbone(
         raise ValueError(f"{name} has no ground sampling distance in its position embedding; res={res} has no effect")
     state, origin = _weights(source, weights)  # first: a missing file should not wait for a large model to be built
     vit = source.build() if res is None else source.build(res=float(res))
-    if not isinstance(vit, VisionTransformer):
-        raise ValueError(f"{name} is a {type(vit).__name__}; peftlib adapts timm VisionTransformers")
+    refuse_other_vit(name, vit)
     if state is not None:
         load_strictly(vit, state, origin)
     vit.spec = replace(source.spec, weights=origin, res=res if res is not None else source.spec.res)
@@ -126,11 +126,13 @@ def _timm_source(name: str) -> _Source:
         raise ValueError(
             f"unknown backbone {name!r}; choose from {', '.join(BACKBONES)} or any timm ViT (near: {near})"
         )
+    refuse_other_vit(name)  # before anything is fetched or built
     config = timm.get_pretrained_cfg(name)
     assert config is not None  # timm lists the model
     (r, g, b), (dr, dg, db) = config.mean, config.std
     spec = BackboneSpec(name, licence=config.license or "see timm", mean=(r, g, b), std=(dr, dg, db))
-    return _Source(spec, _timm(name), f"timm {name} (hub)", lambda: _timm(name, pretrained=True)().state_dict())
+    origin = f"timm, huggingface.co/{config.hf_hub_id}"
+    return _Source(spec, _timm(name), origin, lambda: _timm(name, pretrained=True)().state_dict())
 
 
 def _weights(source: _Source, weights: str | Path) -> tuple[dict[str, Tensor] | None, str]:
@@ -148,8 +150,10 @@ def _weights(source: _Source, weights: str | Path) -> tuple[dict[str, Tensor] | 
     except ValueError:
         raise  # weights that are there and wrong: the message says which
     except Exception as error:  # of many kinds, by hub client
-        way = "Choose weights='random', or weights=PATH of a state dict in timm's names"
-        raise OSError(f"could not get the weights of {name} from {origin}: {error}. {way}") from error
+        raise OSError(
+            f"could not get the weights of {name} (licence {source.spec.licence}) from {origin}: {error}. Gated ones: "
+            "accept the licence there, then hf auth login. Or choose weights='random', or weights=PATH in timm's names"
+        ) from error
 
 
 def spec_of(vit: VisionTransformer) -> BackboneSpec:
@@ -190,10 +194,12 @@ def resize_(vit: VisionTransformer, image_size: int | tuple[int, int]) -> None:
     if is_scalemae(vit) and size[0] != size[1]:
         raise ValueError(f"Scale-MAE's position embedding is for square images, got {size}")
     old_grid = embed.grid_size
-    if getattr(vit, "dynamic_img_size", False):  # one size from here on: tokens come as (B, N, d)
+    if isinstance(vit, VisionTransformer) and vit.dynamic_img_size:  # one size from here on: tokens come as (B, N, d)
         vit.dynamic_img_size = False  # type: ignore[misc]  # final for TorchScript alone
         embed.flatten, embed.strict_img_size = True, True
     embed.set_input_size(img_size=size)
+    if rotate_to := getattr(getattr(vit, "rope", None), "update_feat_shape", None):
+        rotate_to(embed.grid_size)
     if vit.pos_embed is None or tuple(embed.grid_size) == tuple(old_grid):
         return
     positions, grid = _pretrained_positions(vit, vit.pos_embed.detach(), old_grid)

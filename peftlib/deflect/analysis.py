@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from peftlib.backbones.blocks import rotation
 from peftlib.deflect.attention import UntangledBlock
 from peftlib.deflect.norm_constraint import constrain_norm
 
@@ -30,10 +31,10 @@ def trace(model: nn.Module, x: Tensor) -> list[BlockTrace]:
             z = model.run_block(block, z, z_A)
             continue
         adapted, pretrained = block.qkv(z, z_A)
-        D_free, D_ref = block.attend(adapted), block.attend(pretrained)
+        D_free, D_ref = (block.attend(qkv, **rotation(model.vit, block)) for qkv in (adapted, pretrained))
         D = constrain_norm(D_free, D_ref) if block.constrain else D_free
         traces.append(BlockTrace(layer, z, z_A, D, D_free, D_ref))
-        z = block(z, z_A)
+        z = model.run_block(block, z, z_A)
     if not traces:
         raise ValueError("the model has no untangled block; use Deflect with at least one layer")
     return traces

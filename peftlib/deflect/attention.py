@@ -6,10 +6,10 @@ tokens, z_A the part that came from the bands beyond RGB.
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from peftlib.backbones.blocks import fused_qkv, layer_scaled, refuse_unplain_block, rotated
 from peftlib.deflect.norm_constraint import constrain_norm
 
 
@@ -47,7 +47,7 @@ class UntangledBlock(nn.Module):
     displacement keeps the length that the pretrained block would have given it.
 
     Args:
-        block: a timm ``vision_transformer.Block``; it stays frozen inside.
+        block: a timm ``vision_transformer.Block`` or ``eva.EvaBlock``; it stays frozen inside.
         rank: r of U V. 4 r d new parameters.
         low_rank_principal: rank of an additional update of W_Q, W_K, W_V for the principal part n_P; 0 is none.
         constrain: the norm constraint.
@@ -64,56 +64,56 @@ class UntangledBlock(nn.Module):
     ):
         super().__init__()
         refuse_unplain_block(block)
-        weight = block.attn.qkv.weight
+        weight = block.attn.proj.weight
         self.block = block
         self.constrain, self.reference_grad = constrain, reference_grad
-        dim_out, dim = weight.shape
-        self.auxiliary = LowRank(dim, dim_out, rank).to(weight)
-        self.principal = LowRank(dim, dim_out, low_rank_principal).to(weight) if low_rank_principal else None
+        dim, dim_heads = weight.shape  # d, and that of all heads
+        self.auxiliary = LowRank(dim, 3 * dim_heads, rank).to(weight)
+        self.principal = LowRank(dim, 3 * dim_heads, low_rank_principal).to(weight) if low_rank_principal else None
 
-    def forward(self, z: Tensor, z_A: Tensor) -> Tensor:
-        """z, z_A: (B, N, d) -> (B, N, d)."""
+    def forward(self, z: Tensor, z_A: Tensor, rope: Tensor | None = None) -> Tensor:
+        """z, z_A: (B, N, d), rope: rotary positions, see ``rotation`` -> (B, N, d)."""
         block = self.block
-        z = z + block.drop_path1(self.displacement(z, z_A))
-        return z + block.drop_path2(block.ls2(block.mlp(block.norm2(z))))
+        z = z + block.drop_path1(self.displacement(z, z_A, rope))
+        return z + block.drop_path2(layer_scaled(block, 2, block.mlp(block.norm2(z))))
 
-    def displacement(self, z: Tensor, z_A: Tensor) -> Tensor:
+    def displacement(self, z: Tensor, z_A: Tensor, rope: Tensor | None = None) -> Tensor:
         """How far, and where to, the attention moves each token: (B, N, d). Deflection keeps the pretrained length."""
         adapted, pretrained = self.qkv(z, z_A)
-        D = self.attend(adapted)
+        D = self.attend(adapted, rope)
         if not self.constrain:
             return D
-        D_ref = self.attend(pretrained if self.reference_grad else pretrained.detach())
+        D_ref = self.attend(pretrained if self.reference_grad else pretrained.detach(), rope)
         return constrain_norm(D, D_ref, self.reference_grad)
 
     def formula(self, z: Tensor, z_A: Tensor) -> tuple[Tensor, Tensor]:
         """Queries, keys and values as the equation reads; ``qkv`` computes the same in fewer passes (a test)."""
         n_A = auxiliary_after_norm(self.block.norm1, z, z_A)
         n_P = self.block.norm1(z) - n_A
-        W = self.block.attn.qkv  # W_Q, W_K and W_V side by side
-        adapted = W(n_P + n_A) + self.auxiliary(n_A)
+        pretrained = fused_qkv(self.block.attn, n_P + n_A)  # times W_Q, W_K and W_V side by side
+        adapted = pretrained + self.auxiliary(n_A)
         if self.principal is not None:
             adapted = adapted + self.principal(n_P)
-        return adapted, W(n_P + n_A)
+        return adapted, pretrained
 
-    def attend(self, qkv: Tensor) -> Tensor:
+    def attend(self, qkv: Tensor, rope: Tensor | None = None) -> Tensor:
         """ls1(proj(attention)) of fused queries, keys and values (B, N, 3d) -> (B, N, d)."""
         attn = self.block.attn
         q, k, v = split_heads(attn, qkv)
-        q, k = attn.q_norm(q), attn.k_norm(k)
+        q, k = rotated(attn, attn.q_norm(q), rope), rotated(attn, attn.k_norm(k), rope)
         if attn.fused_attn:
             x = F.scaled_dot_product_attention(q, k, v, dropout_p=attn.attn_drop.p if self.training else 0.0)
         else:
             x = attn.attn_drop((q * attn.scale @ k.transpose(-2, -1)).softmax(dim=-1)) @ v
         x = attn.norm(x.transpose(1, 2).flatten(2))
-        return self.block.ls1(attn.proj_drop(attn.proj(x)))
+        return layer_scaled(self.block, 1, attn.proj_drop(attn.proj(x)))
 
     # --- the same, fast ---
 
     def qkv(self, z: Tensor, z_A: Tensor) -> tuple[Tensor, Tensor]:
         """Queries, keys and values (B, N, 3d), fused: with the new terms, and as pretrained on the same LN(z)."""
         n = self.block.norm1(z)
-        pretrained = self.block.attn.qkv(n)
+        pretrained = fused_qkv(self.block.attn, n)
         adapted = added(pretrained, self.auxiliary_code(z, z_A), self.auxiliary.V)
         if self.principal is not None:
             n_A = auxiliary_after_norm(self.block.norm1, z, z_A)
@@ -154,20 +154,8 @@ class _InverseDeviation(torch.autograd.Function):
         return ((z - mean) * (-g * steep / z.shape[-1])).to(z.dtype), None
 
 
-def split_heads(attn: Attention, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def split_heads(attn: nn.Module, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Fused (B, N, 3d) -> queries, keys and values, each (B, h, N, d / h)."""
     B, N, _ = qkv.shape
     q, k, v = qkv.view(B, N, 3, attn.num_heads, attn.head_dim).unbind(2)  # their gradients are then copied once
     return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-
-
-def refuse_unplain_block(block: nn.Module) -> None:
-    """Raise ValueError unless a block is timm's plain pre-norm attention followed by an MLP."""
-    parts = ("norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2")
-    missing = [part for part in parts if not hasattr(block, part)]
-    if missing:
-        raise ValueError(f"untangled attention needs timm's plain ViT Block; {type(block).__name__} lacks {missing}")
-    if type(block.attn) is not Attention or getattr(block.attn, "gate", None) is not None:
-        raise ValueError(f"untangled attention needs timm's plain Attention, got {type(block.attn).__name__}")
-    if not isinstance(block.norm1, nn.LayerNorm):
-        raise ValueError(f"untangled attention splits a LayerNorm, and norm1 is {type(block.norm1).__name__}")

@@ -48,9 +48,9 @@ class FrequencyAdaptedBlock(nn.Module):
         self.router = nn.Linear(dim, experts) if experts > 1 else None
         self.scale = nn.Parameter(torch.tensor(0.1))
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, **beside: Tensor) -> Tensor:
         """z: (B, N, d) -> (B, N, d)."""
-        z = self.block(z)
+        z = self.block(z, **beside)
         x = z[:, self.prefix :]
         return torch.cat([z[:, : self.prefix], x + self.scale * self.delta(x)], dim=1)
 

@@ -15,8 +15,8 @@ from peftlib.methods.base import Method
 if TYPE_CHECKING:  # importing peft takes seconds, and it is an optional extra
     from peft import PeftConfig
 
-LINEARS = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
-OTHERS = {"IA3": r"blocks\.\d+\.(attn\.qkv|mlp\.fc2)", "LN_TUNING": r"(blocks\.\d+\.norm[12]|norm)"}
+LINEARS = r"blocks\.\d+\.(attn\.(qkv|([qkv]_)?proj)|mlp\.(fc1(_[gx])?|fc2))"
+OTHERS = {"IA3": r"blocks\.\d+\.(attn\.(qkv|[qkv]_proj)|mlp\.fc2)", "LN_TUNING": r"(blocks\.\d+\.norm[12]|norm)"}
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class Houlsby(Method):
 
     name, label = "houlsby", "Houlsby adapters"
     learning_rates = (1.25e-4, 5e-4, 2e-3, 8e-3)
-    tunes = r"vit\.blocks\.\d+\.ls[12]\.1\.(down|up)\.(weight|bias)"
+    tunes = r"vit\.blocks\.\d+\.(ls|drop_path)[12]\.1\.(down|up)\.(weight|bias)"
 
     width: int = option(64, other=8, least=1)
     activation: str = option("gelu", other="relu", choices=tuple(ACTIVATIONS))
@@ -46,6 +46,8 @@ class Houlsby(Method):
         weight = vit.patch_embed.proj.weight
         for i in choose_layers(self.layers, len(vit.blocks)):
             for position in self.positions:
-                scale = POSITIONS[position]
+                last = POSITIONS[position]
+                if not hasattr(vit.blocks[i], last):  # timm's Eva scales by no module
+                    last = last.replace("ls", "drop_path")
                 adapter = Bottleneck(vit.embed_dim, self.width, self.activation).to(weight)
-                setattr(vit.blocks[i], scale, nn.Sequential(getattr(vit.blocks[i], scale), adapter))
+                setattr(vit.blocks[i], last, nn.Sequential(getattr(vit.blocks[i], last), adapter))

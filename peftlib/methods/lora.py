@@ -8,6 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from peftlib.backbones.blocks import PARTS
 from peftlib.methods.base import Method, choose_layers, linear_from, option
 
 TARGETS = ("qkv", "proj", "fc1", "fc2")
@@ -16,13 +17,14 @@ _PARENT = {"qkv": "attn", "proj": "attn", "fc1": "mlp", "fc2": "mlp"}
 
 
 def target_layers(vit: VisionTransformer, layers: str | tuple[int, ...], targets: tuple[str, ...]):
-    """Yield (parent module, attribute name) of every chosen linear layer."""
+    """Yield (parent module, attribute name) of every chosen linear layer, or of the layers that it consists of."""
     for i in choose_layers(layers, len(vit.blocks)):
         for target in targets:
             parent = getattr(vit.blocks[i], _PARENT[target], None)
-            if not isinstance(getattr(parent, target, None), nn.Linear):
+            names = [n for n in (target, *PARTS.get(target, ())) if isinstance(getattr(parent, n, None), nn.Linear)]
+            if not names:
                 raise ValueError(f"block {i}, a {type(vit.blocks[i]).__name__}, has no linear layer {target!r}")
-            yield parent, target
+            yield from ((parent, name) for name in names)
 
 
 class LowRankUpdate(nn.Module):
@@ -100,13 +102,14 @@ class LoRA(Method):
         alpha: the update is scaled by alpha / rank.
         dropout: of what enters an update, in training.
         targets: which linear layers: of ``qkv`` (one update of the fused layer), ``proj``, ``fc1``, ``fc2``; or, in
-            place of ``qkv``, some of ``q``, ``k``, ``v``, each with an update of its own.
+            place of ``qkv``, some of ``q``, ``k``, ``v``, each with an update of its own. Where a ViT (some of timm's
+            Eva) has several layers in place of ``qkv`` or ``fc1``, each gets one.
         layers: ``"all"`` or block numbers.
     """
 
     name, label, paper = "lora", "LoRA", "Hu et al., 2021"
     learning_rates = (1.25e-4, 5e-4, 2e-3, 8e-3)
-    tunes = r"vit\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])\.[AB]\.weight"
+    tunes = r"vit\.blocks\.\d+\.(attn\.(qkv|([qkv]_)?proj)|mlp\.fc[12](_[gx])?)\.[AB]\.weight"
 
     rank: int = option(16, other=2, least=1)
     alpha: float = option(16.0, other=8.0, least=0.0)
@@ -126,7 +129,10 @@ class LoRA(Method):
             setattr(parent, target, LoRALinear(getattr(parent, target), *options))
         parts = tuple(target for target in QKV if target in self.targets)
         for parent, target in target_layers(vit, self.layers, ("qkv",) if parts else ()):
-            setattr(parent, target, SplitLoRALinear(getattr(parent, target), parts, *options))
+            if target == "qkv":
+                setattr(parent, target, SplitLoRALinear(getattr(parent, target), parts, *options))
+            elif target[0] in parts:  # of q_proj, k_proj and v_proj
+                setattr(parent, target, LoRALinear(getattr(parent, target), *options))
 
 
 # --- the same, fast ---

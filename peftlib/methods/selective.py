@@ -24,7 +24,7 @@ class NormTuning(Method):
 
     name, label = "norm_tuning", "norm tuning"
     learning_rates = (2.5e-4, 1e-3, 4e-3, 1.6e-2)
-    tunes = r"vit\.(blocks\.\d+\.norm[12]|norm)\.(weight|bias)"
+    tunes = r"vit\.(.*\.)?([qk]_)?norm(_pre|[12])?\.(weight|bias)"
 
     def inject(self, vit: VisionTransformer) -> None:
         unfreeze(vit, "norm")
@@ -36,7 +36,7 @@ class BitFit(Method):
 
     name, label = "bitfit", "BitFit"
     learning_rates = (2.5e-4, 1e-3, 4e-3, 1.6e-2)
-    tunes = r"vit\..*\.bias"
+    tunes = r"vit\..*bias"
 
     def inject(self, vit: VisionTransformer) -> None:
         unfreeze(vit, "bias")

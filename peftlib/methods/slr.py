@@ -49,7 +49,7 @@ class SLR(Method):
 
     name, label = "slr", "SLR"
     learning_rates = (1.25e-4, 5e-4, 2e-3, 8e-3)
-    tunes = r"vit\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])\.([DU]\.weight|s_(in|out))"
+    tunes = r"vit\.blocks\.\d+\.(attn\.(qkv|([qkv]_)?proj)|mlp\.fc[12](_[gx])?)\.([DU]\.weight|s_(in|out))"
 
     rank: int = option(16, other=2, least=1)
     scalers: bool = option(True, other=False, choices=(True, False))

@@ -26,12 +26,12 @@ class PromptedBlock(nn.Module):
         self.block, self.prompts, self.drop, self.prefix = block, prompts, drop, prefix
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, **beside: Tensor) -> Tensor:
         """z: (B, N, d) -> (B, N, d); (B, N + p, d) between the first and the last block of the shallow variant."""
         if self.prompts is not None:
             prompts = self.dropout(self.prompts).expand(len(z), -1, -1)
             z = torch.cat([z[:, : self.prefix], prompts, z[:, self.prefix :]], dim=1)
-        z = self.block(z)
+        z = self.block(z, **beside)
         if self.drop:
             z = torch.cat([z[:, : self.prefix], z[:, self.prefix + self.drop :]], dim=1)
         return z
@@ -65,4 +65,6 @@ class VPT(Method):
             if self.deep or i == 0:
                 prompts = nn.Parameter(torch.empty(1, self.tokens, vit.embed_dim).uniform_(-bound, bound).to(weight))
             drop = self.tokens if self.deep or i == last else 0
+            if getattr(vit, "rope", None) is not None:  # prompts have no place, so none turns them
+                vit.blocks[i].attn.num_prefix_tokens += self.tokens
             vit.blocks[i] = PromptedBlock(vit.blocks[i], prompts, drop, vit.num_prefix_tokens, self.dropout)

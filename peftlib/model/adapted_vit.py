@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from timm.layers import PatchEmbed
+from timm.models.eva import EvaAttention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from peftlib.backbones.blocks import refuse_other_vit, rotation
 from peftlib.backbones.loading import backbone_hash, encoder_parameters, pair, resize_, spec_of
 from peftlib.deflect.attention import UntangledBlock, auxiliary_after_norm
 from peftlib.methods.base import INPUTS, METHODS, Config, Input, Method
@@ -18,8 +20,6 @@ from peftlib.model.metadata import MetadataEmbedding
 from peftlib.model.precision import BF16_FROZEN, FLOAT32, PRECISIONS, choose_attention, pretrained_linears, round_frozen
 from peftlib.sensors.bands import BandSet, band_set
 from peftlib.sensors.reflectance import Reflectance
-
-_READS_BANDS = "; for a model that reads your bands already HF peft is enough (TerraTorch: peft_config)"
 
 
 class AdaptedViT(nn.Module):
@@ -42,6 +42,9 @@ class AdaptedViT(nn.Module):
         self.backbone_hash = backbone_hash(vit)
         self.encoder_parameters = sum(p.numel() for p in encoder_parameters(vit).values())
         resize_(vit, image_size)
+        for attn in vit.modules():
+            if isinstance(attn, EvaAttention):  # it would read the weight of ``qkv`` past what is wrapped around it
+                attn.qkv_bias_separate = True
         self.method, self.input, self.bands, self.image_size = method, input, bands, image_size
         self.plain_modules = {name: type(module) for name, module in vit.named_modules()}
         self.vit = vit.requires_grad_(False)
@@ -69,10 +72,7 @@ class AdaptedViT(nn.Module):
         Args:
             metadata: (B, K) of ``peftlib.sensors.metadata.encode_metadata``, if the model reads it; None is unknown.
         """
-        z, z_A = self.embed(x, metadata)
-        for block in self.vit.blocks:
-            z = self.run_block(block, z, z_A)
-        return self.vit.norm(z)
+        return self.intermediate_tokens(x, [len(self.vit.blocks) - 1], metadata)[0]
 
     forward = forward_features  # so that wrappers (DDP, ``torch.compile``) reach it
 
@@ -100,9 +100,10 @@ class AdaptedViT(nn.Module):
     def run_block(self, block: nn.Module, z: Tensor, z_A: Tensor | None) -> Tensor:
         """Tokens after a block: (B, N, d). Honours timm's ``vit.set_grad_checkpointing()``."""
         arguments = (z, z_A) if isinstance(block, UntangledBlock) else (z,)
+        beside = rotation(self.vit, block)
         if self.vit.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *arguments, use_reentrant=False)
-        return block(*arguments)
+            return checkpoint(block, *arguments, use_reentrant=False, **beside)
+        return block(*arguments, **beside)
 
     def embed(self, x: Tensor, metadata: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """What enters the first block: z (B, N, d) with positions and prefix tokens, and its auxiliary part z_A."""
@@ -111,7 +112,9 @@ class AdaptedViT(nn.Module):
             if self.metadata is None:
                 raise ValueError("this model reads no metadata; adapt(..., metadata=('location', 'date')) would")
             x_P = x_P + self.metadata(metadata)
-        z = self.vit._pos_embed(x_P if x_A is None else x_P + x_A)
+        x = x_P if x_A is None else x_P + x_A
+        z = self.vit._pos_embed(x.unflatten(1, self.grid_size) if self.vit.dynamic_img_size else x)
+        z = z[0] if isinstance(z, tuple) else z  # beside rotary positions, which ``run_block`` gives to each block
         z_A = None if x_A is None else F.pad(x_A, (0, 0, self.vit.num_prefix_tokens, 0))
         if z_A is not None and isinstance(self.vit.norm_pre, nn.LayerNorm):  # CLIP's ViTs
             z_A = auxiliary_after_norm(self.vit.norm_pre, z, z_A)
@@ -119,7 +122,7 @@ class AdaptedViT(nn.Module):
 
     def embed_patches(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """x: (B, C, H, W) reflectance -> x_P (B, n, d), and x_A or None."""
-        x_P = self.vit.patch_embed(self.normalize(x))
+        x_P = self.vit.patch_embed(self.normalize(x)).flatten(1, -2)  # of (B, n, d), or of a map
         return x_P, (None if self.auxiliary is None else self.auxiliary(self.reflectance, x))
 
     def normalize(self, x: Tensor) -> Tensor:
@@ -175,7 +178,7 @@ def adapt(
     """Adapt an RGB-pretrained ViT to multispectral images.
 
     Args:
-        vit: a timm ``VisionTransformer``, from ``load_backbone`` or your own.
+        vit: a timm ``VisionTransformer`` or ``Eva``, from ``load_backbone`` or your own.
         method: how the blocks adapt: a config such as ``Deflect()`` or ``LoRA(rank=8)``; see ``METHODS``.
         bands: band names in the order of the image's channels (``sensor="custom"``: name -> centre wavelength in nm).
         sensor: ``"sentinel2"``, ``"landsat8"``, ``"hls"`` or ``"custom"``.
@@ -193,19 +196,18 @@ def adapt(
     Raises:
         ValueError: what was given, what is needed, and the choices.
     """
-    if not isinstance(vit, VisionTransformer):
-        raise ValueError(f"adapt needs a timm VisionTransformer, got {type(vit).__name__}{_READS_BANDS}")
+    refuse_other_vit("this model", vit)
     input = _chosen(method, input)
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r}; choose from {PRECISIONS}")
     if getattr(vit, "peftlib_adapted", False):
         raise ValueError("this ViT was already adapted in place; load the backbone again")
-    if not isinstance(vit.patch_drop, nn.Identity):
+    if not isinstance(vit.patch_drop, nn.Identity | None):
         raise ValueError("peftlib needs every patch token; build the ViT with patch_drop_rate=0")
     if not isinstance(vit.patch_embed, PatchEmbed):
         raise ValueError(f"peftlib needs timm's plain PatchEmbed, this ViT has a {type(vit.patch_embed).__name__}")
     if (channels := vit.patch_embed.proj.in_channels) != 3:
-        raise ValueError(f"adapt needs a ViT pretrained on RGB, this one reads {channels} channels{_READS_BANDS}")
+        raise ValueError(f"adapt needs a ViT pretrained on RGB; for one of {channels} channels use HF peft alone")
     size = pair(image_size if image_size is not None else vit.patch_embed.img_size)
     made_of = (method, input, band_set(bands, sensor), size, rgb_white, nodata, metadata, precision)
     if inplace:  # fail, where it will, before the user's only copy is touched

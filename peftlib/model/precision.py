@@ -7,9 +7,10 @@ import re
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+
+from peftlib.backbones.blocks import ATTENTIONS
 
 FLOAT32, BF16_FROZEN = "float32", "bf16-frozen"
 PRECISIONS = (FLOAT32, BF16_FROZEN)
@@ -53,5 +54,5 @@ def round_frozen(vit: VisionTransformer, linears: set[nn.Linear]) -> None:
 def choose_attention(vit: VisionTransformer) -> None:
     """On a CPU, attention in bfloat16 is written out: fused, its backward pass takes six times as long."""
     for attention in vit.modules():
-        if isinstance(attention, Attention):
+        if isinstance(attention, ATTENTIONS):
             attention.fused_attn = next(attention.parameters()).is_cuda  # type: ignore[misc]  # Final for TorchScript

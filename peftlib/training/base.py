@@ -115,6 +115,12 @@ class Task(lightning.LightningModule):
     def training_step(self, batch: dict, _index: int) -> Tensor:
         return self.loss(self.logits(batch), self.target(batch))
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        unread = [name for name, p in self.model.named_parameters() if p.requires_grad and p.grad is None]
+        if unread and self.global_step == 0:
+            named = f"{', '.join(unread[:5])} ({len(unread)} in all)"
+            raise ValueError(f"{self.model.method} tunes without effect: the first step gave no gradient to {named}")
+
     def on_validation_epoch_start(self) -> None:  # processes that were spawned share their parent's counts until now
         for metric in (self.metrics, self.total_loss, self.counted):
             metric.reset()
