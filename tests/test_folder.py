@@ -75,6 +75,7 @@ def test_fill_becomes_nan_and_other_scales_work(chips, vit):
     image = np.full((4, 32, 32), 51, dtype="uint8")
     image[:, :4] = 255
     write(chips / "chips" / "a.tif", image)
+    write(chips / "chips" / "deep" / "c.tif", image)
     data = labelled(chips, scale=255, fill=255, split="train")
     sample = data[0]["image"]
     assert sample[:, :4].isnan().all() and sample[:, 4:].unique().tolist() == pytest.approx([0.2])
@@ -106,8 +107,8 @@ def nans(chips):
         (lambda c: labelled(c, labels=c / "gone.csv"), "gone.csv"),
         (lambda c: labelled(c, split="holdout"), "split 'holdout'"),
         (lambda c: labelled(c, bands=("B02", "B03", "B08", "B11")), "B04"),
-        (lambda c: labelled(c, bands=(*BANDS, "B11"))[0], r"a.tif: image of shape \(4, 32, 32\), need \(5"),
-        (lambda c: labelled(c, classes=("forest", "field")), "label '2' of b.tif"),
+        (lambda c: labelled(c, bands=(*BANDS, "B11"))[0], r"a.tif has 4 bands, and 5 are named"),
+        (lambda c: labelled(c, classes=("forest", "field")), "labels.csv, b: label '2'; classes are"),
         (lambda c: labelled(c, scale=1.0)[0], "a.tif: .*10000 for Sentinel-2"),
         (lambda c: (c / "labels.csv").write_text("name,label\na,0") and labelled(c), r"columns \['name', 'label'\]"),
         (lambda c: (c / "labels.csv").write_text("file,label\nz.tif,0") and labelled(c), "z.tif"),

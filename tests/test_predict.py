@@ -204,6 +204,19 @@ def test_files_that_are_no_series_are_refused(files, days, says, series_task, tm
         predict_map(series_task, paths, tmp_path / "map.tif", FILE_BANDS, days=days)
 
 
+def test_a_classifiers_map_has_the_class_of_the_window_around_each_place(tmp_path):
+    values = write(tmp_path / "images" / "a.tif", (70, 40))
+    made = classification(pl.Frozen())
+    with torch.no_grad():
+        made.head.weight.mul_(30)
+    classes = predict(made, tmp_path, overlap=0.5)[0]
+    rows, columns = list(tiles(70, 32, 0.5)), list(tiles(40, 32, 0.5))
+    assert len(rows) > 3
+    for (top, *height), (left, *width) in ((row, column) for row in rows for column in columns):
+        expected = probabilities(made, values[:, top : top + 32, left : left + 32]).argmax()
+        assert (classes[height[0] : height[1], width[0] : width[1]] == expected).all()
+
+
 # --- places without data ---
 
 
@@ -249,7 +262,7 @@ def test_a_file_that_does_not_fit_leaves_no_map(task, tmp_path):
         (dict(scale=0), "scale=0"),
         (dict(tile=0), r"tile=0"),
         (dict(days=(1,)), r"1 images with days=\(1,\); this model reads one image without days"),
-        (dict(task=classification), "need a Segmentation task, got Classification"),
+        (dict(overlap=1.0), r"overlap=1.0"),
     ],
 )
 def test_impossible_arguments_are_refused_before_any_file(options, says, task):

@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import ClassVar
@@ -204,8 +205,9 @@ def date_in(path: Path, pattern: str, form: str) -> str:
         raise ValueError(f"{path}: no date in the name, as {form} in {pattern}") from None
 
 
-def read_tif(path: Path) -> tuple[Tensor, dict]:
-    """A GeoTIFF: values (bands, H, W) as stored; ``location`` (latitude, longitude of the centre) where it has one.
+@contextmanager
+def opened(path: Path):
+    """A raster to read from.
 
     Raises:
         FileNotFoundError: no such file.
@@ -221,15 +223,24 @@ def read_tif(path: Path) -> tuple[Tensor, dict]:
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # many published chips have no place
             file = rasterio.open(path)
         with file:
-            if (count := file.count * file.height * file.width) > MAX_VALUES:
-                # a header of a few bytes may promise what no memory holds
-                raise ValueError(f"{Path(path).name} has {count:,} values, at most {MAX_VALUES:,} are read; cut it up")
-            values = torch.from_numpy(file.read())
-            if file.crs is None or file.transform.is_identity:
-                return values, {}
-            return values, {"location": file.lnglat()[::-1]}
+            yield file
     except (RasterioError, OSError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a readable GeoTIFF; truncated or damaged? ({error})") from error
+
+
+def read_tif(path: Path) -> tuple[Tensor, dict]:
+    """A GeoTIFF: values (bands, H, W) as stored; ``location`` (latitude, longitude of the centre) where it has one.
+
+    Errors are those of ``opened``.
+    """
+    with opened(path) as file:
+        if (count := file.count * file.height * file.width) > MAX_VALUES:
+            # a header of a few bytes may promise what no memory holds
+            raise ValueError(f"{Path(path).name} has {count:,} values, at most {MAX_VALUES:,} are read; cut it up")
+        values = torch.from_numpy(file.read())
+        if file.crs is None or file.transform.is_identity:
+            return values, {}
+        return values, {"location": file.lnglat()[::-1]}
 
 
 def read_mask(path: Path) -> Tensor:

@@ -11,7 +11,7 @@ The pretrained patch embedding sees the best date. ``SeriesEMB`` reads all dates
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +25,9 @@ from peftlib.sensors.metadata import YEAR
 from peftlib.sensors.reflectance import Reflectance
 from peftlib.sensors.spectral_indices import SpectralIndices, available_indices
 
-_DAY = (("cos", 0.5, 0.35), ("sin", 0.5, 0.35))  # name, mean, deviation of what holds the day of the year
+# Name, mean, deviation of what holds the day of the year, and of the decades since the first date.
+_DAY = (("cos", 0.5, 0.35), ("sin", 0.5, 0.35), ("since", 0.05, 0.1))
+DAYS: dict[bool | str, int] = {False: 0, True: 2, "since": 3}  # ``day`` -> how many of these there are
 
 
 @dataclass(frozen=True)
@@ -35,18 +37,18 @@ class TimeSeriesBands(BandSet):
     Attributes:
         one: the bands of each date.
         dates: how many there are.
-        day: whether the day of the year of each date is there as well, as two channels.
+        day: as in ``series_bands``.
     """
 
     one: BandSet
     dates: int
-    day: bool
+    day: bool | str
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """As ``BandSet.statistics``; all dates share those of a band."""
         both = []
         for values, days in zip(self.one.statistics(), zip(*(row[1:] for row in _DAY), strict=True), strict=True):
-            each = torch.cat([values, torch.tensor(days[: 2 * self.day])])
+            each = torch.cat([values, torch.tensor(days[: DAYS[self.day]])])
             both.append(torch.cat([values[list(self.one.rgb)], each.repeat(self.dates)]))
         return both[0], both[1]
 
@@ -60,38 +62,43 @@ class TimeSeriesBands(BandSet):
 
 
 def series_bands(
-    bands: BandSet | Sequence[str], dates: int, sensor: str = "sentinel2", day: bool = True
+    bands: BandSet | Sequence[str] | Mapping[str, float], dates: int, sensor: str = "sentinel2", day: bool | str = True
 ) -> TimeSeriesBands:
     """The channels of a time series, for ``adapt``.
 
     Args:
         bands: of each date, official names of the sensor.
         dates: how many there are.
-        day: whether the day of the year of each date is there as well, as two channels.
+        day: whether the day of the year of each date is there as well, as two channels; ``"since"`` adds the time since
+            the first date, without which a set cannot tell one season of two years from each other.
 
     Raises:
-        ValueError: unknown bands, or fewer than one date.
+        ValueError: unknown bands or ``day``, or fewer than one date.
     """
-    if dates < 1:
-        raise ValueError(f"a time series of {dates} dates; it takes at least 1")
+    if dates < 1 or day not in DAYS:
+        raise ValueError(f"a time series of {dates} dates with day={day!r}; it takes at least 1, day one of {[*DAYS]}")
     one = band_set(bands, sensor)
-    each = [*zip(one.names, one.wavelengths, strict=True), *((name, math.nan) for name, *_ in _DAY[: 2 * day])]
+    each = [*zip(one.names, one.wavelengths, strict=True), *((name, math.nan) for name, *_ in _DAY[: DAYS[day]])]
     channels = [(one.names[i], one.wavelengths[i]) for i in one.rgb]
     channels += [(f"{name}@{date + 1}", nm) for date in range(dates) for name, nm in each]
     names, wavelengths = zip(*channels, strict=True)
     return TimeSeriesBands(one.sensor, names, wavelengths, (0, 1, 2), one, dates, day)
 
 
-def stack(images: Tensor, days: Sequence[float], bands: BandSet | Sequence[str], sensor: str = "sentinel2") -> Tensor:
+def stack(
+    images: Tensor, days: Sequence[float], bands: BandSet | Sequence[str], sensor: str = "sentinel2",
+    day: bool | str = True, rgb: int | str = "best",
+) -> Tensor:  # fmt: skip
     """The dates of a place -> one image with the channels of ``series_bands``.
 
     Args:
         images: (T, C, H, W) reflectance; NaN where a date has no data.
-        days: of the year, one a date.
-        bands, sensor: of each date, as for ``adapt``.
+        days: of the year, one a date; those of a later year run on.
+        bands, sensor: of each date, as for ``adapt``; day: as in ``series_bands``.
+        rgb: number of the date that the pretrained model sees, or ``"best"``: ``best_date``.
 
     Returns:
-        (3 + T (C + 2), H, W).
+        (3 + T (C + 2), H, W); C + 3 with ``day="since"``, C without days.
 
     Raises:
         ValueError: another number of days than of images, or of bands than of channels.
@@ -102,11 +109,12 @@ def stack(images: Tensor, days: Sequence[float], bands: BandSet | Sequence[str],
             f"images {tuple(images.shape)} with {len(days)} days and bands {one.names}; need (T, C, H, W), "
             "T days and C bands"
         )
-    angles = 2 * math.pi * torch.as_tensor(days, dtype=images.dtype) / YEAR
-    day = torch.stack([(1 + angles.cos()) / 2, (1 + angles.sin()) / 2], dim=1)  # (T, 2), in [0, 1] as reflectance is
-    day = day[..., None, None].expand(-1, -1, *images.shape[2:])
-    colours = images[best_date(images, one), list(one.rgb)]
-    return torch.cat([colours, torch.cat([images, day], dim=1).flatten(0, 1)])
+    number = torch.as_tensor(days, dtype=images.dtype)
+    angles = 2 * math.pi * number / YEAR
+    known = [(1 + angles.cos()) / 2, (1 + angles.sin()) / 2, (number - number[0]) / (10 * YEAR)]  # as in _DAY
+    when = torch.stack(known, dim=1)[:, : DAYS[day], None, None].expand(-1, -1, *images.shape[2:])
+    colours = images[best_date(images, one) if rgb == "best" else int(rgb), list(one.rgb)]
+    return torch.cat([colours, torch.cat([images, when], dim=1).flatten(0, 1)])
 
 
 def best_date(images: Tensor, bands: BandSet) -> int:
@@ -141,7 +149,7 @@ class SeriesEMB(EMB):
         if not isinstance(bands, TimeSeriesBands):
             raise ValueError(f"SeriesEMB reads a time series (series_bands), and bands {bands.names} are of one image")
         indices = available_indices(bands.one) if self.indices == "auto" else tuple(self.indices)
-        channels = len(bands.one) + 2 * bands.day + len(indices)
+        channels = len(bands.one) + DAYS[bands.day] + len(indices)
         sequence = self.order == "sequence"
         return SeriesEncoder(
             bands.dates, sequence, SpectralIndices(indices, bands.one), channels * (bands.dates if sequence else 1),

@@ -31,6 +31,7 @@ class AdaptedViT(nn.Module):
         reflectance: checks and normalises the image.
         metadata: what makes an embedding of location, date and ground sampling distance, or None.
         input, method, bands, image_size, precision, spec: what it was made of.
+        reading: how the files of its training images are read, see ``peftlib.data.reading``; or empty.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class AdaptedViT(nn.Module):
         if precision == BF16_FROZEN:
             round_frozen(vit, pretrained)
         self.reflectance = self.reflectance_of(bands, rgb_white, nodata)
+        self.reading: dict = {}
 
     def reflectance_of(self, bands: BandSet, rgb_white: float, nodata: str) -> Reflectance:
         """What checks and normalises images of these bands for this model, with the sensor's default statistics."""
@@ -137,8 +139,9 @@ class AdaptedViT(nn.Module):
         return self
 
     def fit_normalization(self, batches: Iterable) -> "AdaptedViT":
-        """Set mean and deviation of the bands beyond RGB from data; see ``Reflectance.fit``."""
+        """Set mean and deviation of the bands beyond RGB from data; see ``Reflectance.fit``. Keeps ``reading``."""
         self.reflectance.fit(batches)
+        self.reading = getattr(getattr(batches, "dataset", None), "reading", self.reading)
         return self
 
     @property

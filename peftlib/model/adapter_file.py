@@ -38,15 +38,12 @@ def save_adapter(model: AdaptedViT, path: str | Path) -> Path:
         "nodata": model.reflectance.nodata,
         "precision": model.precision,
         "backbone": _backbone_facts(model.spec),
+        "reading": model.reading,
         "metadata": () if model.metadata is None else model.metadata.names,
     }
     state = {name: tensor.contiguous().cpu() for name, tensor in model.adapter_state().items()}
-    metadata = {
-        "format": FORMAT,
-        "config": json.dumps(config),
-        "backbone": model.spec.name,
-        "backbone_hash": model.backbone_hash,
-    }
+    backbone = {"backbone": model.spec.name, "backbone_hash": model.backbone_hash}
+    metadata = {"format": FORMAT, "config": json.dumps(config)} | backbone
     metadata["digest"] = _digest(metadata, state)
     path = Path(path)
     with atomic_path(path) as temporary:
@@ -110,6 +107,7 @@ def load_adapter(
     here, there = ({(name, t.shape) for name, t in tensors.items()} for tensors in (model.adapter_state(), state))
     if wrong := sorted({name for name, _ in here ^ there}):
         raise ValueError(f"adapter {path.name} does not fit {method} on {input}: {wrong[:5]} ({len(wrong)} in all)")
+    model.reading = config.get("reading", {})
     model.load_state_dict(state, strict=False)  # names and shapes were checked above; the rest is the backbone
     return model
 

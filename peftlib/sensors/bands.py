@@ -33,13 +33,11 @@ _LANDSAT8 = {
     "B1": 443.0, "B2": 482.0, "B3": 561.4, "B4": 654.6, "B5": 864.7, "B6": 1608.9, "B7": 2200.7, "B8": 589.5,
     "B9": 1373.4, "B10": 10895.0, "B11": 12005.0,
 }  # fmt: skip
-_WAVELENGTHS_S2 = {name: row[0] for name, row in _SENTINEL2.items()}
-
 SENSORS: dict[str, dict[str, float]] = {
-    "sentinel2": _WAVELENGTHS_S2,
+    "sentinel2": {name: row[0] for name, row in _SENTINEL2.items()},
     "landsat8": _LANDSAT8,
-    "hls": _WAVELENGTHS_S2,  # HLS S30 keeps Sentinel-2's names
 }
+SENSORS["hls"] = SENSORS["sentinel2"]  # HLS S30 keeps Sentinel-2's names
 _RGB = {"sentinel2": ("B04", "B03", "B02"), "landsat8": ("B4", "B3", "B2"), "hls": ("B04", "B03", "B02")}
 _RGB_RANGE = {"red": (620, 690), "green": (510, 600), "blue": (440, 530)}  # nm, for sensor="custom"
 THERMAL_FROM = 4000.0  # nm; longer waves are emitted by the ground, not reflected

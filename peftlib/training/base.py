@@ -190,7 +190,7 @@ class Task(lightning.LightningModule):
         return {f"model.{name}": tensor for name, tensor in self.model.adapter_state().items()} | head
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        checkpoint["state_dict"] = self.tuned_state()
+        checkpoint |= {"state_dict": self.tuned_state(), "reading": self.model.reading}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         here = {name: tuple(tensor.shape) for name, tensor in self.tuned_state().items()}
@@ -198,6 +198,7 @@ class Task(lightning.LightningModule):
         wrong = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
         if wrong:
             raise ValueError(f"the checkpoint is of another model: {wrong[:5]} ({len(wrong)} in all) do not fit")
+        self.model.reading = checkpoint.get("reading", {})
 
 
 def rate_share(step: int, steps: int, warmup: float, schedule: str) -> float:

@@ -1,7 +1,6 @@
 """Class maps of GeoTIFFs, on the grid and in the projection of the images."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,35 +8,39 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from peftlib.data.reading import reading_of
 from peftlib.deflect.time_series import TimeSeriesBands, series_bands, stack
 from peftlib.files import atomic_path, optional
 from peftlib.sensors.bands import BandSet
 from peftlib.sensors.reflectance import check_reflectance
 from peftlib.training.augmentation import resize_image
-from peftlib.training.tasks import Segmentation
+from peftlib.training.tasks import Classification, Segmentation
 
 NO_CLASS = 255
 OVERLAP = 0.25  # of neighbouring tiles; each gives what lies nearer to its middle than to the next one's
 
 
 def predict_map(
-    task: Segmentation, source: str | Path | Sequence[str | Path], target: str | Path, bands: Sequence[str],
-    scale: float = 10_000.0, offset: float = 0.0, tile: int | None = None,
+    task: Segmentation | Classification, source: str | Path | Sequence[str | Path], target: str | Path,
+    bands: Sequence[str] | None = None, scale: float | Sequence[float] | None = None,
+    offset: float | Sequence[float] | None = None, tile: int | None = None, overlap: float = OVERLAP,
     days: Sequence[float] | None = None, probabilities: bool = False,
 ) -> None:  # fmt: skip
     """The class map of one GeoTIFF, whole or not there at all, with the image's size, projection and transform.
 
     Its values are class numbers (uint8), 255 where no band has data; the tag ``classes`` names them. The image is read
-    in overlapping tiles and continued by mirroring.
+    in overlapping tiles and continued by mirroring. What is not given is as in training, where the model keeps that
+    (``peftlib.data.reading``).
 
     Args:
         task: trained, on the device that does the work; it is put into eval mode.
         source: the image, of any size; of a time series one a date, all on one grid. target: the map, another file.
-        bands: names of an image's bands, in their order; those of the model are picked.
-        scale, offset: reflectance is (value + offset) / scale: 10000 and 0 for Sentinel-2, with offset -1000 since
-            processing baseline 04.00.
-        tile: side in pixels of what is enlarged to the model's image size; None is that size. Give the size of the
-            training images where those were enlarged.
+        bands: names of an image's bands, in their order; those of the model are picked. None is what was kept.
+        scale, offset: reflectance is (value + offset) / scale, one number or one a band of the model; 10000 and 0 if
+            nothing was kept. Since Sentinel-2's processing baseline 04.00 the offset is -1000.
+        tile: side in pixels of what is enlarged to the model's image size, as training images were; that size if
+            nothing was kept. overlap: share that neighbouring tiles have in common; a classifier's map has the class of
+            the nearest tile.
         days: of the year, one a file, for a model of ``series_bands``. RGB shows the best date of each tile.
         probabilities: write those of all classes, a band each (float32, NaN where no band has data).
 
@@ -45,19 +48,15 @@ def predict_map(
         ValueError: an image that cannot be read or does not fit the model; arguments that fit no image.
         OSError: the map cannot be written.
     """
-    if not isinstance(task, Segmentation):
-        raise ValueError(f"class maps need a Segmentation task, got {type(task).__name__}")
-    paths, model = [source] if isinstance(source, str | Path) else list(source), task.model
+    paths, model = [Path(source)] if isinstance(source, str | Path) else list(map(Path, source)), task.model
     one = bands_of_a_file(model.bands, len(paths), days)
-    missing = [name for name in one.names if name not in bands]
-    if missing or len(set(bands)) < len(bands):
-        raise ValueError(f"bands={tuple(bands)}; the model needs {one.names}, each once; missing: {missing}")
-    if not scale or (tile is not None and tile < 1):
-        raise ValueError(f"scale={scale}, tile={tile}; scale must not be 0, tile at least 1")
-    if Path(target).resolve() in [Path(path).resolve() for path in paths]:
+    reading = reading_of(model.reading, one, bands, scale=scale, offset=offset)
+    if (tile is not None and tile < 1) or not 0 <= overlap < 1:
+        raise ValueError(f"tile={tile}, overlap={overlap}; tile must be at least 1, overlap from 0 to below 1")
+    if Path(target).resolve() in [path.resolve() for path in paths]:
         raise ValueError(f"the map would replace its image {target}; choose another target")
-    rasterio, numbers = optional("rasterio"), [list(bands).index(name) + 1 for name in one.names]
-    size = model.image_size if tile is None else (tile, tile)
+    rasterio = optional("rasterio")
+    down, across = reading.size or model.image_size if tile is None else (tile, tile)
     facts: dict = {"driver": "GTiff", "compress": "deflate", "BIGTIFF": "IF_SAFER"}
     facts |= {"count": 1, "dtype": "uint8", "nodata": NO_CLASS}
     if probabilities:
@@ -65,28 +64,26 @@ def predict_map(
     task.eval()
     path = paths[0]
     try:
-        with ExitStack() as opened, atomic_path(Path(target)) as temporary:
-            images, places = {}, []
-            for path in paths:
-                image = images[path] = opened.enter_context(rasterio.open(path))
+        places = []
+        for path in paths:
+            with rasterio.open(path) as image:
+                reading.check(path, image.count)
                 places.append({name: image.profile[name] for name in ("height", "width", "crs", "transform")})
-                if image.count != len(bands):
-                    raise ValueError(f"it has {image.count} bands, and {len(bands)} are named")
-                if places[-1] != places[0]:
-                    raise ValueError(f"it lies elsewhere than {paths[0]}: {places}")
-            with rasterio.open(temporary, "w", **facts, **places[0]) as file:
-                file.update_tags(classes=", ".join(task.classes))
-                for top, *rows in tiles(image.height, size[0]):
-                    window, strips = ((top, min(top + size[0], image.height)), (0, image.width)), []
-                    for path in paths:
-                        values = images[path].read(numbers, window=window, masked=True).astype(np.float32)
-                        strips.append(torch.from_numpy((values.filled(np.nan) + offset) / scale))
-                        check_reflectance(strips[-1][None], one, values.shape[1:], model.reflectance.nodata)
-                    for left, *columns in tiles(image.width, size[1]):
-                        dates = torch.stack([strip[..., left : left + size[1]] for strip in strips])
-                        made = tile_map(task, dates, days, size, probabilities)
-                        inner = made[:, rows[0] - top : rows[1] - top, columns[0] - left : columns[1] - left]
-                        file.write(inner, window=(tuple(rows), tuple(columns)))
+            if places[-1] != places[0]:
+                raise ValueError(f"it lies elsewhere than {paths[0]}: {places}")
+        height, width = places[0]["height"], places[0]["width"]
+        with atomic_path(Path(target)) as temporary, rasterio.open(temporary, "w", **facts, **places[0]) as file:
+            file.update_tags(classes=", ".join(task.classes))
+            for top, *rows in tiles(height, down, overlap):
+                box, strips = (top, 0, min(down, height - top), width), []
+                for path in paths:
+                    strips.append(reading.image(path, box, one))
+                    check_reflectance(strips[-1][None], one, (box[2], width), model.reflectance.nodata)
+                for left, *columns in tiles(width, across, overlap):
+                    dates = torch.stack([strip[..., left : left + across] for strip in strips])
+                    made = tile_map(task, dates, days, (down, across), probabilities)
+                    inner = made[:, rows[0] - top : rows[1] - top, columns[0] - left : columns[1] - left]
+                    file.write(inner, window=(tuple(rows), tuple(columns)))
     except (rasterio.errors.RasterioError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -103,8 +100,9 @@ def bands_of_a_file(bands: BandSet, files: int, days: Sequence[float] | None) ->
 
 @torch.inference_mode()
 def tile_map(
-    task: Segmentation, dates: Tensor, days: Sequence[float] | None, size: tuple[int, int], probabilities: bool
-) -> np.ndarray:
+    task: Segmentation | Classification, dates: Tensor, days: Sequence[float] | None, size: tuple[int, int],
+    probabilities: bool,
+) -> np.ndarray:  # fmt: skip
     """Reflectance (T, C, h, w) of a tile, at most of that size -> class numbers (1, h, w), or probabilities (K, h, w).
 
     T is 1, or the number of dates.
@@ -115,6 +113,7 @@ def tile_map(
         x = stack(dates, days, bands.one)[[names.index(name) for name in bands.names]]
     whole = np.pad(x.numpy(), ((0, 0), (0, size[0] - h), (0, size[1] - w)), mode="symmetric")
     logits = task(resize_image(torch.from_numpy(whole)[None].to(task.device), task.model.image_size))
+    logits = logits if logits.ndim == 4 else logits[..., None, None].expand(-1, -1, *size)
     found = resize_image(logits.float().softmax(1), size)[0, :, :h, :w].cpu()
     known = torch.isfinite(dates).flatten(0, 1).any(0)
     if probabilities:
@@ -122,9 +121,9 @@ def tile_map(
     return torch.where(known, found.argmax(0).to(torch.uint8), NO_CLASS)[None].numpy()
 
 
-def tiles(length: int, tile: int) -> Iterator[tuple[int, int, int]]:
+def tiles(length: int, tile: int, overlap: float = OVERLAP) -> Iterator[tuple[int, int, int]]:
     """Tiles along a side: where each begins, and from where to where it is kept. The first and last lie at the ends."""
-    count = 1 - min(0, tile - length) // max(1, int(tile * (1 - OVERLAP)))
+    count = 1 - min(0, tile - length) // max(1, int(tile * (1 - overlap)))
     starts = [round(i * (length - tile) / (count - 1)) for i in range(count)] if count > 1 else [0]
     cuts = [0, *((start + before + tile) // 2 for before, start in pairwise(starts)), length]
     yield from zip(starts, cuts[:-1], cuts[1:], strict=True)

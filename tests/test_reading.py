@@ -1,0 +1,180 @@
+"""Files of one's own as numbers: what was silently wrong, and what is refused with the cure."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import SAVANNA, adapted, tiny_vit
+from test_folder import BANDS, CLASSES, chips, labelled, masked, write  # noqa: F401 (chips is a fixture)
+from torch.utils.data import DataLoader
+
+import peftlib as pl
+from peftlib.data import EarthData, collate
+from peftlib.data.reading import Reading, reading_of
+from peftlib.deflect.time_series import SeriesEMB, series_bands, stack
+from peftlib.sensors.bands import band_set
+from peftlib.training.fit import fit, restore
+from peftlib.training.predict import predict_map
+from peftlib.training.tasks import Segmentation
+
+LANDSAT = dict(bands=("B2", "B3", "B4", "B5"), sensor="landsat8")
+
+
+def numbers(path, low=0, high=2, size=(32, 32), channels=4, dtype="uint16", **options):
+    values = np.random.default_rng(len(str(path))).integers(low, high, (channels, *size)).astype(dtype)
+    write(path, values, **options)
+    return values
+
+
+def test_landsats_digital_numbers_are_no_reflectance(chips):  # noqa: F811
+    for name in ("a", "b", "deep/c"):
+        numbers(chips / "chips" / f"{name}.tif", 7000, 14000)
+    white = r"most of RGB is above rgb_white=0.3.*scale=1/2.75e-5"
+    with pytest.raises(ValueError, match=white):
+        masked(chips, **LANDSAT)[0]
+    data = masked(chips, **LANDSAT, scale=1 / 2.75e-5, offset=-0.2 / 2.75e-5)
+    low, high = data[0]["image"].aminmax()
+    assert -0.008 < low < high < 0.186
+    assert masked(chips, **LANDSAT, rgb_white=1.5)[0]["image"].mean() > 0.7  # as for snow
+
+
+def test_scale_and_offset_of_each_band_and_the_channels_of_a_file(chips):  # noqa: F811
+    for name in ("a", "b", "deep/c"):
+        values = numbers(chips / "chips" / f"{name}.tif", 300, 2000, channels=7)
+    data = masked(chips, scale=[1e4, 2e4, 1e4, 1e4], offset=[0, 0, -100, 0], channels=(1, 2, 3, 6), odd="error")
+    scale, offset = (np.array(v)[:, None, None] for v in ([1e4, 2e4, 1e4, 1e4], [0, 0, -100, 0]))
+    np.testing.assert_allclose(data[2]["image"].numpy(), (values[[1, 2, 3, 6]] + offset) / scale, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["standardised", "divided by mean"])
+def test_standardised_values_become_reflectance_again(name, chips):  # noqa: F811
+    mean, std = (v.view(-1, 1, 1).numpy() for v in band_set(BANDS).statistics())
+    true = np.random.default_rng(0).uniform(0.02, 0.2, (4, 32, 32)).astype("float32")
+    stored = (true - mean) / std if name == "standardised" else true / mean
+    for file in ("a", "b", "deep/c"):
+        write(chips / "chips" / f"{file}.tif", stored.astype("float32"))
+    np.testing.assert_allclose(masked(chips, scale=name)[0]["image"].numpy(), true, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match=r"outside|most of RGB"):
+        masked(chips, scale=1.0)[0]
+
+
+def test_maps_are_read_as_training_was(chips, tmp_path):  # noqa: F811
+    """Adapter and checkpoint keep scale, offset, fill and tile; a map with another scale was written in silence."""
+    own = dict(scale=15_000, offset=-100, tile=16, channels=(3, 2, 1, 0), fill=0)
+    data = masked(chips, **own)
+    model = adapted(pl.LoRA(), SAVANNA, nodata="zero").fit_normalization(DataLoader(data, 4, collate_fn=collate))
+    task = Segmentation(model, CLASSES)
+    fit(task, EarthData(data, data, batch_size=4), tmp_path / "run", steps=1)
+    fresh = restore(Segmentation(adapted(pl.LoRA(), SAVANNA, nodata="zero"), CLASSES), tmp_path / "run" / "last.ckpt")
+    pl.save_adapter(model, tmp_path / "a.safetensors")
+    source, kept, named = chips / "chips" / "b.tif", tmp_path / "kept.tif", tmp_path / "named.tif"
+    predict_map(fresh, source, kept)
+    predict_map(fresh, source, named, bands=BANDS[::-1], scale=15_000, offset=-100, tile=16)
+    assert kept.read_bytes() == named.read_bytes() and fresh.model.reading["size"] == (16, 16)
+    with pytest.warns(UserWarning, match=r"scale=10000.0; the model was trained on files with \[15000"):
+        predict_map(fresh, source, tmp_path / "other.tif", scale=1e4)
+    assert pl.load_adapter(tiny_vit(), tmp_path / "a.safetensors").reading["fill"] == [0]
+    sample = data[4]  # what the map reads is what training read
+    again = Reading(**fresh.model.reading).image(source, (0, 0, 16, 16), band_set(SAVANNA))
+    assert torch.equal(sample["image"], again)
+    with pytest.raises(ValueError, match="keeps no reading"):
+        reading_of({}, band_set(SAVANNA), scale=None, offset=None)
+
+
+@pytest.mark.parametrize("size", [(45, 70), (10, 64), (32, 32)])
+def test_tiles_cover_every_pixel_and_what_is_beyond_does_not_count(size, chips):  # noqa: F811
+    image = numbers(chips / "chips" / "a.tif", 300, 3000, size)
+    truth = numbers(chips / "masks" / "a.tif", 0, 3, size, 1, "uint8")[0]
+    data = masked(chips, tile=32)
+    tiles = [data[i] for i, item in enumerate(data.items) if item.path.name == "a.tif"]
+    assert {tuple(tile["image"].shape[1:]) for tile in tiles} == {(32, 32)}
+    known = [tile["mask"][tile["mask"] >= 0] for tile in tiles]
+    assert torch.equal(torch.cat(known).bincount(), torch.from_numpy(truth).long().flatten().bincount())
+    total = sum(float((tile["image"] * (tile["mask"] >= 0)).double().sum()) for tile in tiles)
+    assert total == pytest.approx(image.sum() / 1e4, rel=1e-5)
+    beyond = tiles[0]["image"][:, : size[0]]
+    assert size[0] > 32 or torch.equal(tiles[0]["image"][:, size[0] : 2 * size[0]], beyond.flip(1)[:, : 32 - size[0]])
+
+
+def test_odd_values_and_declared_holes(chips):  # noqa: F811
+    image = numbers(chips / "chips" / "a.tif", 300, 3000)
+    image[:, :8] = 25_000  # a quarter is snow
+    write(chips / "chips" / "a.tif", image, nodata=int(image[0, 9, 9]))
+    with pytest.warns(UserWarning, match=r"a.tif: values outside \(-0.2, 1.6\) .* clipped"):
+        sample = masked(chips)[0]["image"]
+    assert sample[:, :8].unique().tolist() == pytest.approx([1.6]) and sample[0, 9, 9].isnan()
+    with pytest.raises(ValueError, match=r"a.tif: image lies in \[0.03"):
+        masked(chips, odd="error")[0]
+
+
+def test_masks_by_pattern_with_values_of_their_own(chips):  # noqa: F811
+    values = {
+        name: numbers(chips / f"chips/m/{name}_truth.png", 0, 2, channels=1, dtype="uint8", driver="PNG")
+        for name in "ab"
+    }
+    for name, value in values.items():
+        write(chips / f"chips/m/{name}_truth.png", value * 200, driver="PNG")
+    write(chips / "masks" / "c_truth.tif", values["a"])
+    (chips / "chips/deep/c.tif").unlink()
+    options = dict(masks="m/{id}_truth.png", classes=("land", "water"))
+    data = masked(chips, mask_values={200: "water", 0: "land"}, **options)
+    assert torch.equal(data[1]["mask"], torch.from_numpy(values["b"][0]).long())
+    with pytest.raises(
+        ValueError, match=r"a_truth.png: mask holds \[200\], and .* are known: name them in mask_values="
+    ):
+        masked(chips, **options)[0]
+    assert set(
+        masked(chips, mask_values={200: "water", 0: None, 9: "land"}, **options)[0]["mask"].unique().tolist()
+    ) == {-1, 1}
+
+
+def test_one_season_of_two_years_is_told_apart():
+    """Exchanging the years changed nothing that an encoder of a set could see."""
+    images = 0.05 + 0.2 * torch.rand(2, 4, 32, 32)
+    days = (258, 258 + 365.25)
+    for day, differs in ((True, False), ("since", True)):
+        bands = series_bands(BANDS, 2, day=day)
+        model = adapted(pl.Deflect(), bands, input=SeriesEMB(order="set"))
+        torch.nn.init.normal_(model.auxiliary.patch_mlp[-1].weight)
+        a, b = (stack(x, days, BANDS, day=day, rgb=r)[None] for x, r in ((images, 1), (images.flip(0), 0)))
+        assert torch.equal(a[:, :3], b[:, :3]) and a.shape[1] == len(bands)
+        assert torch.allclose(model(a), model(b), atol=1e-3 if differs else 1e-5) != differs
+    assert torch.equal(stack(images, days, BANDS, rgb=0)[:3], images[0, [2, 1, 0]])
+
+
+def resized(chips, folder, size=(32, 40), channels=4):  # noqa: F811
+    numbers(chips / folder / "b.tif", 0, 2, size, channels)
+    return masked(chips)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda c: (c / "chips/b.tif").write_text("no image") and masked(c), r"b.tif is not a readable GeoTIFF"),
+        (lambda c: resized(c, "masks", channels=1), r"masks/b.tif: \(32, 40\) pixels, and .*b.tif has \(32, 32\)"),
+        (lambda c: resized(c, "masks", (32, 32), 3), r"masks/b.tif: a mask has one band, this has 3"),
+        (lambda c: resized(c, "chips"), r"masks/b.tif: \(32, 32\) pixels"),
+        (lambda c: resized(c, "chips", (32, 32), 7), r"b.tif has 7 bands, and 4 are named; channels=range\(4\), say"),
+        (lambda c: masked(c, channels=(0, 1, 2, 4)), r"a.tif has no channel 4, only 0 to 3"),
+        (lambda c: masked(c, channels=(0, 1, 2)), r"channels=\(0, 1, 2\); give another number"),
+        (lambda c: masked(c, scale=[1e4, 1e4]), r"scale=\[10000.0, 10000.0\]; give one number, or one for each"),
+        (lambda c: masked(c, offset=[1, 2, 3, 4, 5]), r"offset=.*one for each of \('B02'"),
+        (lambda c: masked(c, scale="standard"), r"scale='standard'; .*standardised"),
+        (lambda c: masked(c, mask_values={0: "forest", 1: "sea"}), r"mask_values: label 'sea'; classes are"),
+        (lambda c: masked(c, mask_values={0: "forest", 1: "field"}), r"has nothing for the classes \['water'\]"),
+        (lambda c: masked(c, images="s2_*.tif"), r"pattern 's2_\*.tif'; it needs \{id\}"),
+        (lambda c: labelled(c, splits=c / "labels.csv", split="x"), r"has nothing for split 'x'; there are \['test'"),
+        (lambda c: masked(c, tile=0), r"tile=0"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named_with_its_cure(make, says, chips):  # noqa: F811
+    with pytest.raises((ValueError, FileNotFoundError), match=says):
+        make(chips)
+
+
+def test_several_sizes_ask_for_tiles(chips):  # noqa: F811
+    numbers(chips / "masks" / "b.tif", 0, 2, (20, 40), 1)
+    numbers(chips / "chips" / "b.tif", 300, 3000, (20, 40))
+    with pytest.raises(ValueError, match=r"images of \(20, 40\) to \(32, 32\) pixels; cut them into tiles: tile=64"):
+        masked(chips)
+    sample = labelled(chips, tile=24)[1]["image"]  # the middle, continued where it is too small
+    assert sample.shape == (4, 24, 24) and torch.equal(sample[:, 0], sample[:, 3])
