@@ -7,10 +7,12 @@ tokens, z_A the part that came from the bands beyond RGB.
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from peftlib.deflect.norm_constraint import constrain_norm
+from peftlib.methods.base import zeroed
 
 
 def auxiliary_after_norm(norm: nn.LayerNorm, z: Tensor, z_A: Tensor) -> Tensor:
@@ -31,8 +33,7 @@ class LowRank(nn.Module):
     def __init__(self, dim: int, dim_out: int, rank: int):
         super().__init__()
         self.U = nn.Linear(dim, rank, bias=False)
-        self.V = nn.Linear(rank, dim_out, bias=False)
-        nn.init.zeros_(self.V.weight)
+        self.V = zeroed(nn.Linear(rank, dim_out, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.V(self.U(x))
@@ -46,45 +47,61 @@ class UntangledBlock(nn.Module):
     so one pretrained fused projection and one thin product give the untangled attention. With ``constrain``, the
     displacement keeps the length that the pretrained block would have given it.
 
+    Where z_A is ``carried``, it moves by the part of the displacement D' = s D that the auxiliary values cause:
+
+        v_A = n_A (W_V + U V_V),   D_A = s ls1(proj(softmax(q k^T) v_A)),   z_A' = z_A + D_A
+
+    Attention is linear in its values, so D' - D_A is what the principal ones and proj's bias cause. That, and what the
+    MLP adds, goes to z_P: z = z_P + z_A as before. Prefix tokens get a z_A too. Attention's dropout draws anew for D_A.
+
     Args:
         block: a timm ``vision_transformer.Block``; it stays frozen inside.
-        rank: r of U V. 4 r d new parameters.
-        low_rank_principal: rank of an additional update of W_Q, W_K, W_V for the principal part n_P; 0 is none.
-        constrain: the norm constraint.
-        reference_grad: whether the gradient runs through the length of the reference displacement.
+        rank, low_rank_principal, constrain, reference_grad: see ``Deflect``; carried: its ``stream``.
     """
 
     def __init__(
-        self,
-        block: nn.Module,
-        rank: int,
-        low_rank_principal: int = 0,
-        constrain: bool = True,
-        reference_grad: bool = True,
-    ):
+        self, block: nn.Module, rank: int, low_rank_principal: int = 0, constrain: bool = True,
+        reference_grad: bool = True, carried: bool = False,
+    ):  # fmt: skip
         super().__init__()
         refuse_unplain_block(block)
+        if carried and not isinstance(block.attn.norm, nn.Identity):
+            raise ValueError("stream='carried' splits what attention gives, and this one's is normalised (scale_norm)")
         weight = block.attn.qkv.weight
         self.block = block
-        self.constrain, self.reference_grad = constrain, reference_grad
+        self.constrain, self.reference_grad, self.carried = constrain, reference_grad, carried
         dim_out, dim = weight.shape
         self.auxiliary = LowRank(dim, dim_out, rank).to(weight)
         self.principal = LowRank(dim, dim_out, low_rank_principal).to(weight) if low_rank_principal else None
 
-    def forward(self, z: Tensor, z_A: Tensor) -> Tensor:
-        """z, z_A: (B, N, d) -> (B, N, d)."""
-        block = self.block
-        z = z + block.drop_path1(self.displacement(z, z_A))
-        return z + block.drop_path2(block.ls2(block.mlp(block.norm2(z))))
+    def forward(self, z: Tensor, z_A: Tensor) -> tuple[Tensor, Tensor]:
+        """z, z_A: (B, N, d) -> both behind the block."""
+        block, (D, D_A) = self.block, self.displacement(z, z_A)
+        if D_A is None:
+            z = z + block.drop_path1(D)
+        else:
+            D, D_A = block.drop_path1(torch.cat([D, D_A], dim=-1)).chunk(2, dim=-1)  # dropped together
+            z, z_A = z + D, z_A + D_A
+        return z + block.drop_path2(block.ls2(block.mlp(block.norm2(z)))), z_A
 
-    def displacement(self, z: Tensor, z_A: Tensor) -> Tensor:
-        """How far, and where to, the attention moves each token: (B, N, d). Deflection keeps the pretrained length."""
+    def displacement(self, z: Tensor, z_A: Tensor) -> tuple[Tensor, Tensor | None]:
+        """D', how far and where to the attention moves each token, and D_A where z_A is carried: (B, N, d) each."""
         adapted, pretrained = self.qkv(z, z_A)
-        D = self.attend(adapted)
-        if not self.constrain:
-            return D
-        D_ref = self.attend(pretrained if self.reference_grad else pretrained.detach())
-        return constrain_norm(D, D_ref, self.reference_grad)
+        D, s = self.attend(adapted), z.new_ones(())
+        if self.constrain:
+            D_ref = self.attend(pretrained if self.reference_grad else pretrained.detach())
+            D, s = constrain_norm(D, D_ref, self.reference_grad)
+        if not self.carried:
+            return D, None
+        q, k, _ = adapted.chunk(3, dim=-1)
+        v_A = self.auxiliary_values(z, z_A).to(q.dtype)
+        return D, s * self.attend(torch.cat([q, k, v_A], dim=-1), bias=False)
+
+    def auxiliary_values(self, z: Tensor, z_A: Tensor) -> Tensor:
+        """v_A: (B, N, d)."""
+        n_A = auxiliary_after_norm(self.block.norm1, z, z_A)
+        W, V = (layer.weight.chunk(3)[2] for layer in (self.block.attn.qkv, self.auxiliary.V))
+        return F.linear(n_A.to(W.dtype), W) + F.linear(self.auxiliary.U(n_A), V)
 
     def formula(self, z: Tensor, z_A: Tensor) -> tuple[Tensor, Tensor]:
         """Queries, keys and values as the equation reads; ``qkv`` computes the same in fewer passes (a test)."""
@@ -96,8 +113,8 @@ class UntangledBlock(nn.Module):
             adapted = adapted + self.principal(n_P)
         return adapted, W(n_P + n_A)
 
-    def attend(self, qkv: Tensor) -> Tensor:
-        """ls1(proj(attention)) of fused queries, keys and values (B, N, 3d) -> (B, N, d)."""
+    def attend(self, qkv: Tensor, bias: bool = True) -> Tensor:
+        """ls1(proj(attention)) of fused queries, keys and values (B, N, 3d) -> (B, N, d); ``bias``: that of proj."""
         attn = self.block.attn
         q, k, v = split_heads(attn, qkv)
         q, k = attn.q_norm(q), attn.k_norm(k)
@@ -106,7 +123,7 @@ class UntangledBlock(nn.Module):
         else:
             x = attn.attn_drop((q * attn.scale @ k.transpose(-2, -1)).softmax(dim=-1)) @ v
         x = attn.norm(x.transpose(1, 2).flatten(2))
-        return self.block.ls1(attn.proj_drop(attn.proj(x)))
+        return self.block.ls1(attn.proj_drop(attn.proj(x) if bias else F.linear(x, attn.proj.weight)))
 
     # --- the same, fast ---
 
@@ -163,10 +180,8 @@ def split_heads(attn: Attention, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def refuse_unplain_block(block: nn.Module) -> None:
     """Raise ValueError unless a block is timm's plain pre-norm attention followed by an MLP."""
-    parts = ("norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2")
-    missing = [part for part in parts if not hasattr(block, part)]
-    if missing:
-        raise ValueError(f"untangled attention needs timm's plain ViT Block; {type(block).__name__} lacks {missing}")
+    if type(block) is not Block:
+        raise ValueError(f"untangled attention needs timm's plain ViT Block, got {type(block).__name__}")
     if type(block.attn) is not Attention or getattr(block.attn, "gate", None) is not None:
         raise ValueError(f"untangled attention needs timm's plain Attention, got {type(block.attn).__name__}")
     if not isinstance(block.norm1, nn.LayerNorm):

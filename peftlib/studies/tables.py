@@ -27,7 +27,7 @@ def named(scores: pd.DataFrame) -> pd.DataFrame:
 @lru_cache
 def _cell(input: str, input_options: str, method: str, options: str) -> str:
     configs = input_from(input, json.loads(input_options)), method_from(method, json.loads(options))
-    other = [f"{n}={v!r}" for c in configs for n, v in c.options().items() if v != type(c)().options()[n]]
+    other = [f"{n}={v!r}" for c in configs for n, v in c.options().items() if v != type(c)().options().get(n)]
     return cell_label(input, method) + (f" ({', '.join(other)})" if other else "")
 
 
