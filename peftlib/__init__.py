@@ -8,6 +8,7 @@ model = pl.adapt(vit, pl.Deflect(), bands=("B02", "B03", "B04", "B08"), sensor="
 from peftlib.backbones.loading import BACKBONES, BackboneSpec, load_backbone
 from peftlib.deflect import EMB, Deflect
 from peftlib.methods import INPUTS, METHODS, RGB, BitFit, Frozen, Full, Inflated, NormTuning
+from peftlib.methods.apla import APLA
 from peftlib.methods.earth_adapter import EarthAdapter
 from peftlib.methods.hf_peft import HFPeft
 from peftlib.methods.houlsby import Houlsby
@@ -23,7 +24,7 @@ from peftlib.sensors.bands import SENSORS
 
 __version__ = "0.2.0"
 __all__ = [
-    "BACKBONES", "EMB", "INPUTS", "METHODS", "RGB", "SENSORS", "SLR", "VPT", "AdaptedViT", "BackboneSpec", "BitFit",
-    "Deflect", "EarthAdapter", "Frozen", "Full", "HFPeft", "Houlsby", "Inflated", "LoRA", "NormTuning", "adapt",
-    "cost_table", "count_parameters", "load_adapter", "load_backbone", "merge", "save_adapter", "transfer",
+    "APLA", "BACKBONES", "EMB", "INPUTS", "METHODS", "RGB", "SENSORS", "SLR", "VPT", "AdaptedViT", "BackboneSpec",
+    "BitFit", "Deflect", "EarthAdapter", "Frozen", "Full", "HFPeft", "Houlsby", "Inflated", "LoRA", "NormTuning",
+    "adapt", "cost_table", "count_parameters", "load_adapter", "load_backbone", "merge", "save_adapter", "transfer",
 ]  # fmt: skip

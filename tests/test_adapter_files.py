@@ -56,14 +56,6 @@ def test_round_trip_of_options_bands_and_statistics(method, input, tmp_path):
     assert [p.name for p in path.parent.iterdir()] == [path.name]  # no temporary file is left
 
 
-def test_random_kernels_that_are_not_trained_come_back_too(tmp_path):
-    """What the start drew is part of no backbone."""
-    model = adapted(pl.LoRA(rank=2), SAVANNA, input=pl.Inflated("random", train=False))
-    torch.manual_seed(7)
-    loaded = pl.load_adapter(tiny_vit(), pl.save_adapter(model, tmp_path / "a.safetensors"))
-    assert torch.equal(loaded(images(SAVANNA)), model(images(SAVANNA)))
-
-
 def test_another_image_size_at_load(adapter, tmp_path):
     model = pl.load_adapter(tiny_vit(), adapter, image_size=(48, 32))
     assert model.grid_size == (6, 4) and model(images(SAVANNA, size=(48, 32))).shape == (2, 26, 32)

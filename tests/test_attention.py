@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 from helpers import adapted, randomise, tiny_vit
+from timm.layers import DropPath
 from timm.models.vision_transformer import ParallelScalingBlock
 from torch import Tensor, nn
 
 import peftlib as pl
+from peftlib.deflect.analysis import trace
 from peftlib.deflect.attention import UntangledBlock, auxiliary_after_norm
 from peftlib.deflect.norm_constraint import constrain_norm
 
@@ -65,9 +67,11 @@ def test_block_is_the_definition(principal, constrain):
     z, z_A = tokens(torch.float64)
     with torch.no_grad():
         out, moved = reference_block(m, z, z_A)
-        torch.testing.assert_close(m(z, z_A), out, rtol=1e-10, atol=1e-10)
-        torch.testing.assert_close(m.displacement(z, z_A), moved, rtol=1e-10, atol=1e-10)
-        assert not torch.allclose(block(perturb=False).double()(z, z_A), out, atol=1e-2)  # U V have an effect
+        got, unmoved = m(z, z_A)
+        torch.testing.assert_close(got, out, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(m.displacement(z, z_A)[0], moved, rtol=1e-10, atol=1e-10)
+        assert unmoved is z_A and m.displacement(z, z_A)[1] is None
+        assert not torch.allclose(block(perturb=False).double()(z, z_A)[0], out, atol=1e-2)  # U V have an effect
 
 
 @pytest.mark.parametrize("principal", [0, 3])
@@ -90,6 +94,61 @@ def test_layer_norm_splits_exactly(affine):
     assert not n_A[:, 0].any()  # prefix tokens carry nothing
 
 
+# --- z_A from block to block ---
+
+
+@pytest.mark.parametrize("constrain", [True, False])
+def test_a_carried_block_moves_z_A_by_what_auxiliary_values_cause(constrain):
+    """D_A is attention to the values v_A, D - D_A that to v_P, with the bias; prefix tokens move too."""
+    m = block(low_rank_principal=3, constrain=constrain, carried=True).double()
+    (z, z_A), attn, gamma = tokens(torch.float64), m.block.attn, m.block.ls1.gamma
+    with torch.no_grad():
+        adapted, pretrained = m.formula(z, z_A)
+        W_A = attn.qkv.weight + m.auxiliary.V.weight @ m.auxiliary.U.weight
+        v_A = parts(m.block.norm1, z, z_A)[1] @ W_A[64:].T
+        of_P, of_A = (
+            softmax_attention(torch.cat([adapted[..., :64], v], dim=-1), 2) for v in (adapted[..., 64:] - v_A, v_A)
+        )
+        D_P, D_A = gamma * attn.proj(of_P), gamma * (of_A @ attn.proj.weight.T)
+        s = m.attend(pretrained).norm(dim=-1, keepdim=True) / (D_P + D_A).norm(dim=-1, keepdim=True)
+        D_P, D_A = (s * D_P, s * D_A) if constrain else (D_P, D_A)
+        torch.testing.assert_close(m.displacement(z, z_A), (D_P + D_A, D_A))
+        torch.testing.assert_close(m(z, z_A), (reference_block(m, z, z_A)[0], z_A + D_A))
+        assert D_A[:, 0].abs().max() > 1e-2
+        start = block(perturb=False, constrain=constrain, carried=True).double()
+        torch.testing.assert_close(start(z, z_A)[0], start.block(z))
+
+
+def test_a_dropped_branch_moves_neither_z_nor_z_A():
+    m, (z, z_A) = block(carried=True).train(), tokens(batch=64)
+    m.block.drop_path1 = DropPath(0.5)
+    out, after = m(z, z_A)
+    dropped = (after == z_A).flatten(1).all(1)
+    alone = z + m.block.ls2(m.block.mlp(m.block.norm2(z)))  # the MLP's part
+    assert 10 < dropped.sum() < 54 and torch.equal(torch.isclose(out, alone, atol=1e-5).flatten(1).all(1), dropped)
+
+
+@pytest.mark.parametrize("layers", ["all", (0, 2)])
+def test_z_A_is_handed_on_past_plain_blocks_and_four_products_are_the_logits(layers, x):
+    model = randomise(adapted(pl.Deflect(stream="carried", layers=layers)))
+    (z, z_A), steps = model.embed(x), {step.layer: step for step in trace(model, x)}
+    for i, own in enumerate(model.vit.blocks):
+        if i not in steps:
+            z = own(z)  # a plain block leaves z_A
+            continue
+        step, attn = steps[i], own.block.attn
+        assert torch.equal(step.z, z) and torch.equal(step.z_A, z_A)
+        n_P, n_A = parts(own.block.norm1, z, z_A)
+        W_A = attn.qkv.weight + own.auxiliary.V.weight @ own.auxiliary.U.weight
+        of_P, of_A = n_P @ attn.qkv.weight.T + attn.qkv.bias, n_A @ W_A.T
+        logits = sum(one[..., :32] @ two[..., 32:64].mT for one in (of_P, of_A) for two in (of_P, of_A))
+        q, k, _ = own.qkv(z, z_A)[0].chunk(3, dim=-1)
+        torch.testing.assert_close(logits, q @ k.mT, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(step.D.norm(dim=-1), step.D_ref.norm(dim=-1), rtol=1e-5, atol=0)
+        z, z_A = own(z, z_A)
+    assert torch.equal(model.vit.norm(z), model(x)) and not torch.equal(z_A, model.embed(x)[1])
+
+
 # --- the norm constraint ---
 
 
@@ -103,7 +162,7 @@ def test_constraint_holds_at_every_token(dtype, autocast, tolerance):
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         adapted_qkv, pretrained_qkv = m.qkv(z, z_A)
         free, reference = m.attend(adapted_qkv).float().norm(dim=-1), m.attend(pretrained_qkv).float().norm(dim=-1)
-        got = m.displacement(z, z_A).float().norm(dim=-1)
+        got = m.displacement(z, z_A)[0].float().norm(dim=-1)
     assert ((free - reference) / reference).abs().max() > 0.1  # the constraint has something to do
     assert ((got - reference) / reference).abs().max() <= tolerance
 
@@ -112,9 +171,10 @@ def test_non_finite_lengths_give_no_nan_and_lengths_are_taken_in_float32():
     D, D_ref = 3 * torch.randn(64, 8, 256), torch.randn(64, 8, 256)
     D[0, 0] = 1e30  # its square overflows
     D_ref[0, 1] = float("inf")
-    out = constrain_norm(D, D_ref)
+    out, _ = constrain_norm(D, D_ref)
     assert not out.isnan().any() and torch.equal(out[0, 1], D[0, 1])  # nothing to scale to: the token keeps its own
-    short, reference = constrain_norm(D[1:].bfloat16(), D_ref[1:].bfloat16()), D_ref[1:].bfloat16().float().norm(dim=-1)
+    short, _ = constrain_norm(D[1:].bfloat16(), D_ref[1:].bfloat16())
+    reference = D_ref[1:].bfloat16().float().norm(dim=-1)
     assert short.dtype == torch.bfloat16  # only its rounding is left, which averages out over the dimensions
     assert ((short.float().norm(dim=-1) - reference) / reference).abs().max() < 1e-3
 
@@ -125,7 +185,7 @@ def test_reference_grad_changes_gradients_alone():
     for flag in (True, False):
         m = block(reference_grad=flag)
         inputs = z.clone().requires_grad_()
-        out = m.displacement(inputs, z_A)
+        out, _ = m.displacement(inputs, z_A)
         out.square().sum().backward()  # = the sum of squared reference lengths
         outputs.append(out.detach())
         gradients.append(inputs.grad)
@@ -150,6 +210,7 @@ def test_dropout_is_off_in_eval_mode(x):
         (lambda: adapted(pl.Deflect(), vit=tiny_vit(name="aimv2_large_patch14_224")), "RmsNorm"),
         (lambda: adapted(pl.Deflect(), vit=tiny_vit(name="eva02_enormous_patch14_clip_224")), "EvaBlockPostNorm"),
         (lambda: UntangledBlock(nn.TransformerEncoderLayer(32, 2), 4), "TransformerEncoderLayer"),
+        (lambda: adapted(pl.Deflect(stream="carried"), vit=tiny_vit(scale_attn_norm=True)), "scale_norm"),
         (
             lambda: adapted(pl.Deflect(), vit=tiny_vit(block_fn=ParallelScalingBlock, reg_tokens=0)),
             "ParallelScalingBlock",

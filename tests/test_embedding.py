@@ -18,7 +18,7 @@ def encoder(patch=(8, 8), cells=1, pixels=0) -> PixelSetEncoder:
     """In float64, and off its start, so that x_A is not zero."""
     torch.manual_seed(0)
     indices = SpectralIndices(("NDVI", "NBR"), BANDS)
-    return randomise(PixelSetEncoder(indices, 12, 12, patch, width=5, cells=cells, pixels=pixels)).double().eval()
+    return randomise(PixelSetEncoder(indices, 12, 12, patch, pl.EMB(5, cells, pixels=pixels))).double().eval()
 
 
 def reflectance(size=(32, 32), nodata="error") -> Reflectance:

@@ -30,7 +30,7 @@ def kept_bytes(model: pl.AdaptedViT, x: torch.Tensor, run: Callable | None = Non
 def test_a_large_vit_with_deflect_fits_into_16_gib():
     """ViT-L at 224 px, 32 images, bfloat16: weights, what a step keeps, gradients and optimiser."""
     vit = pl.load_backbone("scalemae_large", weights="random")
-    model = pl.adapt(vit, pl.Deflect(), SENTINEL2, image_size=224, inplace=True)
+    model = pl.adapt(vit, pl.Deflect(), SENTINEL2, image_size=224)
     with torch.autocast("cpu", torch.bfloat16):
         one, two = (kept_bytes(model, images(batch=count, size=(224, 224))) for count in (1, 2))
     state = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))

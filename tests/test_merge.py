@@ -12,6 +12,7 @@ PAIRS = [
     (pl.LoRA(rank=4, alpha=6.0, targets=("qkv", "fc2"), layers=(0, -1)), MEAN),
     (pl.LoRA(targets=("q", "v"), dropout=0.5), ZERO),
     (pl.SLR(train_norms=True), pl.Inflated("nearest")),
+    (pl.APLA(share=0.25), MEAN),
     (pl.NormTuning(), pl.RGB()),
     (pl.BitFit(), ZERO),
     (pl.Full(), ZERO),

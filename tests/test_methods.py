@@ -19,6 +19,7 @@ NUMBERS = {
     "full": sum(p.numel() for p in tiny_vit().parameters()),
     "norm_tuning": 7 * 2 * D,
     "bitfit": 3 * (96 + 32 + 128 + 32 + 2 * D) + D + D,
+    "apla": 3 * (D * D + D),
     "lora": 3 * 16 * sum(a + b for a, b in ENDS),
     "slr": 3 * 17 * sum(a + b for a, b in ENDS),
     "houlsby": 6 * (2 * 64 * D + 64 + D),
@@ -47,6 +48,21 @@ def test_lora_and_slr_are_their_formulas(x):
                     linear.weight.copy_(torch.diag(layer.s_out) @ update @ torch.diag(layer.s_in))
                     linear.bias.mul_(layer.s_out)
             torch.testing.assert_close(model(x), plain(x), rtol=1e-4, atol=1e-4)
+
+
+def test_apla_trains_some_rows_of_each_projection_and_the_others_stay_bit_equal(vit, x):
+    """8 of 32 outputs, drawn for each block: against plain blocks with those rows put in."""
+    model, plain = randomise(adapted(pl.APLA(share=0.25), vit=vit)), adapted(pl.Frozen(), vit=vit)
+    assert pl.count_parameters(model)["tuned"] == 3 * 8 * (D + 1)
+    assert len({tuple(sorted(set(block.attn.proj.rows.tolist()))) for block in model.vit.blocks}) == 3
+    for blocks in zip(model.vit.blocks, plain.vit.blocks, pl.merge(model).blocks, strict=True):
+        layer, own, merged = (block.attn.proj for block in blocks)
+        others = [row for row in range(D) if row not in layer.rows]
+        assert torch.equal(merged.weight[others], own.weight[others])
+        assert torch.equal(merged.bias[others], own.bias[others])
+        with torch.no_grad():
+            own.weight[layer.rows], own.bias[layer.rows] = layer.weight, layer.bias
+    torch.testing.assert_close(model(x), plain(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
 """Every option of every method and input does something, and refuses what makes no sense. The fields' own metadata say
 what they may hold, so that a new option is tested by being there."""
 
+import json
 from dataclasses import fields, replace
+from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from helpers import COLOURS, SAVANNA, SENTINEL2, adapted, bands_for, images, randomise
@@ -11,6 +14,7 @@ import peftlib as pl
 from peftlib.deflect.time_series import SeriesEMB
 from peftlib.methods import Input, input_from, method_from
 from peftlib.methods.base import INF
+from peftlib.studies import tables
 
 CONFIGS = pl.METHODS | pl.INPUTS
 FIELDS = {f"{name}-{f.name}": (config, f) for name, config in CONFIGS.items() for f in fields(config)}
@@ -83,8 +87,11 @@ def test_impossible_values_are_refused_with_field_and_value(config, f):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: pl.LoRA(targets=("qkv", "v")), ["targets=('qkv', 'v')", "twice"]),
-        (lambda: pl.Inflated(train=False), ["Inflated(start='zero', train=False)", "repeat", "nearest"]),
+        (lambda: adapted(pl.LoRA(targets=("qkv", "v"))), ["no linear layer 'qkv'"]),  # another LoRA has it already
+        (lambda: pl.Inflated(train=False), ["Inflated(train=False)", "repeat", "nearest"]),
+        (lambda: pl.Inflated("random", train=False), ["Inflated(start='random', train=False)", "noise", "mean"]),
+        (lambda: pl.APLA(share=0), ["share=0", "above 0"]),
+        (lambda: pl.APLA(share=1.5), ["share=1.5", "at most 1"]),
         (lambda: pl.EMB(indices="NDVI"), ["indices='NDVI'", "'auto'"]),
         (lambda: SeriesEMB(spectral="wavelengths"), ["spectral='wavelengths'"]),
         (lambda: method_from("lora", {"rank": 2, "novel": 1}), ["lora", "novel", "rank"]),
@@ -125,6 +132,14 @@ def test_layers_that_do_not_exist_are_named(layers, vit):
     for config in (pl.Deflect, pl.LoRA):
         with pytest.raises(ValueError, match="layers"):
             pl.adapt(vit, config(layers=layers), SAVANNA)
+
+
+def test_a_later_option_leaves_the_keys_of_earlier_results():
+    rows = pd.read_csv(Path(__file__).parents[1] / "data" / "results" / "preliminary" / "runs.csv")
+    assert set(rows.loc[rows["method"] == "deflect", "options"]) == {json.dumps(pl.Deflect().options(), sort_keys=True)}
+    assert pl.Deflect(stream="carried").options() == pl.Deflect().options() | {"stream": "carried"}
+    emb, carried = (json.dumps(config.options()) for config in (pl.EMB(), pl.Deflect(stream="carried")))
+    assert tables._cell("emb", emb, "deflect", carried) == "DEFLECT (stream='carried')"
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

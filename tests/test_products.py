@@ -18,9 +18,9 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_a_low_rank_sum_has_the_gradients_of_the_formula(bias):
     x, A, B = drawn(2, 3, 5), drawn(2, 5, seed=1), drawn(4, 2, seed=2)
     W, b = drawn(4, 5, seed=3).detach(), drawn(4, seed=4).detach() if bias else None
-    out, _ = LowRankSum.apply(x, W, b, A, B, 0.7)
+    out = LowRankSum.apply(x, W, b, A, B, 0.7)
     torch.testing.assert_close(out, nn.functional.linear(x, W, b) + 0.7 * x @ A.T @ B.T)
-    torch.autograd.gradcheck(lambda *inputs: LowRankSum.apply(inputs[0], W, b, *inputs[1:], 0.7)[0], (x, A, B))
+    torch.autograd.gradcheck(lambda *inputs: LowRankSum.apply(inputs[0], W, b, *inputs[1:], 0.7), (x, A, B))
 
 
 @pytest.mark.parametrize("why", ["float32", "bfloat16", "autocast", "dropout", "unfrozen"])
@@ -55,12 +55,14 @@ def test_updates_too_small_for_bfloat16_are_not_rounded_away(how):
 
 def test_deflection_is_its_formula_with_its_gradients():
     D, D_ref = drawn(2, 3, 5), drawn(2, 3, 5, seed=1)
-    torch.testing.assert_close(constrain_norm(D, D_ref), deflection(D, D_ref), rtol=1e-12, atol=1e-12)
+    D_new, s = constrain_norm(D, D_ref)
+    torch.testing.assert_close(D_new, deflection(D, D_ref), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(s * D, D_new, rtol=1e-12, atol=1e-12)
     short, reference = D.detach().float(), D_ref.detach().float()
-    torch.testing.assert_close(constrain_norm(short, reference), deflection(short, reference), rtol=1e-6, atol=1e-6)
-    fast, slow = (torch.autograd.grad(f(D, D_ref).square().sum(), (D, D_ref)) for f in (constrain_norm, deflection))
+    torch.testing.assert_close(constrain_norm(short, reference)[0], deflection(short, reference), rtol=1e-6, atol=1e-6)
+    fast, slow = (torch.autograd.grad(out.square().sum(), (D, D_ref)) for out in (D_new, deflection(D, D_ref)))
     torch.testing.assert_close(fast, slow)
-    torch.autograd.gradcheck(constrain_norm, (D, D_ref))
+    torch.autograd.gradcheck(constrain_norm, (D, D_ref))  # of both outputs
     torch.autograd.gradcheck(lambda D: constrain_norm(D, D_ref, reference_grad=False), (D,))
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import COLOURS, adapted, bands_for, fits, images, pretrained_tokens, randomise, tiny_vit, tuned
 from safetensors.torch import load_file
+from torch import nn
 
 import peftlib as pl
 from peftlib.backbones.loading import BEYOND_TOKENS
@@ -18,10 +19,16 @@ PAIRS = {
     for input in pl.INPUTS.values()
     if fits(method, input)
 }
+MORE = {  # options that change what is kept, carried or stored
+    "emb-deflect carried": (pl.EMB(), pl.Deflect(stream="carried")),
+    "emb_series-deflect carried": (pl.INPUTS["emb_series"](), pl.Deflect(stream="carried", layers=(0, -1))),
+    "inflated-apla in part": (pl.Inflated(), pl.APLA(share=0.25)),
+}
+PAIRS |= MORE
 EVERY = pytest.mark.parametrize(("input", "method"), PAIRS.values(), ids=PAIRS)
 # Each input and each method at least once, for what depends on one or the other and is slow.
 INPUTS_OF = {name: [key for key in PAIRS if key.endswith(f"-{name}")] for name in pl.METHODS}
-SOME = {keys[i % len(keys)]: PAIRS[keys[i % len(keys)]] for i, keys in enumerate(INPUTS_OF.values())}
+SOME = {keys[i % len(keys)]: PAIRS[keys[i % len(keys)]] for i, keys in enumerate(INPUTS_OF.values())} | MORE
 PAIRWISE = pytest.mark.parametrize(("input", "method"), SOME.values(), ids=SOME)
 MAIN = {
     "emb-deflect": (pl.EMB(), pl.Deflect()),
@@ -87,7 +94,7 @@ def assert_file_brings_it_back(model: pl.AdaptedViT, vit, path) -> None:
     x = look(model)
     model.fit_normalization([x])
     pl.save_adapter(model, path)
-    extra = {f"vit.{name}" for config in (model.input, model.method) for name in config.fixed_state(model.vit)}
+    extra = {f"vit.{name}" for name in model.method.fixed_state(model.vit)}
     assert load_file(path).keys() == tuned(model) | extra | {"reflectance.mean", "reflectance.std"}
     loaded = pl.load_adapter(vit, path).eval()
     assert (loaded.input, loaded.method, loaded.bands) == (model.input, model.method, model.bands)
@@ -171,7 +178,10 @@ def test_frozen_layers_in_bfloat16(input, method, vit, tmp_path):
         return
     plain, model = (make(input, method, vit=vit, precision=name) for name in ("float32", "bf16-frozen"))
     stored = {name for name, tensor in model.state_dict().items() if tensor.dtype == torch.bfloat16}
-    assert len(stored) == 4 * len(vit.blocks) and not stored & tuned(model) and tuned(model) == tuned(plain)
+    linears = {f"vit.{name}.weight": m for name, m in vit.named_modules() if isinstance(m, nn.Linear)}
+    whole = {n for n in linears if n in tuned(model) and model.get_parameter(n).shape == linears[n].weight.shape}
+    assert len(stored) == len(linears) - len(whole) and not stored & tuned(model) and tuned(model) == tuned(plain)
+    assert len(linears) == 4 * len(vit.blocks) and len(whole) == len(vit.blocks) * (method == pl.APLA())
     with torch.no_grad():
         tokens, rounded = (randomise(one, 0.05).eval()(look(one)) for one in (plain, model))
     assert 0 < (rounded - tokens).norm() < 0.02 * tokens.norm()

@@ -28,13 +28,13 @@ def trace(model: nn.Module, x: Tensor) -> list[BlockTrace]:
     traces = []
     for layer, block in enumerate(model.vit.blocks):
         if not isinstance(block, UntangledBlock) or z_A is None:
-            z = model.run_block(block, z, z_A)
+            z, z_A = model.run_block(block, z, z_A)
             continue
         adapted, pretrained = block.qkv(z, z_A)
         D_free, D_ref = (block.attend(qkv, **rotation(model.vit, block)) for qkv in (adapted, pretrained))
-        D = constrain_norm(D_free, D_ref) if block.constrain else D_free
+        D = constrain_norm(D_free, D_ref)[0] if block.constrain else D_free
         traces.append(BlockTrace(layer, z, z_A, D, D_free, D_ref))
-        z = model.run_block(block, z, z_A)
+        z, z_A = model.run_block(block, z, z_A)
     if not traces:
         raise ValueError("the model has no untangled block; use Deflect with at least one layer")
     return traces

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from peftlib.backbones.blocks import fused_qkv, layer_scaled, refuse_unplain_block, rotated
 from peftlib.deflect.norm_constraint import constrain_norm
+from peftlib.methods.base import zeroed
 
 
 def auxiliary_after_norm(norm: nn.LayerNorm, z: Tensor, z_A: Tensor) -> Tensor:
@@ -31,8 +32,7 @@ class LowRank(nn.Module):
     def __init__(self, dim: int, dim_out: int, rank: int):
         super().__init__()
         self.U = nn.Linear(dim, rank, bias=False)
-        self.V = nn.Linear(rank, dim_out, bias=False)
-        nn.init.zeros_(self.V.weight)
+        self.V = zeroed(nn.Linear(rank, dim_out, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.V(self.U(x))
@@ -46,45 +46,61 @@ class UntangledBlock(nn.Module):
     so one pretrained fused projection and one thin product give the untangled attention. With ``constrain``, the
     displacement keeps the length that the pretrained block would have given it.
 
+    Where z_A is ``carried``, it moves by the part of the displacement D' = s D that the auxiliary values cause:
+
+        v_A = n_A (W_V + U V_V),   D_A = s ls1(proj(softmax(q k^T) v_A)),   z_A' = z_A + D_A
+
+    Attention is linear in its values, so D' - D_A is what the principal ones and proj's bias cause. That, and what the
+    MLP adds, goes to z_P: z = z_P + z_A as before. Prefix tokens get a z_A too. Attention's dropout draws anew for D_A.
+
     Args:
         block: a timm ``vision_transformer.Block`` or ``eva.EvaBlock``; it stays frozen inside.
-        rank: r of U V. 4 r d new parameters.
-        low_rank_principal: rank of an additional update of W_Q, W_K, W_V for the principal part n_P; 0 is none.
-        constrain: the norm constraint.
-        reference_grad: whether the gradient runs through the length of the reference displacement.
+        rank, low_rank_principal, constrain, reference_grad: see ``Deflect``; carried: its ``stream``.
     """
 
     def __init__(
-        self,
-        block: nn.Module,
-        rank: int,
-        low_rank_principal: int = 0,
-        constrain: bool = True,
-        reference_grad: bool = True,
-    ):
+        self, block: nn.Module, rank: int, low_rank_principal: int = 0, constrain: bool = True,
+        reference_grad: bool = True, carried: bool = False,
+    ):  # fmt: skip
         super().__init__()
         refuse_unplain_block(block)
+        if carried and not isinstance(block.attn.norm, nn.Identity):
+            raise ValueError("stream='carried' splits what attention gives, and this one's is normalised (scale_norm)")
         weight = block.attn.proj.weight
         self.block = block
-        self.constrain, self.reference_grad = constrain, reference_grad
+        self.constrain, self.reference_grad, self.carried = constrain, reference_grad, carried
         dim, dim_heads = weight.shape  # d, and that of all heads
         self.auxiliary = LowRank(dim, 3 * dim_heads, rank).to(weight)
         self.principal = LowRank(dim, 3 * dim_heads, low_rank_principal).to(weight) if low_rank_principal else None
 
-    def forward(self, z: Tensor, z_A: Tensor, rope: Tensor | None = None) -> Tensor:
-        """z, z_A: (B, N, d), rope: rotary positions, see ``rotation`` -> (B, N, d)."""
-        block = self.block
-        z = z + block.drop_path1(self.displacement(z, z_A, rope))
-        return z + block.drop_path2(layer_scaled(block, 2, block.mlp(block.norm2(z))))
+    def forward(self, z: Tensor, z_A: Tensor, rope: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """z, z_A: (B, N, d), rope: rotary positions, see ``rotation`` -> z and z_A behind the block."""
+        block, (D, D_A) = self.block, self.displacement(z, z_A, rope)
+        if D_A is None:
+            z = z + block.drop_path1(D)
+        else:
+            D, D_A = block.drop_path1(torch.cat([D, D_A], dim=-1)).chunk(2, dim=-1)  # dropped together
+            z, z_A = z + D, z_A + D_A
+        return z + block.drop_path2(layer_scaled(block, 2, block.mlp(block.norm2(z)))), z_A
 
-    def displacement(self, z: Tensor, z_A: Tensor, rope: Tensor | None = None) -> Tensor:
-        """How far, and where to, the attention moves each token: (B, N, d). Deflection keeps the pretrained length."""
+    def displacement(self, z: Tensor, z_A: Tensor, rope: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """D', how far and where to the attention moves each token, and D_A where z_A is carried: (B, N, d) each."""
         adapted, pretrained = self.qkv(z, z_A)
-        D = self.attend(adapted, rope)
-        if not self.constrain:
-            return D
-        D_ref = self.attend(pretrained if self.reference_grad else pretrained.detach(), rope)
-        return constrain_norm(D, D_ref, self.reference_grad)
+        D, s = self.attend(adapted, rope), z.new_ones(())
+        if self.constrain:
+            D_ref = self.attend(pretrained if self.reference_grad else pretrained.detach(), rope)
+            D, s = constrain_norm(D, D_ref, self.reference_grad)
+        if not self.carried:
+            return D, None
+        q, k, _ = adapted.chunk(3, dim=-1)
+        v_A = self.auxiliary_values(z, z_A).to(q.dtype)
+        return D, s * self.attend(torch.cat([q, k, v_A], dim=-1), rope, bias=False)
+
+    def auxiliary_values(self, z: Tensor, z_A: Tensor) -> Tensor:
+        """v_A: (B, N, d)."""
+        n_A, attn = auxiliary_after_norm(self.block.norm1, z, z_A), self.block.attn
+        W = attn.v_proj.weight if attn.qkv is None else attn.qkv.weight.chunk(3)[2]
+        return F.linear(n_A.to(W.dtype), W) + F.linear(self.auxiliary.U(n_A), self.auxiliary.V.weight.chunk(3)[2])
 
     def formula(self, z: Tensor, z_A: Tensor) -> tuple[Tensor, Tensor]:
         """Queries, keys and values as the equation reads; ``qkv`` computes the same in fewer passes (a test)."""
@@ -96,8 +112,8 @@ class UntangledBlock(nn.Module):
             adapted = adapted + self.principal(n_P)
         return adapted, pretrained
 
-    def attend(self, qkv: Tensor, rope: Tensor | None = None) -> Tensor:
-        """ls1(proj(attention)) of fused queries, keys and values (B, N, 3d) -> (B, N, d)."""
+    def attend(self, qkv: Tensor, rope: Tensor | None = None, bias: bool = True) -> Tensor:
+        """ls1(proj(attention)) of fused queries, keys and values (B, N, 3d) -> (B, N, d); ``bias``: that of proj."""
         attn = self.block.attn
         q, k, v = split_heads(attn, qkv)
         q, k = rotated(attn, attn.q_norm(q), rope), rotated(attn, attn.k_norm(k), rope)
@@ -106,7 +122,8 @@ class UntangledBlock(nn.Module):
         else:
             x = attn.attn_drop((q * attn.scale @ k.transpose(-2, -1)).softmax(dim=-1)) @ v
         x = attn.norm(x.transpose(1, 2).flatten(2))
-        return layer_scaled(self.block, 1, attn.proj_drop(attn.proj(x)))
+        x = attn.proj(x) if bias else F.linear(x, attn.proj.weight)
+        return layer_scaled(self.block, 1, attn.proj_drop(x))
 
     # --- the same, fast ---
 

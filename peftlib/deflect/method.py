@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
 
 from peftlib.deflect.attention import UntangledBlock
 from peftlib.deflect.patch_embedding import EMB
@@ -22,6 +21,8 @@ class Deflect(Method):
         low_rank_principal: rank of an additional update of W_Q, W_K, W_V for the RGB part; 0 is none.
         constrain: whether a block may only turn a displacement, not lengthen it.
         reference_grad: whether the gradient runs through the length of the reference displacement.
+        stream: ``"constant"``: z_A is x_A in every block; ``"carried"``: each block with untangled attention moves it
+            by the part of its displacement that the auxiliary values cause (``UntangledBlock``); others leave it.
     """
 
     name, label, paper = "deflect", "DEFLECT", "Thoreau, Marsocci, Derksen, ICCV 2025"
@@ -34,14 +35,12 @@ class Deflect(Method):
     low_rank_principal: int = option(0, other=2, least=0)
     constrain: bool = option(True, other=False, choices=(True, False))
     reference_grad: bool = option(True, other=False, choices=(True, False))
+    stream: str = option("constant", other="carried", choices=("constant", "carried"), later=True)
 
     def default_input(self) -> EMB:
         return EMB()
 
     def inject(self, vit: VisionTransformer) -> None:
-        if not isinstance(vit.norm_pre, nn.Identity | nn.LayerNorm):
-            raise ValueError(f"DEFLECT splits a LayerNorm, and norm_pre is {type(vit.norm_pre).__name__}")
+        options = self.rank, self.low_rank_principal, self.constrain, self.reference_grad, self.stream == "carried"
         for i in choose_layers(self.layers, len(vit.blocks)):
-            vit.blocks[i] = UntangledBlock(
-                vit.blocks[i], self.rank, self.low_rank_principal, self.constrain, self.reference_grad
-            )
+            vit.blocks[i] = UntangledBlock(vit.blocks[i], *options)

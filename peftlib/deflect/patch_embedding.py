@@ -15,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from peftlib.methods.base import Input, option
+from peftlib.methods.base import Input, option, zeroed
 from peftlib.sensors.bands import BandSet
 from peftlib.sensors.reflectance import Reflectance, exactly
 from peftlib.sensors.spectral_indices import SpectralIndices, available_indices
@@ -66,9 +66,8 @@ class EMB(Input):
         indices = available_indices(bands) if self.indices == "auto" else tuple(self.indices)
         channels = len(KNOTS) if self.spectral == "wavelengths" else len(bands.beyond_rgb)
         return PixelSetEncoder(
-            SpectralIndices(indices, bands), channels + len(indices), vit.embed_dim, vit.patch_embed.patch_size,
-            self.width, self.cells, self.pixels,
-        ).to(vit.patch_embed.proj.weight)  # fmt: skip
+            SpectralIndices(indices, bands), channels + len(indices), vit.embed_dim, vit.patch_embed.patch_size, self
+        ).to(vit.patch_embed.proj.weight)
 
 
 class PixelSetEncoder(nn.Module):
@@ -86,30 +85,26 @@ class PixelSetEncoder(nn.Module):
         channels: of s.
         dim: width d of the tokens.
         patch_size: (p_h, p_w) in pixels.
-        width, cells, pixels: see ``EMB``.
+        config: width, cells and pixels.
 
     Raises:
         ValueError: cells that do not divide the patch.
     """
 
-    def __init__(
-        self, indices: SpectralIndices, channels: int, dim: int, patch_size: tuple[int, int],
-        width: int = 32, cells: int = 1, pixels: int = 0,
-    ):  # fmt: skip
+    def __init__(self, indices: SpectralIndices, channels: int, dim: int, patch_size: tuple[int, int], config: EMB):
         super().__init__()
+        width, cells = config.width, config.cells
         fits = [c for c in range(1, min(patch_size) + 1) if all(p % c == 0 for p in patch_size)]
         if cells not in fits:
             raise ValueError(f"cells={cells!r} does not divide the patch {patch_size}; choose from {fits}")
-        self.indices, self.cells, self.pixels = indices, cells, pixels
+        self.indices, self.cells, self.pixels = indices, cells, config.pixels
         self.cell_size = tuple(p // cells for p in patch_size)
         self.set_size = math.prod(self.cell_size)
         self.pixel_mlp = nn.Sequential(nn.Linear(channels, width), nn.GELU(), nn.Linear(width, width))
         code = 2 * width * cells**2
         self.patch_mlp = nn.Sequential(
-            nn.LayerNorm(code), nn.Linear(code, 2 * width), nn.GELU(), nn.Linear(2 * width, dim)
+            nn.LayerNorm(code), nn.Linear(code, 2 * width), nn.GELU(), zeroed(nn.Linear(2 * width, dim))
         )
-        nn.init.zeros_(self.patch_mlp[-1].weight)
-        nn.init.zeros_(self.patch_mlp[-1].bias)
 
     def formula(self, s: Tensor, valid: Tensor | None = None) -> Tensor:
         """x_A as its equation reads; ``forward`` computes the same in less memory (a test holds that).
@@ -195,7 +190,8 @@ class _HiddenMoments(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(s: Tensor, W: Tensor, b: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(ctx, s: Tensor, W: Tensor, b: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(s, W, b, valid)
         means, seconds = [], []
         for part, w in _HiddenMoments.parts(s, valid):
             h = F.gelu(F.linear(part, W, b))
@@ -211,10 +207,6 @@ class _HiddenMoments(torch.autograd.Function):
         whole = torch.compiler.is_compiling() or s.device.type != "cpu"
         some = len(s) if whole else max(1, 40_000 // s.shape[1])
         yield from zip(s.split(some), repeat(None) if valid is None else valid.split(some), strict=False)
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple, output: tuple) -> None:
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     @once_differentiable

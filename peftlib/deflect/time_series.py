@@ -153,7 +153,7 @@ class SeriesEMB(EMB):
         sequence = self.order == "sequence"
         return SeriesEncoder(
             bands.dates, sequence, SpectralIndices(indices, bands.one), channels * (bands.dates if sequence else 1),
-            vit.embed_dim, vit.patch_embed.patch_size, self.width, self.cells, self.pixels,
+            vit.embed_dim, vit.patch_embed.patch_size, self,
         ).to(vit.patch_embed.proj.weight)  # fmt: skip
 
 

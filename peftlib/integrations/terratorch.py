@@ -42,7 +42,7 @@ def build(
     vit = load_backbone(backbone, weights if pretrained else "random", res=res)
     size = tuple(image_size) if isinstance(image_size, Sequence) else image_size
     chosen = None if input is None else input_from(input, dict(input_options or {}))
-    model = adapt(vit, config, bands, sensor, size, chosen, rgb_white, nodata, inplace=True)  # type: ignore[arg-type]
+    model = adapt(vit, config, bands, sensor, size, chosen, rgb_white, nodata)  # type: ignore[arg-type]
     return LayerFeatures(model, out_indices).train()  # Lightning leaves the mode as it finds it
 
 

@@ -7,6 +7,7 @@ adapt? The *method*, one of ``METHODS``. Any input goes with any method.
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Self
 
+import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ INF = float("inf")
 _BRIDGES: dict[str, type["Config"]] = {}  # without a default, so in no table; files know them
 
 
-def option(default: Any, *, other: Any, choices: tuple = (), some: tuple = (), least: float = -INF, below=INF):
+def option(default: Any, *, other: Any, choices=(), some=(), least: float = -INF, below=INF, later: bool = False):
     """A field of a config, with what it may hold.
 
     Args:
@@ -28,10 +29,10 @@ def option(default: Any, *, other: Any, choices: tuple = (), some: tuple = (), l
         other: another legal value, one that changes the output; tests take it.
         choices: one of which it holds; some: of which it holds one or more, each once.
         least, below: bounds of a number, an int where the default is one.
+        later: whether it came when there were results already, whose keys say nothing of it.
     """
-    return field(
-        default=default, metadata={"other": other, "choices": choices, "some": some, "least": least, "below": below}
-    )
+    told = {"other": other, "choices": choices, "some": some, "least": least, "below": below, "later": later}
+    return field(default=default, metadata=told)
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,9 @@ class Config:
         return f"{type(self).__name__}({', '.join(chosen)})"
 
     def options(self) -> dict:
-        """The options as plain values for JSON; ``from_options`` is its inverse."""
-        return asdict(self)
+        """The options as plain values for JSON, later ones unless default; ``from_options`` is its inverse."""
+        silent = {f.name for f in fields(self) if f.metadata["later"] and getattr(self, f.name) == f.default}
+        return {name: value for name, value in asdict(self).items() if name not in silent}
 
     @classmethod
     def from_options(cls, options: dict) -> Self:
@@ -76,10 +78,6 @@ class Config:
         if not set(options) <= known:
             raise ValueError(f"{cls.name} does not know options {sorted(set(options) - known)}: {sorted(known)}")
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
-
-    def fixed_state(self, vit: VisionTransformer) -> dict[str, Tensor]:
-        """Tensors in the adapted ViT that are not trained and that a file must carry all the same."""
-        return {}
 
 
 class Input(Config):
@@ -133,6 +131,10 @@ class Method(Config):
         super().__init_subclass__(**options)
         (_BRIDGES if bridge else METHODS)[cls.name] = cls
 
+    def fixed_state(self, vit: VisionTransformer) -> dict[str, Tensor]:
+        """Tensors in the adapted ViT that are not trained and that a file must carry all the same."""
+        return {}
+
     def default_input(self) -> Input:
         """The input that it is used with unless another is named."""
         return INPUTS["rgb"]()
@@ -141,8 +143,9 @@ class Method(Config):
         """Change a ViT in place, leaving trainable what the method tunes; all else is frozen already."""
         raise NotImplementedError
 
+    @torch.no_grad()
     def merge(self, vit: VisionTransformer) -> VisionTransformer:
-        """Fold what ``inject`` put in into plain layers, in place, where a layer knows how (its ``merged``)."""
+        """Fold what ``inject`` put in into the plain layers, in place, where a module knows how (its ``merged``)."""
         for name, module in list(vit.named_modules()):
             if hasattr(module, "merged"):
                 vit.set_submodule(name, module.merged())
@@ -211,13 +214,4 @@ def zeroed(layer: nn.Linear) -> nn.Linear:
     """The layer with weight and bias zero, so that what ends with it starts without effect."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
-    return layer
-
-
-def linear_from(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A plain layer of given weight (d_out, d_in) and bias (d_out,)."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    layer.weight = nn.Parameter(weight.detach().clone())
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.detach().clone())
     return layer

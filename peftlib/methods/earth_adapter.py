@@ -33,14 +33,14 @@ class FrequencyAdaptedBlock(nn.Module):
     the softmax saturates and leaves experts without gradient).
 
     Args:
-        block: a timm block.
-        dim, width: of tokens and bottleneck; grid: patches (down, across); prefix: number of prefix tokens.
-        cutoff: of the low-pass, or None for no Fourier branch.
+        block: a timm block; vit: the model that it is of.
+        width: of the bottlenecks; cutoff: of the low-pass, or None for no Fourier branch.
     """
 
-    def __init__(self, block: nn.Module, dim: int, width: int, grid: tuple, prefix: int, cutoff: float | None):
+    def __init__(self, block: nn.Module, vit: VisionTransformer, width: int, cutoff: float | None):
         super().__init__()
-        self.block, self.grid, self.prefix, self.cutoff = block, (grid[0], grid[1]), prefix, cutoff
+        dim, self.grid, self.prefix = vit.embed_dim, vit.patch_embed.grid_size, vit.num_prefix_tokens
+        self.block, self.cutoff = block, cutoff
         experts = 1 if cutoff is None else 3
         self.experts = nn.ModuleList(
             nn.Sequential(nn.Linear(dim, width), nn.ReLU(), zeroed(nn.Linear(width, dim))) for _ in range(experts)
@@ -87,7 +87,5 @@ class EarthAdapter(Method):
         half = self.fourier_layers == "first_half"
         fourier = tuple(range(depth // 2)) if half else choose_layers(self.fourier_layers, depth)
         for i in range(depth):
-            cutoff = self.cutoff if i in fourier else None
-            vit.blocks[i] = FrequencyAdaptedBlock(
-                vit.blocks[i], vit.embed_dim, self.width, vit.patch_embed.grid_size, vit.num_prefix_tokens, cutoff
-            ).to(weight)
+            block = FrequencyAdaptedBlock(vit.blocks[i], vit, self.width, self.cutoff if i in fourier else None)
+            vit.blocks[i] = block.to(weight)

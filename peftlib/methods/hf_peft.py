@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # importing peft takes seconds, and it is an optional extra
     from peft import PeftConfig
 
 LINEARS = r"blocks\.\d+\.(attn\.(qkv|([qkv]_)?proj)|mlp\.(fc1(_[gx])?|fc2))"
+UNFIT = ("ADAPTION_PROMPT", "POLY", "SHADOW", "TRAINABLE_TOKENS")  # they need a language model, or the task of an image
 OTHERS = {"IA3": r"blocks\.\d+\.(attn\.(qkv|[qkv]_proj)|mlp\.fc2)", "LN_TUNING": r"(blocks\.\d+\.norm[12]|norm)"}
 
 
@@ -46,7 +47,7 @@ class HFPeft(Method, bridge=True):
         PeftConfig, tuners = _peft()
         config = deepcopy(self.config)  # the caller may go on changing theirs
         layers = isinstance(config, PeftConfig) and hasattr(config, "target_modules") and config.peft_type in tuners
-        if not layers or config.is_prompt_learning:
+        if not layers or config.is_prompt_learning or config.peft_type in UNFIT:
             raise ValueError(
                 f"HFPeft(config={config!r}); give a peft config that adapts layers, such as LoraConfig(r=8), "
                 "AdaLoraConfig, IA3Config, LNTuningConfig, OFTConfig, VeraConfig or FourierFTConfig"
@@ -77,6 +78,8 @@ class HFPeft(Method, bridge=True):
             config.exclude_modules = r"patch_embed\..*"
         try:
             tuner = _peft()[1][config.peft_type](vit, config, "default")
+            if any(name.startswith("patch_embed.") for name in tuner.targeted_module_names):
+                raise ValueError("the patch embedding is a target, and it belongs to the input.")
         except (ValueError, TypeError, RuntimeError, AttributeError, StopIteration) as error:  # peft's name neither
             reason = str(error) or "a target is a module without parameters"  # timm has several identities
             raise ValueError(

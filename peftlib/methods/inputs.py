@@ -45,26 +45,16 @@ class Inflated(Input):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.start == "zero" and not self.train:
-            raise ValueError(
-                "Inflated(start='zero', train=False) would never see the new bands: "
-                f"train the patch embedding, or choose start from {STARTS[1:]}"
-            )
+        if self.start in ("zero", "random") and not self.train:
+            raise ValueError(f"{self} would see zero, or noise, of the new bands: train it, or choose of {STARTS}")
 
     def inject(self, vit: VisionTransformer, bands: BandSet) -> None:
         if not bands.beyond_rgb:
             raise ValueError(f"Inflated reads bands beyond RGB, and bands {bands.names} have none; use pl.RGB()")
         proj = vit.patch_embed.proj
-        kernels = inflated_kernels(proj.weight.detach(), bands, self.start)
-        new = nn.Conv2d(kernels.shape[1], proj.out_channels, proj.kernel_size, proj.stride, device="meta")
-        new.weight = nn.Parameter(kernels)
-        new.bias = proj.bias
-        vit.patch_embed.proj = new.requires_grad_(self.train)
-
-    def fixed_state(self, vit: VisionTransformer) -> dict[str, Tensor]:
-        """Kernels that were drawn and stay as they are: no other draw would bring them back."""
-        drawn = self.start == "random" and not self.train
-        return {"patch_embed.proj.weight": vit.patch_embed.proj.weight.detach()} if drawn else {}
+        proj.weight = nn.Parameter(inflated_kernels(proj.weight.detach(), bands, self.start))
+        proj.in_channels = proj.weight.shape[1]
+        proj.requires_grad_(self.train)
 
     def patch_pixels(self, reflectance: Reflectance, x: Tensor) -> Tensor:
         return torch.cat([reflectance.rgb(x), reflectance.beyond(x)], dim=1)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from peftlib.backbones.blocks import PARTS
-from peftlib.methods.base import Method, choose_layers, linear_from, option
+from peftlib.methods.base import Method, choose_layers, option, zeroed
 
 TARGETS = ("qkv", "proj", "fc1", "fc2")
 QKV = ("q", "k", "v")
@@ -34,8 +34,7 @@ class LowRankUpdate(nn.Module):
         super().__init__()
         self.scale, self.dropout = alpha / rank, nn.Dropout(dropout)
         self.A = nn.Linear(dim_in, rank, bias=False)  # torch's own start is the one LoRA uses
-        self.B = nn.Linear(rank, dim_out, bias=False)
-        nn.init.zeros_(self.B.weight)
+        self.B = zeroed(nn.Linear(rank, dim_out, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.scale * self.B(self.A(self.dropout(x.to(self.A.weight.dtype))))
@@ -56,20 +55,16 @@ class LoRALinear(LowRankUpdate):
     def forward(self, x: Tensor) -> Tensor:
         W, b = self.linear.weight, self.linear.bias
         if W.requires_grad or (self.training and self.dropout.p > 0):
-            return self.formula(x)
+            return self.linear(x) + super().forward(x)  # as the equation reads; below the same in fewer passes
         device = x.device.type
         autocast = not x.is_meta and torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else W.dtype
         taken = [t if t is None else t.to(dtype) for t in (x, W, b, self.A.weight, self.B.weight)]
-        return LowRankSum.apply(*taken, self.scale)[0].to(getattr(self.linear, "gives", dtype))
-
-    def formula(self, x: Tensor) -> Tensor:
-        """As the equation reads; ``forward`` computes the same in fewer passes (a test)."""
-        return self.linear(x) + super().forward(x)
+        return LowRankSum.apply(*taken, self.scale).to(getattr(self.linear, "gives", dtype))
 
     def merged(self) -> nn.Linear:
-        """One plain layer that gives the same."""
-        return linear_from(self.linear.weight + self.weight(), self.linear.bias)
+        self.linear.weight += self.weight()
+        return self.linear
 
 
 class SplitLoRALinear(nn.Module):
@@ -87,10 +82,9 @@ class SplitLoRALinear(nn.Module):
         return torch.cat([y + self.parts[part](x).to(y.dtype) if part in self.parts else y for part, y in rows], dim=-1)
 
     def merged(self) -> nn.Linear:
-        """One plain fused layer that gives the same."""
-        rows = zip(QKV, self.linear.weight.chunk(3), strict=True)
-        weights = [W + self.parts[part].weight() if part in self.parts else W for part, W in rows]
-        return linear_from(torch.cat(weights), self.linear.bias)
+        for part, W in zip(QKV, self.linear.weight.chunk(3), strict=True):
+            W += self.parts[part].weight() if part in self.parts else 0
+        return self.linear
 
 
 @dataclass(frozen=True)
@@ -117,11 +111,6 @@ class LoRA(Method):
     targets: tuple[str, ...] = option(TARGETS, other=("q", "v", "fc1"), some=TARGETS + QKV)
     layers: str | tuple[int, ...] = option("all", other=(0, -1))
 
-    def __post_init__(self):
-        super().__post_init__()
-        if "qkv" in self.targets and set(QKV) & set(self.targets):
-            raise ValueError(f"LoRA(targets={self.targets!r}) adapts qkv twice; choose 'qkv' or some of {QKV}")
-
     def inject(self, vit: VisionTransformer) -> None:
         options = (self.rank, self.alpha, self.dropout)
         whole = tuple(target for target in self.targets if target in TARGETS)
@@ -145,22 +134,17 @@ class LowRankSum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float) -> tuple[Tensor, Tensor]:
+    def forward(ctx, x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float) -> Tensor:
         h = F.linear(x, A)
         y = F.linear(x, W, b)
         y.view(-1, len(W)).addmm_(h.view(-1, len(A)), B.T, alpha=s)
-        return y, h
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple, output: tuple) -> None:
-        x, W, _, A, B, ctx.s = inputs
-        ctx.shape = x.shape
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(x, W, A, B, output[1])
+        ctx.s, ctx.shape = s, x.shape
+        ctx.save_for_backward(x, W, A, B, h)
+        return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy: Tensor, _) -> tuple:
+    def backward(ctx, dy: Tensor) -> tuple:
         x, W, A, B, h = ctx.saved_tensors
         x, dy, h = x.flatten(0, -2), dy.flatten(0, -2), h.flatten(0, -2)
         dh = dy @ (ctx.s * B)

@@ -6,7 +6,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from peftlib.methods.base import Method, linear_from, option, unfreeze, zeroed
+from peftlib.methods.base import Method, option, unfreeze, zeroed
 from peftlib.methods.lora import TARGETS, target_layers
 
 
@@ -30,9 +30,11 @@ class SLRLinear(nn.Module):
         return self.s_out * (self.linear(x) + self.U(self.D(x)))
 
     def merged(self) -> nn.Linear:
-        """One plain layer that gives the same."""
-        weight = self.s_out[:, None] * (self.linear.weight + self.U.weight @ self.D.weight) * self.s_in
-        return linear_from(weight, None if self.linear.bias is None else self.s_out * self.linear.bias)
+        W, b = self.linear.weight, self.linear.bias
+        W.copy_(self.s_out[:, None] * (W + self.U.weight @ self.D.weight) * self.s_in)
+        if b is not None:
+            b.mul_(self.s_out)
+        return self.linear
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from peftlib.backbones.loading import backbone_hash, encoder_parameters, pair, r
 from peftlib.deflect.attention import UntangledBlock, auxiliary_after_norm
 from peftlib.methods.base import INPUTS, METHODS, Config, Input, Method
 from peftlib.model.metadata import MetadataEmbedding
-from peftlib.model.precision import BF16_FROZEN, FLOAT32, PRECISIONS, choose_attention, pretrained_linears, round_frozen
+from peftlib.model.precision import BF16_FROZEN, FLOAT32, PRECISIONS, choose_attention, round_frozen
 from peftlib.sensors.bands import BandSet, band_set
 from peftlib.sensors.reflectance import Reflectance
 
@@ -30,7 +30,7 @@ class AdaptedViT(nn.Module):
         auxiliary: what makes x_A, or None.
         reflectance: checks and normalises the image.
         metadata: what makes an embedding of location, date and ground sampling distance, or None.
-        input, method, bands, image_size, precision, spec: what it was made of.
+        input, method, bands, image_size, precision, spec: what it was made of; grid_size: patches (down, across).
         reading: how the files of its training images are read, see ``peftlib.data.reading``; or empty.
     """
 
@@ -48,11 +48,12 @@ class AdaptedViT(nn.Module):
                 attn.qkv_bias_separate = True
         self.method, self.input, self.bands, self.image_size = method, input, bands, image_size
         self.plain_modules = {name: type(module) for name, module in vit.named_modules()}
+        self.grid_size = tuple(vit.patch_embed.grid_size)
         self.vit = vit.requires_grad_(False)
         self.auxiliary = input.inject(vit, bands)
         self.metadata = MetadataEmbedding(metadata, vit.embed_dim).to(vit.patch_embed.proj.weight) if metadata else None
         self._input_names = {name for name, p in self.named_parameters() if p.requires_grad}
-        pretrained = pretrained_linears(vit)
+        pretrained = {module for module in vit.blocks.modules() if isinstance(module, nn.Linear)}
         method.inject(vit)
         self.precision = precision
         if precision == BF16_FROZEN:
@@ -93,19 +94,21 @@ class AdaptedViT(nn.Module):
         z, z_A = self.embed(x, metadata)
         tokens = {}
         for number, block in enumerate(self.vit.blocks[: max(blocks) + 1]):
-            z = self.run_block(block, z, z_A)
+            z, z_A = self.run_block(block, z, z_A)
             if number in blocks:
                 own = z if z.shape[1] == prefix + patches else torch.cat([z[:, :prefix], z[:, -patches:]], dim=1)
                 tokens[number] = self.vit.norm(own)
         return [tokens[number] for number in blocks]
 
-    def run_block(self, block: nn.Module, z: Tensor, z_A: Tensor | None) -> Tensor:
-        """Tokens after a block: (B, N, d). Honours timm's ``vit.set_grad_checkpointing()``."""
-        arguments = (z, z_A) if isinstance(block, UntangledBlock) else (z,)
-        beside = rotation(self.vit, block)
+    def run_block(self, block: nn.Module, z: Tensor, z_A: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """z behind a block, (B, N, d), and z_A, which a plain one leaves. Honours ``vit.set_grad_checkpointing()``."""
+        untangled = isinstance(block, UntangledBlock)
+        arguments, beside = (z, z_A) if untangled else (z,), rotation(self.vit, block)
         if self.vit.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *arguments, use_reentrant=False, **beside)
-        return block(*arguments, **beside)
+            out = checkpoint(block, *arguments, use_reentrant=False, **beside)
+        else:
+            out = block(*arguments, **beside)
+        return out if untangled else (out, z_A)
 
     def embed(self, x: Tensor, metadata: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """What enters the first block: z (B, N, d) with positions and prefix tokens, and its auxiliary part z_A."""
@@ -144,11 +147,6 @@ class AdaptedViT(nn.Module):
         self.reading = getattr(getattr(batches, "dataset", None), "reading", self.reading)
         return self
 
-    @property
-    def grid_size(self) -> tuple[int, int]:
-        """Patches (down, across)."""
-        return tuple(self.vit.patch_embed.grid_size)
-
     def tuned_parts(self) -> dict[str, dict[str, nn.Parameter]]:
         """Trainable parameters by name: those of the ``"input"`` (with metadata's), and those of the ``"method"``."""
         parts: dict[str, dict[str, nn.Parameter]] = {"input": {}, "method": {}}
@@ -160,8 +158,7 @@ class AdaptedViT(nn.Module):
     def adapter_state(self) -> dict[str, Tensor]:
         """What a task adds to the backbone: tuned parameters and the fitted normalisation."""
         state = {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
-        fixed = self.input.fixed_state(self.vit) | self.method.fixed_state(self.vit)
-        state |= {f"vit.{name}": tensor for name, tensor in fixed.items()}
+        state |= {f"vit.{name}": tensor for name, tensor in self.method.fixed_state(self.vit).items()}
         return state | {f"reflectance.{name}": b for name, b in self.reflectance.state_dict().items()}
 
 
@@ -174,7 +171,6 @@ def adapt(
     input: Input | None = None,
     rgb_white: float = 0.3,
     nodata: str = "error",
-    inplace: bool = False,
     metadata: Sequence[str] = (),
     precision: str = FLOAT32,
 ) -> AdaptedViT:
@@ -191,7 +187,6 @@ def adapt(
         rgb_white: reflectance shown as white to the RGB backbone.
         nodata: ``"error"`` refuses NaN and infinite pixels (on a GPU, looked for in the first batch only); ``"zero"``
             gives such RGB values the backbone's mean colour and leaves such pixels out of the pixel set.
-        inplace: change ``vit`` itself and spare the memory of a copy.
         metadata: of ``"location"``, ``"date"``, ``"gsd"``: tune an embedding of them that is added to the patch tokens.
         precision: ``"float32"``, or ``"bf16-frozen"``: frozen linear layers in bfloat16, all else in float32; see
             ``peftlib.model.precision``.
@@ -203,8 +198,6 @@ def adapt(
     input = _chosen(method, input)
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r}; choose from {PRECISIONS}")
-    if getattr(vit, "peftlib_adapted", False):
-        raise ValueError("this ViT was already adapted in place; load the backbone again")
     if not isinstance(vit.patch_drop, nn.Identity | None):
         raise ValueError("peftlib needs every patch token; build the ViT with patch_drop_rate=0")
     if not isinstance(vit.patch_embed, PatchEmbed):
@@ -213,33 +206,25 @@ def adapt(
         raise ValueError(f"adapt needs a ViT pretrained on RGB; for one of {channels} channels use HF peft alone")
     size = pair(image_size if image_size is not None else vit.patch_embed.img_size)
     made_of = (method, input, band_set(bands, sensor), size, rgb_white, nodata, metadata, precision)
-    if inplace:  # fail, where it will, before the user's only copy is touched
-        with torch.random.fork_rng(devices=[]):
-            AdaptedViT(without_weights(vit), *made_of)
-    else:
-        vit = copy.deepcopy(vit)
-    model = AdaptedViT(vit, *made_of)
-    vit.peftlib_adapted = True
+    model = AdaptedViT(copy.deepcopy(vit), *made_of)
     return model.train(vit.training)  # new modules start in training mode; a backbone in eval mode stays in it
 
 
 def _chosen(method: Method, input: Input | None) -> Input:
     """The input to use, once both are known to be what they should be, and to fit."""
-    _refuse_unless(Method, "method", method)
+
+    def choices(configs: Iterable[type[Config]]) -> str:
+        return ", ".join(f"{config.__name__}()" for config in configs)
+
+    if not isinstance(method, Method):
+        raise ValueError(f"method={method!r}; give a method, one of {choices(METHODS.values())}; inputs go to input=")
     input = method.default_input() if input is None else input
-    _refuse_unless(Input, "input", input)
+    if not isinstance(input, Input):
+        raise ValueError(f"input={input!r}; give an input, one of {choices(INPUTS.values())}; methods go to method=")
     if method.needs_auxiliary and not input.gives_auxiliary:
-        fit = ", ".join(f"{c.__name__}()" for c in INPUTS.values() if c.gives_auxiliary)
+        fit = choices(config for config in INPUTS.values() if config.gives_auxiliary)
         raise ValueError(f"{method} needs an input that gives x_A, and {input} gives none; choose from {fit}")
     return input
-
-
-def _refuse_unless(kind: type, name: str, value: object) -> None:
-    if not isinstance(value, kind):
-        other = {"method": "an input: give input=", "input": "a method: give method="}[name]
-        hint = f" (that is {other})" if isinstance(value, Config) else ""
-        choices = ", ".join(f"{c.__name__}()" for c in (METHODS if kind is Method else INPUTS).values())
-        raise ValueError(f"{name}={value!r}{hint}; give a config, one of {choices}")
 
 
 def without_weights(module: nn.Module) -> nn.Module:
@@ -258,6 +243,5 @@ def count_parameters(model: AdaptedViT) -> dict[str, float]:
         ``tuned``: of both; ``percent``: 100 * tuned / encoder.
     """
     parts = {part: sum(p.numel() for p in named.values()) for part, named in model.tuned_parts().items()}
-    tuned = sum(parts.values())
-    encoder = model.encoder_parameters
+    tuned, encoder = sum(parts.values()), model.encoder_parameters
     return {"encoder": encoder, **parts, "tuned": tuned, "percent": 100.0 * tuned / encoder}

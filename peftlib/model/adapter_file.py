@@ -60,7 +60,6 @@ def load_adapter(
     vit: VisionTransformer,
     path: str | Path,
     image_size: int | tuple[int, int] | None = None,
-    inplace: bool = False,
     precision: str | None = None,
 ) -> AdaptedViT:
     """Adapt a backbone with an adapter from disk.
@@ -69,7 +68,6 @@ def load_adapter(
         vit: the backbone that the adapter was trained on.
         path: a file of ``save_adapter``.
         image_size: side, or (H, W), in pixels, where images are of another size than in training.
-        inplace: as in ``adapt``.
         precision: as in ``adapt``; None is that of training.
 
     Raises:
@@ -95,15 +93,13 @@ def load_adapter(
     trained_at = pair(config["image_size"])
     size = trained_at if image_size is None else pair(image_size)
     if "vit.pos_embed" in state and size != trained_at:
-        raise ValueError(
-            f"adapter {path.name} tuned the position embedding at {trained_at}; it has no other image size"
-        )
+        raise ValueError(f"adapter {path.name} tuned the position embedding at {trained_at}, for that size alone")
     method = method_from(config["method"], config["options"])
     input = input_from(config["input"], config["input_options"])
     others = {option: config[option] for option in ("rgb_white", "nodata", "metadata")}
     others["precision"] = precision or config["precision"]
     bands = (series_bands if "dates" in config["bands"] else band_set)(**config["bands"])
-    model = adapt(vit, method, bands, image_size=size, input=input, inplace=inplace, **others)
+    model = adapt(vit, method, bands, image_size=size, input=input, **others)
     here, there = ({(name, t.shape) for name, t in tensors.items()} for tensors in (model.adapter_state(), state))
     if wrong := sorted({name for name, _ in here ^ there}):
         raise ValueError(f"adapter {path.name} does not fit {method} on {input}: {wrong[:5]} ({len(wrong)} in all)")

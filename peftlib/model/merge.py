@@ -17,8 +17,6 @@ def merge(model: AdaptedViT) -> VisionTransformer:
     Raises:
         ValueError: what does more than a plain ViT can: EMB, DEFLECT, Houlsby, VPT, Earth-Adapter.
     """
-    if not isinstance(model, AdaptedViT):
-        raise ValueError(f"merge needs a model made by adapt, got {type(model).__name__}")
     if model.metadata is not None:
         raise ValueError(f"a plain ViT reads no metadata, and this model reads {', '.join(model.metadata.names)}")
     if model.auxiliary is not None:
@@ -34,9 +32,8 @@ def merge(model: AdaptedViT) -> VisionTransformer:
         name = min(left, key=lambda name: (len(name), name))
         raise ValueError(
             f"{model.method} does more than a plain ViT can: {name} is a {type(vit.get_submodule(name)).__name__}. "
-            "Merged can be LoRA, SLR, norm tuning, BitFit, full fine-tuning, a frozen ViT, and HF peft's, on RGB or "
-            "an inflated patch embedding"
+            "Merged can be LoRA, SLR, APLA, norm tuning, BitFit, full fine-tuning, a frozen ViT, and HF peft's, on RGB "
+            "or an inflated patch embedding"
         )
     vit.spec = replace(model.spec, weights=f"{model.spec.weights}, merged with {model.method.name}")
-    del vit.peftlib_adapted
     return vit.requires_grad_(True).eval()

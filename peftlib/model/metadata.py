@@ -30,14 +30,10 @@ class MetadataEmbedding(nn.Module):
 
     def forward(self, encoded: Tensor) -> Tensor:
         """encoded: (B, K) of ``encode_metadata`` -> (B, 1, d)."""
-        sizes = [SIZES[name] for name in self.names]
-        if encoded.ndim != 2 or encoded.shape[1] != sum(sizes):
-            raise ValueError(
-                f"metadata {self.names} takes (B, {sum(sizes)}) numbers of peftlib.sensors.metadata.encode_metadata, "
-                f"got {tuple(encoded.shape)}"
-            )
         total = encoded.new_zeros(())
-        for part, numbers in zip(self.parts.values(), encoded.split(sizes, dim=1), strict=True):
+        for part, numbers in zip(
+            self.parts.values(), encoded.split([SIZES[name] for name in self.names], dim=1), strict=True
+        ):
             known = numbers.isfinite().all(dim=1, keepdim=True)
             total = total + part(numbers.nan_to_num(0.0, 0.0, 0.0).to(part[0].weight.dtype)) * known
         return total[:, None]

@@ -16,38 +16,33 @@ FLOAT32, BF16_FROZEN = "float32", "bf16-frozen"
 PRECISIONS = (FLOAT32, BF16_FROZEN)
 
 
-class FrozenLinear(nn.Linear):
-    """y = W x + b with W in bfloat16. x: (..., d_in) of any type -> (..., d_out) of type ``gives``."""
+class RoundedLinear(nn.Linear):
+    """y = W x + b in bfloat16, which a frozen W is stored in. x: (..., d_in) -> (..., d_out) of type ``gives``."""
 
     def __init__(self, linear: nn.Linear, gives: torch.dtype):
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
-        self.weight = nn.Parameter(linear.weight.detach().bfloat16(), requires_grad=False)
+        W = linear.weight
+        self.weight = W if W.requires_grad else nn.Parameter(W.detach().bfloat16(), requires_grad=False)
         self.bias = linear.bias  # small, and BitFit trains it
         self.gives = gives
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.bfloat16()
-        return F.linear(x.bfloat16(), self.weight, bias).to(self.gives)
-
-
-def pretrained_linears(vit: VisionTransformer) -> set[nn.Linear]:
-    """The linear layers of a ViT's blocks, before a method changes them."""
-    return {module for module in vit.blocks.modules() if isinstance(module, nn.Linear)}
+        return F.linear(x.bfloat16(), self.weight.bfloat16(), bias).to(self.gives)
 
 
 def round_frozen(vit: VisionTransformer, linears: set[nn.Linear]) -> None:
-    """Store in bfloat16, in place, those of the linear layers whose weight is frozen.
+    """Make the linear layers multiply in bfloat16, in place, and store those in it whose weight is frozen.
 
     Raises:
         ValueError: none is frozen.
     """
     found = [(name, layer) for name, layer in vit.named_modules() if layer in linears]
-    frozen = [(name, layer) for name, layer in found if not layer.weight.requires_grad]
-    if not frozen:
+    if all(layer.weight.requires_grad for _, layer in found):
         raise ValueError(f"precision={BF16_FROZEN!r} rounds frozen linear layers, and this method trains them all")
-    for name, layer in frozen:
+    for name, layer in found:
         leaves = re.search(r"\.(proj|fc2)(\.|$)", name)  # for the stream of tokens, which stays in float32
-        vit.set_submodule(name, FrozenLinear(layer, torch.float32 if leaves else torch.bfloat16))
+        vit.set_submodule(name, RoundedLinear(layer, torch.float32 if leaves else torch.bfloat16))
     choose_attention(vit)
 
 

@@ -28,7 +28,7 @@ def named(scores: pd.DataFrame) -> pd.DataFrame:
 @lru_cache
 def _cell(input: str, input_options: str, method: str, options: str) -> str:
     configs = input_from(input, json.loads(input_options)), method_from(method, json.loads(options))
-    given = [(n, v) for c in configs for n, v in c.options().items() if v != type(c)().options()[n]]
+    given = [(n, v) for c in configs for n, v in c.options().items() if v != type(c)().options().get(n)]
     other = [f"{n}={v!r}" for n, v in given if n != "start"]
     return cell_label(input, method) + (f" ({', '.join(other)})" if other else "")
 
