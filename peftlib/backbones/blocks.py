@@ -8,7 +8,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import Attention, AttentionRope, apply_rot_embed_cat
+from timm.layers import Attention, AttentionRope, PatchEmbed, apply_rot_embed_cat
 from timm.models.eva import Eva, EvaAttention, EvaBlock
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
@@ -30,6 +30,17 @@ def refuse_other_vit(name: str, vit: nn.Module | None = None) -> None:
     if file in _OTHERS or not isinstance(vit, VisionTransformer | Eva | None):
         why = _OTHERS.get(file, f"a {made_by.__name__}")
         raise ValueError(f"peftlib adapts timm's VisionTransformer and Eva, not {name}, {why}")
+    if vit is not None and not isinstance(vit.patch_drop, nn.Identity | None):
+        raise ValueError("peftlib needs every patch token; build the ViT with patch_drop_rate=0")
+    if vit is not None and not isinstance(vit.patch_embed, PatchEmbed):
+        raise ValueError(f"peftlib needs timm's plain PatchEmbed, this ViT has a {type(vit.patch_embed).__name__}")
+
+
+def call_layers(vit: nn.Module) -> None:
+    """Have each attention call its ``qkv``: some of Eva's read its weight past what is wrapped around the layer."""
+    for attn in vit.modules():
+        if isinstance(attn, EvaAttention):
+            attn.qkv_bias_separate = True
 
 
 def refuse_unplain_block(block: nn.Module) -> None:

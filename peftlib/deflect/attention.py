@@ -122,8 +122,7 @@ class UntangledBlock(nn.Module):
         else:
             x = attn.attn_drop((q * attn.scale @ k.transpose(-2, -1)).softmax(dim=-1)) @ v
         x = attn.norm(x.transpose(1, 2).flatten(2))
-        x = attn.proj(x) if bias else F.linear(x, attn.proj.weight)
-        return layer_scaled(self.block, 1, attn.proj_drop(x))
+        return layer_scaled(self.block, 1, attn.proj_drop(attn.proj(x) if bias else F.linear(x, attn.proj.weight)))
 
     # --- the same, fast ---
 

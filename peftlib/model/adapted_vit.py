@@ -6,13 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.layers import PatchEmbed
-from timm.models.eva import EvaAttention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from peftlib.backbones.blocks import refuse_other_vit, rotation
+from peftlib.backbones.blocks import call_layers, refuse_other_vit, rotation
 from peftlib.backbones.loading import backbone_hash, encoder_parameters, pair, resize_, spec_of
 from peftlib.deflect.attention import UntangledBlock, auxiliary_after_norm
 from peftlib.methods.base import INPUTS, METHODS, Config, Input, Method
@@ -43,9 +41,7 @@ class AdaptedViT(nn.Module):
         self.backbone_hash = backbone_hash(vit)
         self.encoder_parameters = sum(p.numel() for p in encoder_parameters(vit).values())
         resize_(vit, image_size)
-        for attn in vit.modules():
-            if isinstance(attn, EvaAttention):  # it would read the weight of ``qkv`` past what is wrapped around it
-                attn.qkv_bias_separate = True
+        call_layers(vit)
         self.method, self.input, self.bands, self.image_size = method, input, bands, image_size
         self.plain_modules = {name: type(module) for name, module in vit.named_modules()}
         self.grid_size = tuple(vit.patch_embed.grid_size)
@@ -198,10 +194,6 @@ def adapt(
     input = _chosen(method, input)
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r}; choose from {PRECISIONS}")
-    if not isinstance(vit.patch_drop, nn.Identity | None):
-        raise ValueError("peftlib needs every patch token; build the ViT with patch_drop_rate=0")
-    if not isinstance(vit.patch_embed, PatchEmbed):
-        raise ValueError(f"peftlib needs timm's plain PatchEmbed, this ViT has a {type(vit.patch_embed).__name__}")
     if (channels := vit.patch_embed.proj.in_channels) != 3:
         raise ValueError(f"adapt needs a ViT pretrained on RGB; for one of {channels} channels use HF peft alone")
     size = pair(image_size if image_size is not None else vit.patch_embed.img_size)
