@@ -166,10 +166,11 @@ def test_probabilities_are_a_band_a_class(tmp_path):
 DAYS = (100, 200)
 
 
-@pytest.fixture(scope="module")
-def series_task():
-    model = adapted(pl.Deflect(), series_bands(SAVANNA, 2), input=SeriesEMB(order="sequence"), nodata="zero")
-    return undecided(Segmentation(model, 2), stack(images(SAVANNA), DAYS, SAVANNA)[None])
+@pytest.fixture(scope="module", params=[True, "since"])
+def series_task(request):
+    bands = series_bands(SAVANNA, 2, day=request.param)
+    model = adapted(pl.Deflect(), bands, input=SeriesEMB(order="sequence"), nodata="zero")
+    return undecided(Segmentation(model, 2), stack(images(SAVANNA), DAYS, SAVANNA, day=request.param)[None])
 
 
 def test_the_dates_of_a_series_are_stacked_in_each_tile(series_task, tmp_path):
@@ -177,7 +178,7 @@ def test_the_dates_of_a_series_are_stacked_in_each_tile(series_task, tmp_path):
     dates = np.stack([write(path, (32, 50), seed=i) for i, path in enumerate(paths)])[:, PICKED] / np.float32(1e4)
     expected, found = np.zeros((2, 32, 50)), []
     for left, first, last in tiles(50, 32):
-        x = stack(torch.from_numpy(dates[..., left : left + 32]), DAYS, SAVANNA)[None]
+        x = stack(torch.from_numpy(dates[..., left : left + 32]), DAYS, SAVANNA, day=series_task.model.bands.day)[None]
         with torch.no_grad():
             expected[..., first:last] = series_task(x).softmax(1)[0][..., first - left : last - left]
     for order in (paths, paths[::-1]):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from peftlib.data.reading import reading_of
-from peftlib.deflect.time_series import TimeSeriesBands, series_bands, stack
+from peftlib.deflect.time_series import TimeSeriesBands, stack
 from peftlib.files import atomic_path, optional
 from peftlib.sensors.bands import BandSet
 from peftlib.sensors.reflectance import check_reflectance
@@ -109,8 +109,7 @@ def tile_map(
     """
     x, bands, (h, w) = dates[0], task.model.bands, dates.shape[2:]
     if days is not None and isinstance(bands, TimeSeriesBands):
-        names = series_bands(bands.one, len(days)).names
-        x = stack(dates, days, bands.one)[[names.index(name) for name in bands.names]]
+        x = stack(dates, days, bands.one, day=bands.day)
     whole = np.pad(x.numpy(), ((0, 0), (0, size[0] - h), (0, size[1] - w)), mode="symmetric")
     logits = task(resize_image(torch.from_numpy(whole)[None].to(task.device), task.model.image_size))
     logits = logits if logits.ndim == 4 else logits[..., None, None].expand(-1, -1, *size)
