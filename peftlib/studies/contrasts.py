@@ -90,7 +90,7 @@ def contrasts(runs: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
         tested = [difference(part, one, other) for _, one, other in named_here]
         adjusted = holm([interval.p for interval, _ in tested])
         for (question, one, other), (gap, detectable), p in zip(named_here, tested, adjusted, strict=True):
-            said = verdict(gap) if p < 0.05 else verdict(Interval(0, -1, 1, gap.n))
+            said = verdict(gap) if p < 0.05 else "not settled"
             facts = {"question": question, "dataset": dataset, "metric": part["metric"].iloc[0], "one": one}
             facts |= {"other": other, "n": gap.n, "mean": gap.mean, "low": gap.low, "high": gap.high, "p": p}
             rows.append(facts | {"detectable": detectable, "said": said})
@@ -113,7 +113,7 @@ def checked(runs: pd.DataFrame, metrics: pd.DataFrame, role: str) -> pd.DataFram
 
     Returns:
         A row a data set, cell, precision and number of steps, ``usual`` being that of the final runs: n, and mean, low
-        and high of the difference in points.
+        and high of the difference in points, and what is said of it.
     """
     found = named(scores(runs[runs["role"].isin(["final", role])], metrics))
     rows = []
@@ -125,7 +125,7 @@ def checked(runs: pd.DataFrame, metrics: pd.DataFrame, role: str) -> pd.DataFram
             )
             facts = {"dataset": dataset, "cell": cell, "precision": precision, "steps": steps, "n": gap.n}
             facts["usual"] = part.loc[part["role"] == "final", "steps"].iloc[0]
-            rows.append(facts | {"mean": gap.mean, "low": gap.low, "high": gap.high})
+            rows.append(facts | {"mean": gap.mean, "low": gap.low, "high": gap.high, "said": verdict(gap)})
     return pd.DataFrame(rows)
 
 

@@ -42,8 +42,8 @@ def _unseen(folds: int) -> tuple[Fields, ...]:
     return tuple({"fold": fold, "repeat": 100, "seed": 100 + fold} for fold in range(folds))
 
 
-def _scenes(seeds: range, **data) -> tuple[Fields, ...]:  # each seed has scenes of its own
-    return tuple({"seed": seed, "data": data | {"seed": seed}} for seed in seeds)
+def _scenes(*seeds: int) -> tuple[Fields, ...]:  # each seed has scenes of its own
+    return tuple({"seed": seed, "data": {"seed": seed}} for seed in seeds)
 
 
 _BASE: Fields = {"method": pl.Frozen(), "batch_size": 16, "head_lr": 3e-3}
@@ -58,8 +58,8 @@ PLANS = {
     ),
     "spectral_scenes": Plan(
         setting=Experiment(dataset="spectral_scenes", data=_SCENES, val_images=200, steps=1000, **_BASE),
-        searches=_scenes(range(100, 101), **_SCENES),
-        finals=_scenes(range(10), **_SCENES),
+        searches=_scenes(100),
+        finals=_scenes(*range(10)),
     ),
     "water": Plan(
         setting=Experiment(dataset="water", val_share=0.2, tile=64, **_PIXELS),
@@ -86,8 +86,8 @@ PROFILES: dict[str, dict[str, Plan]] = {
             setting=Experiment(
                 dataset="spectral_scenes", image_size=28, val_images=64, steps=250, **_BASE | {"data": _FEW}
             ),
-            searches=_scenes(range(100, 101), **_FEW),
-            finals=_scenes(range(1), **_FEW),
+            searches=_scenes(100),
+            finals=_scenes(0),
             tries=2,
             extensions=0,
         )

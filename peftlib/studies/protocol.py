@@ -52,11 +52,16 @@ class Plan:
         """One for each of ``runs``: fields in which they differ."""
         input, method = cell
         how: Fields = {"input": input, "method": method, "precision": fitting(method, self.precision), "init": None}
-        return [replace(self.setting, **how, **fields, **run) for run in runs]
+        return [varied(self.setting, **how, **fields, **run) for run in runs]
 
     def begin_with(self, part: Input | Method) -> Sequence[float]:
         rates = part.learning_rates
         return rates[max(len(rates) - self.tries, 0) // 2 :][: self.tries]
+
+
+def varied(one: Experiment, data: Mapping[str, Any] | None = None, **fields) -> Experiment:
+    """An experiment with other fields; ``data`` adds to the options that it has, such as another seed of its scenes."""
+    return replace(one, data={**one.data, **(data or {})}, **fields)
 
 
 def fitting(method: Method, precision: str | None = None) -> str:
@@ -111,7 +116,7 @@ def search(
 
 def final_runs(chosen: Mapping[Any, Experiment], runs: Sequence[Fields], **fields) -> list[Experiment]:
     """The chosen experiments on each fold or seed: a fold of all cells, then the next."""
-    return [replace(one, init=None, **fields, **run) for run in runs for one in chosen.values()]
+    return [varied(one, init=None, **fields, **run) for run in runs for one in chosen.values()]
 
 
 def best_inside(

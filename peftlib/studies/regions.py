@@ -8,7 +8,7 @@ from dataclasses import replace
 import peftlib as pl
 from peftlib.methods import METHODS
 from peftlib.studies.main import PLANS
-from peftlib.studies.protocol import Cell, Execute, Plan, Tables, joined, search
+from peftlib.studies.protocol import Cell, Execute, Plan, Tables, joined, search, varied
 
 HERE, ELSEWHERE = ["europe"], ["africa", "americas", "asia", "oceania"]
 WEST, EAST = {"longitudes": [-180, 10]}, {"longitudes": [10, 180]}
@@ -18,14 +18,10 @@ _SCENES, _EUROSAT = PLANS["spectral_scenes"], PLANS["eurosat"]
 # folds, and the east's training part, which would else train, is tested on.
 REGIONS: tuple[tuple[Plan, dict], ...] = (
     (
-        replace(
-            _SCENES,
-            setting=replace(_SCENES.setting, data={**_SCENES.setting.data, "continents": HERE}),
-            searches=({"seed": 100},),
-        ),
+        replace(_SCENES, setting=varied(_SCENES.setting, data={"continents": HERE})),
         {"unseen": {"continents": ELSEWHERE}},
     ),
-    (replace(_EUROSAT, setting=replace(_EUROSAT.setting, data=WEST)), {"unseen": EAST | {"split": "train"}}),
+    (replace(_EUROSAT, setting=varied(_EUROSAT.setting, data=WEST)), {"unseen": EAST | {"split": "train"}}),
 )
 
 

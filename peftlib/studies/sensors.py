@@ -22,7 +22,7 @@ from peftlib.methods.lora import LoRA
 from peftlib.sensors.bands import SENSORS, BandSet
 from peftlib.sensors.spectral_indices import DEFAULT_INDICES
 from peftlib.studies.main import PLANS
-from peftlib.studies.protocol import Cell, Execute, Plan, Tables, joined, search
+from peftlib.studies.protocol import Cell, Execute, Plan, Tables, joined, search, varied
 from peftlib.training.base import Task
 from peftlib.training.fit import LAST, restore
 from peftlib.training.tasks import predict_batches
@@ -51,12 +51,12 @@ def study(
     ``execute`` does the searches. Trainings are in ``runs/sensors``, with their weights, which are tested several ways.
     """
     there = replace(plan.setting, bands=SOURCE_BANDS)
-    searched, best = search(execute, replace(plan, setting=there, searches=({"seed": 100},)), READERS)
+    searched, best = search(execute, replace(plan, setting=there), READERS)
     rows = []
     for sensor in sensors:
         bands, others = (SOURCE_BANDS, [s for s in sensors if s != SOURCE]) if sensor == SOURCE else (None, [])
         for name in TRAINED[sensor]:
-            one = replace(best[name], role=name, data={**plan.setting.data, "sensor": sensor}, bands=bands)
+            one = varied(best[name], role=name, data={"sensor": sensor}, bands=bands)
             rows += [_row(replace(one, seed=seed, init=seed), others) for seed in seeds]
     return joined(*searched, tables(rows))
 

@@ -12,7 +12,7 @@ from peftlib.deflect.time_series import SeriesEMB, series_bands
 from peftlib.methods.lora import LoRA
 from peftlib.sensors.bands import SENSORS
 from peftlib.studies.main import PLANS
-from peftlib.studies.protocol import Cell, Execute, Tables, joined, search
+from peftlib.studies.protocol import Cell, Execute, Tables, joined, search, varied
 
 WITHOUT_DAYS = {"bands": series_bands(tuple(SENSORS["sentinel2"]), len(DAYS), day=False).names}
 _LORA, _DEFLECT = (pl.Inflated(), LoRA()), (pl.EMB(), pl.Deflect())
@@ -40,8 +40,8 @@ def study(execute: Execute, seeds: Sequence[int] = (0, 1, 2)) -> Tables:
     """Rates by validation loss: one date leaves several classes equally likely, and which is named is chance."""
     scenes, tables = replace(PLANS["spectral_scenes"].setting, dataset="phenology"), []
     for name, (cell, view, fields) in APPROACHES.items():
-        setting = replace(scenes, data={**scenes.data, "view": view}, **fields)
-        plan = replace(PLANS["spectral_scenes"], setting=setting, searches=({"seed": 100},))
+        setting = varied(scenes, data={"view": view}, **fields)
+        plan = replace(PLANS["spectral_scenes"], setting=setting)
         searched, best = search(execute, plan, {name: cell}, "loss")
         tables += [*searched, execute([replace(best[name], role=name, seed=seed, init=seed) for seed in seeds])]
     return joined(*tables)
