@@ -79,14 +79,18 @@ def test_the_plan():
     # Folds and seeds that choose are none of those that are scored; rows of primary cells come first.
     assert not set(of["final"]["repeat"]) & set(of[SEARCH]["repeat"])
     assert not set(of["final"]["seed"]) & set(of[SEARCH]["seed"])
-    roles = list(dict.fromkeys(runs["role"]))
-    assert roles.index("final") < roles.index(EXPLORATORY)
-    # The best start of the inflated kernels is taken, and full fine-tuning, where nothing is frozen, is in float32.
+    finals = runs[runs["role"] == "final"].reset_index()
+    assert finals["dataset"].iloc[: 2 * 5 * len(PRIMARY)].value_counts().to_dict() == dict.fromkeys(plans, 50)
+    order = ["final", "plateau", "ablation", EXPLORATORY]
+    assert [role for role in dict.fromkeys(runs["role"]) if role in order] == order
+    twice = runs[(runs["role"] == "plateau") & (runs["dataset"] == "spectral_scenes")]
+    assert set(twice["steps"]) == {2000} and len(twice) == 3 * 5
+    # The best start of the inflated kernels is taken, and full fine-tuning, where nothing is frozen, is by autocast.
     scored = runs[runs["role"].isin(["final", EXPLORATORY])]
     inflated = scored[scored["input"] == "inflated"]["input_options"].map(json.loads)
     assert len(inflated) and {options["start"] for options in inflated} == {"mean"}
     full = scored["method"] == "full"
-    assert set(scored[full]["precision"]) == {"32-true"} and set(scored[~full]["precision"]) == {"bf16-frozen"}
+    assert set(scored[full]["precision"]) == {"bf16-mixed"} and set(scored[~full]["precision"]) == {"bf16-frozen"}
 
 
 def test_data_that_are_absent_are_named_and_the_rest_is_done(capsys):

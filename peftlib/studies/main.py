@@ -2,8 +2,9 @@
 
 runs, metrics = study(execute)     # rows of the study "main"
 
-On each data set rates are searched, then the primary cells are scored, on folds or scenes that no search saw. Checks of
-precision and of the number of steps follow, then all other cells, then ablations.
+On each data set rates are searched, then the primary cells are scored, on folds or scenes that no search saw: five
+runs of each on every data set, then the rest. Checks of the number of steps and of precision follow, then ablations,
+then all other cells.
 """
 
 from collections.abc import Mapping
@@ -30,8 +31,9 @@ PRIMARY: dict[str, Cell] = {
     "Inflated × Frozen": (pl.Inflated(), pl.Frozen()),
     "RGB × Full fine-tuning": (pl.RGB(), pl.Full()),
 }
-EXACT = ("RGB × LoRA", "EMB × LoRA", "DEFLECT")  # done again in float32
-PLATEAU = (*EXACT, "Inflated × LoRA", "EMB × Frozen")  # and with other numbers of steps
+# What is done again: these with twice the steps; where a run is cheapest also in float32, and more with half the steps.
+CHECKED, THOROUGH = ("RGB × LoRA", "EMB × LoRA", "DEFLECT"), "eurosat"
+PLATEAU = (*CHECKED, "Inflated × LoRA", "EMB × Frozen")
 
 
 def _repeated(folds: int, repeats: int) -> tuple[Fields, ...]:
@@ -119,13 +121,13 @@ def study(execute: Execute, plans: Mapping[str, Plan] = PLANS, cells: Mapping[st
 
     Args:
         execute: runs experiments and gives their rows: ``peftlib.experiments.grid.execute``.
-        cells: only the final runs of these; None is the primary ones, with checks, then all others, then ablations.
+        cells: only the final runs of these; None is the primary ones, with checks, then ablations, then all others.
     """
     if cells is None:
         print(planned(plans, {**PRIMARY, **exploratory()}).to_string(index=False), flush=True)
     tables: list[Tables] = []
     absent: dict[str, Exception] = {}
-    for part in (primary, others, ablated) if cells is None else (partial(primary, cells=cells),):
+    for part in (first, primary, checked, ablated, others) if cells is None else (partial(primary, cells=cells),):
         for name, plan in plans.items():
             try:
                 tables += part(execute, plan)
@@ -157,21 +159,29 @@ def _of(cells: Mapping[str, Cell], kind: Mapping[str, Cell]) -> dict[str, Cell]:
     return {name: cell for name, cell in cells.items() if cell in kind.values()}
 
 
+def first(execute: Execute, plan: Plan) -> list[Tables]:
+    """Tables of searches, and of few final runs of the primary cells."""
+    return primary(execute, replace(plan, finals=plan.finals[: plan.few]))
+
+
 def primary(execute: Execute, plan: Plan, cells: Mapping[str, Cell] = PRIMARY) -> list[Tables]:
-    """Tables of searches and final runs; of all primary cells, of the checks too."""
+    """Tables of searches and final runs."""
     tables, chosen = search(execute, plan, cells)
-    tables.append(execute(final_runs(chosen, plan.finals)))
-    return [*tables, execute(checks(plan, chosen))] if cells is PRIMARY else tables
+    return [*tables, execute(final_runs(chosen, plan.finals))]
 
 
-def checks(plan: Plan, chosen: Mapping[str, Experiment]) -> list[Experiment]:
-    """Runs that say whether float32, half the steps or twice the steps would change what is claimed."""
-    again, few, steps = {name: chosen[name] for name in PLATEAU}, plan.finals[: plan.few], plan.setting.steps
-    reduced = {name: chosen[name] for name in EXACT if chosen[name].precision == BF16_FROZEN}
-    runs = final_runs(reduced, few, role="precision", precision="32-true")
-    for other in (steps // 2, 2 * steps):
+def checked(execute: Execute, plan: Plan) -> list[Tables]:
+    """Tables of runs that say whether twice or half the steps, or float32, would change what is claimed."""
+    _, chosen = search(execute, plan, PRIMARY)  # done already
+    few, steps, thorough = plan.finals[: plan.few], plan.setting.steps, plan.setting.dataset == THOROUGH
+    again = {name: chosen[name] for name in (PLATEAU if thorough else CHECKED)}
+    runs = []
+    for other in (steps // 2, 2 * steps) if thorough else (2 * steps,):
         runs += final_runs(again, few, role="plateau", steps=other)
-    return runs
+    if thorough:
+        reduced = {name: chosen[name] for name in CHECKED if chosen[name].precision == BF16_FROZEN}
+        runs += final_runs(reduced, few, role="precision", precision="32-true")
+    return [execute(runs)]
 
 
 def others(execute: Execute, plan: Plan) -> list[Tables]:

@@ -65,12 +65,12 @@ def varied(one: Experiment, data: Mapping[str, Any] | None = None, **fields) -> 
 
 
 def fitting(method: Method, precision: str | None = None) -> str:
-    """The precision of a method's runs: the one given, None is the fastest here; float32 where nothing is frozen."""
+    """The precision of a method's runs: the one given, None is the fastest here; autocast where nothing is frozen."""
     if precision is None:
         able = torch.cpu.get_capabilities()
         fast = torch.cuda.is_available() or able.get("avx512_bf16") or able.get("amx_bf16")
         precision = BF16_FROZEN if fast else "32-true"
-    return "32-true" if precision == BF16_FROZEN and method.name == "full" else precision
+    return "bf16-mixed" if precision == BF16_FROZEN and method.name == "full" else precision
 
 
 def search(
