@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import adapted, randomise, tiny_vit
+from helpers import adapted, tiny_vit
 from toy_data import Toy
 from toy_runs import do, toy
 
@@ -61,23 +61,32 @@ def test_logits_are_kept_of_classification(tmp_path):
 def test_what_is_not_trained_has_not_moved(method, parts):
     input = None if isinstance(method, pl.Deflect) else pl.Inflated("zero")
     found = rgb_drift(*made(method, parts[0], input=input), parts[1])
-    assert set(found) == {"cka", "cka_rgb"}
-    assert found["cka"] == pytest.approx(1, abs=1e-6) and found["cka_rgb"] == pytest.approx(1, abs=1e-6)
+    assert list(found) == [f"block {i}" for i in range(len(tiny_vit().blocks))] and max(found.values()) < 1e-5
 
 
-def test_further_bands_alone_move_the_model_where_they_are_seen(parts):
+def test_further_bands_alone_do_not_count(parts):
     model, vit = made(pl.Frozen(), parts[0], input=pl.Inflated("zero"))
     with torch.no_grad():
         model.vit.patch_embed.proj.weight[:, 3:].normal_(0, 0.3)
-    found = rgb_drift(model, vit, parts[1])
-    assert found["cka"] < 0.98 and found["cka_rgb"] == pytest.approx(1, abs=1e-6)
+    assert max(rgb_drift(model, vit, parts[1]).values()) < 1e-5
 
 
-def test_another_reading_of_rgb_shows_without_the_further_bands(parts):
+def test_drift_is_the_distance_over_the_spread(parts):
     model, vit = made(pl.Full(), parts[0])
-    randomise(model.vit.blocks)
-    found = rgb_drift(model, vit, parts[1])
-    assert found["cka"] == pytest.approx(found["cka_rgb"]) and found["cka_rgb"] < 0.95
+    with torch.no_grad():
+        model.vit.blocks[-1].mlp.fc2.bias += 2.0  # moves every token that leaves the last block alike
+        step = model.vit.blocks[-1].ls2(torch.full((model.vit.embed_dim,), 2.0))
+    found = list(rgb_drift(model, vit, parts[1]).values())
+    assert max(found[:-1]) < 1e-5
+    images = torch.stack([sample["image"] for sample in parts[1]])[:, [3, 2, 1]]
+    before = pl.adapt(vit, pl.Frozen(), ("B04", "B03", "B02"), image_size=32)
+    with torch.no_grad():
+        z, _ = before.embed(images)
+        for block in before.vit.blocks:
+            z = block(z)
+    tokens = z[:, vit.num_prefix_tokens :].flatten(0, 1)
+    spread = (tokens - tokens.mean(0)).square().sum()
+    assert found[-1] == pytest.approx(float((len(tokens) * step.square().sum() / spread).sqrt()), rel=1e-4)
 
 
 def test_blank_bands_are_at_their_mean_and_rgb_is_as_it_was(x):
@@ -118,5 +127,4 @@ def test_a_run_trains_once_and_is_tested_twice(rows):
 def test_a_run_says_how_far_it_moved_where_it_is_asked(rows):
     (same, other, plain, _), table = rows
     assert metrics(table, same, "rgb") == metrics(table, other, "rgb") and not metrics(table, plain, "rgb")
-    assert set(metrics(table, same, "rgb")) == {"cka", "cka_rgb"}
-    assert 0 < metrics(table, same, "rgb")["cka_rgb"] < 0.9999
+    assert all(moved > 0 for moved in metrics(table, same, "rgb").values())

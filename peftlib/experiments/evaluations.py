@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from peftlib.data import collate
 from peftlib.data.subsets import every_nth
-from peftlib.deflect.analysis import linear_cka
 from peftlib.files import atomic_path
 from peftlib.methods import Frozen
 from peftlib.model.adapted_vit import AdaptedViT, adapt
@@ -21,7 +20,7 @@ from peftlib.training.augmentation import resize_image
 from peftlib.training.base import Task
 from peftlib.training.tasks import Segmentation, predict_batches
 
-IMAGES = 192  # at most so many show drift
+IMAGES, BATCH = 192, 32  # at most so many show drift
 
 
 def evaluate(task: Task, loader: DataLoader, precision: str, file: Path | None = None) -> dict[str, float]:
@@ -57,17 +56,17 @@ def evaluate(task: Task, loader: DataLoader, precision: str, file: Path | None =
 def rgb_drift(model: AdaptedViT, vit: VisionTransformer, test: Dataset) -> dict[str, float]:
     """How far training moved a model on what it was pretrained for: pictures in red, green and blue.
 
-    The pretrained model sees the red, green and blue of some images. The adapted one sees the same images with all
-    bands (``cka``), and with the bands beyond RGB held at their mean, where they tell nothing (``cka_rgb``). The first
-    moves for what further bands say too; the second only if RGB itself is read otherwise than before.
+    The pretrained model sees the red, green and blue of some images; the adapted one sees them with the bands beyond
+    RGB held at their mean, where they tell nothing. So only another reading of RGB itself counts.
 
     Args:
         model: trained, in eval mode, normalisation fitted; vit: the backbone it was made of.
         test: what it is measured on; samples as of ``EarthDataset``.
 
     Returns:
-        linear CKA (Kornblith et al., 2019) of the patch tokens with the pretrained ones, 1 is the same up to rotation
-        and scale. Of patches, not of image means: with fewer samples than dimensions CKA is near 1 for anything.
+        ``"block 0"`` and so on: distance of the patch tokens (n, d) that leave the block from the pretrained ones, over
+        the deviation of the latter, sqrt(sum |z - z_0|^2 / sum |z_0 - mean z_0|^2). 0: not moved; 1: as far as one
+        pretrained token is from the mean one.
     """
     before = adapt(
         vit, Frozen(), model.bands, model.bands.sensor, model.image_size,
@@ -76,9 +75,12 @@ def rgb_drift(model: AdaptedViT, vit: VisionTransformer, test: Dataset) -> dict[
     before = before.to(model.reflectance.mean.device).eval()
     part = every_nth(test, IMAGES)
     images = resize_image(next(iter(DataLoader(part, len(part), collate_fn=collate)))["image"], model.image_size)
-    pretrained = patch_tokens(before, images)
-    seen = {"cka": images, "cka_rgb": with_mean_bands(images, model)}
-    return {name: linear_cka(pretrained, patch_tokens(model, image)) for name, image in seen.items()}
+    moved, spread = 0.0, 0.0
+    for batch in with_mean_bands(images, model).split(BATCH):
+        pretrained, adapted = patch_tokens(before, batch), patch_tokens(model, batch)
+        moved = moved + (adapted - pretrained).square().sum((1, 2))
+        spread = spread + (pretrained - pretrained.mean(1, keepdim=True)).square().sum((1, 2))
+    return {f"block {i}": float(value) for i, value in enumerate((moved / spread).sqrt())}
 
 
 def with_mean_bands(images: Tensor, model: AdaptedViT) -> Tensor:
@@ -90,7 +92,11 @@ def with_mean_bands(images: Tensor, model: AdaptedViT) -> Tensor:
 
 
 @torch.no_grad()
-def patch_tokens(model: AdaptedViT, images: Tensor, batch_size: int = 32) -> Tensor:
-    """(B, C, H, W) -> (B n, d), on the CPU."""
-    device, patches = model.reflectance.mean.device, math.prod(model.grid_size)
-    return torch.cat([model(x.to(device))[:, -patches:].flatten(0, 1).cpu() for x in images.split(batch_size)])
+def patch_tokens(model: AdaptedViT, images: Tensor) -> Tensor:
+    """(B, C, H, W) -> patch tokens that leave each block, (blocks, B n, d), on the CPU."""
+    device, patches, tokens = model.reflectance.mean.device, math.prod(model.grid_size), []
+    both = model.embed(images.to(device))  # z and z_A
+    for block in model.vit.blocks:
+        both = model.run_block(block, *both)
+        tokens.append(both[0][:, -patches:].flatten(0, 1).cpu())
+    return torch.stack(tokens)

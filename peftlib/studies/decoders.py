@@ -4,42 +4,42 @@ runs, metrics = study(execute)     # roles "decoder", "metadata", "without metad
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from peftlib.experiments.config import Experiment
 from peftlib.studies.main import PLANS, PRIMARY
-from peftlib.studies.protocol import Execute, Plan, Tables, joined, search
+from peftlib.studies.protocol import Execute, Plan, Tables, final_runs, joined, search, varied
 
-CELLS = {name: PRIMARY[name] for name in ("EMB × Frozen", "Inflated × LoRA", "EMB × LoRA", "DEFLECT")}
-DECODERS = ("linear", "unet", "upernet")
-# A decoder that is trained from scratch wants more steps, and another rate than the linear one.
-STEPS, LARGE_HEAD_LR = (500, 1500), 1e-3
-SEEDS = (0, 1, 2)
+CELLS = {name: PRIMARY[name] for name in ("EMB × LoRA", "DEFLECT")}
+# Where a decoder has something to draw: masks of 64 px, patches that cover less than 5 of them.
+DRAWN, DECODERS, STEPS = "water", ("linear", "unet", "upernet"), (250, 500, 1000)
+LARGE_HEAD_LR = 1e-3  # a decoder of several layers wants a lower rate than the linear one
 # What each data set's images come with. Simulated scenes: a place on a continent, whose soils they have, and a day.
 METADATA = {"spectral_scenes": ("location", "date"), "eurosat": ("location",)}
 
 
 def study(execute: Execute, plans: Mapping[str, Plan] = PLANS) -> Tables:
-    """Rates are chosen with the linear decoder, without metadata; then come all decoders, and metadata."""
+    """Rates are those of the main study, chosen with the linear decoder and without metadata."""
     tables = []
-    for data in METADATA:
-        searched, best = search(execute, plans[data], CELLS)
-        finals = [one for chosen in best.values() for one in (*_decoders(data, chosen), *_metadata(data, chosen))]
-        folds = max(plans[data].setting.folds, 1)
-        runs = [replace(one, seed=n, init=n, fold=n % folds) for one in finals for n in SEEDS]
-        tables += [*searched, execute(runs)]
+    for name in (DRAWN, *METADATA):
+        searched, best = search(execute, plans[name], CELLS)
+        runs = decoders(best) if name == DRAWN else with_and_without(name, best)
+        few = plans[name].finals[: plans[name].few]
+        tables += [*searched, *(execute(final_runs(one, few, role=role)) for role, one in runs)]
     return joined(*tables)
 
 
-def _decoders(data: str, chosen: Experiment) -> list[Experiment]:
-    if data != "spectral_scenes":
-        return []
-    runs = [replace(chosen, role="decoder", decoder=name, steps=steps) for name in DECODERS for steps in STEPS]
-    return [run if run.decoder == "linear" else replace(run, head_lr=LARGE_HEAD_LR) for run in runs]
+def decoders(chosen: Mapping[str, Experiment]) -> list[tuple[str, dict]]:
+    runs = {}
+    for name, one in chosen.items():
+        for decoder in DECODERS:
+            head_lr = one.head_lr if decoder == "linear" else LARGE_HEAD_LR
+            runs |= {(name, decoder, n): varied(one, decoder=decoder, head_lr=head_lr, steps=n) for n in STEPS}
+    return [("decoder", runs)]
 
 
-def _metadata(data: str, chosen: Experiment) -> list[Experiment]:
-    """With and without metadata, on the same images: scenes with a place are other scenes."""
-    located = {"located": True} if data == "spectral_scenes" else {}
-    plain = replace(chosen, role="without metadata", data={**chosen.data, **located})
-    return [plain, replace(plain, role="metadata", metadata=METADATA[data])]
+def with_and_without(dataset: str, chosen: Mapping[str, Experiment]) -> list[tuple[str, dict]]:
+    """On the same images: scenes with a place are other scenes."""
+    located = {"located": True} if dataset == "spectral_scenes" else {}
+    plain = {name: varied(one, data=located) for name, one in chosen.items()}
+    told = {name: varied(one, metadata=METADATA[dataset]) for name, one in plain.items()}
+    return [("without metadata", plain), ("metadata", told)]

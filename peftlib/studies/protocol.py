@@ -22,7 +22,7 @@ from peftlib.methods.inputs import STARTS
 
 Cell = tuple[Input, Method]
 Tables = tuple[pd.DataFrame, pd.DataFrame]  # runs and metrics
-Execute = Callable[[Sequence[Experiment]], Tables]  # such as peftlib.experiments.grid.execute
+Execute = Callable[..., Tables]  # of experiments, such as peftlib.experiments.grid.execute
 Fields = dict[str, Any]
 FACTOR = 4  # between rates
 

@@ -5,8 +5,9 @@ The same simulated scenes, seen by each sensor. What was trained on a sensor its
 runs, metrics = study(execute)     # split "test": the sensor it was trained on; "hls, nearest": another, and how
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,14 +16,13 @@ from torch import Tensor
 import peftlib as pl
 from peftlib.data import EarthData, EarthDataset
 from peftlib.experiments.config import Experiment
-from peftlib.experiments.results import DONE, tables
-from peftlib.experiments.run import Resources, build_task, run_experiment
+from peftlib.experiments.results import DONE, read_row, write_row
+from peftlib.experiments.run import Resources, build_task
 from peftlib.files import runs_dir
-from peftlib.methods.lora import LoRA
 from peftlib.sensors.bands import SENSORS, BandSet
 from peftlib.sensors.spectral_indices import DEFAULT_INDICES
-from peftlib.studies.main import PLANS
-from peftlib.studies.protocol import Cell, Execute, Plan, Tables, joined, search, varied
+from peftlib.studies.main import PLANS, PRIMARY
+from peftlib.studies.protocol import Cell, Execute, Plan, Tables, final_runs, joined, search, varied
 from peftlib.training.base import Task
 from peftlib.training.fit import LAST, restore
 from peftlib.training.tasks import predict_batches
@@ -30,48 +30,57 @@ from peftlib.training.tasks import predict_batches
 SOURCE = "sentinel2"
 # Without the two that measure the air: what stands in for them on another sensor would be far from what was trained on.
 SOURCE_BANDS = tuple(band for band in SENSORS[SOURCE] if band not in ("B09", "B10"))
+_WAVELENGTHS = pl.EMB(spectral="wavelengths", indices=DEFAULT_INDICES)  # the indices that EMB() finds on Sentinel-2
 READERS: dict[str, Cell] = {
-    "by bands": (pl.EMB(), pl.Deflect()),
-    # The indices that EMB() finds on Sentinel-2.
-    "by wavelengths": (pl.EMB(spectral="wavelengths", indices=DEFAULT_INDICES), pl.Deflect()),
-    "LoRA, RGB": (pl.RGB(), LoRA()),
-    "LoRA, all bands": (pl.Inflated(), LoRA()),
+    "DEFLECT by bands": PRIMARY["DEFLECT"],
+    "DEFLECT by wavelengths": (_WAVELENGTHS, pl.Deflect()),
+    "EMB × LoRA by wavelengths": (_WAVELENGTHS, pl.LoRA()),
+    "EMB × Frozen by wavelengths": (_WAVELENGTHS, pl.Frozen()),
+    "RGB × LoRA": PRIMARY["RGB × LoRA"],
+    "Inflated × LoRA": PRIMARY["Inflated × LoRA"],
 }
-TRAINED: dict[str, tuple[str, ...]] = {SOURCE: ("by bands", "by wavelengths", "LoRA, RGB")}
-TRAINED |= {"hls": ("by bands",), "landsat8": ("by bands",)}
-TRAINED |= {"hyperspectral": ("by bands", "by wavelengths", "LoRA, all bands")}
+TRAINED: dict[str, tuple[str, ...]] = {SOURCE: tuple(READERS)[:-1]}
+TRAINED |= {"hls": ("DEFLECT by bands",), "landsat8": ("DEFLECT by bands",)}
+TRAINED |= {"hyperspectral": ("DEFLECT by bands", "DEFLECT by wavelengths", "Inflated × LoRA")}
 
 
 def study(
-    execute: Execute, sensors: Sequence[str] = tuple(TRAINED), seeds: Sequence[int] = (0, 1, 2),
-    plan: Plan = PLANS["spectral_scenes"],
+    execute: Execute, plan: Plan = PLANS["spectral_scenes"], trained: Mapping[str, Sequence[str]] = TRAINED,
+    folder: Path | None = None,
 ) -> Tables:  # fmt: skip
-    """Rates are chosen on Sentinel-2; what is trained there is tested on the other sensors too, some of ``TRAINED``.
+    """Rates are chosen on all bands of Sentinel-2; what is trained there is tested on the other sensors too.
 
-    ``execute`` does the searches. Trainings are in ``runs/sensors``, with their weights, which are tested several ways.
+    Args:
+        trained: sensor -> what is trained on it.
+        folder: of the rows; None is ``runs/rows``. What is trained on Sentinel-2 keeps its last weights there.
     """
-    there = replace(plan.setting, bands=SOURCE_BANDS)
-    searched, best = search(execute, replace(plan, setting=there), READERS)
-    rows = []
-    for sensor in sensors:
-        bands, others = (SOURCE_BANDS, [s for s in sensors if s != SOURCE]) if sensor == SOURCE else (None, [])
-        for name in TRAINED[sensor]:
-            one = varied(best[name], role=name, data={"sensor": sensor}, bands=bands)
-            rows += [_row(replace(one, seed=seed, init=seed), others) for seed in seeds]
-    return joined(*searched, tables(rows))
+    folder = folder or runs_dir() / "rows"
+    searched, best = search(execute, plan, READERS)
+    runs = []
+    for sensor, names in trained.items():
+        bands = SOURCE_BANDS if sensor == SOURCE else None
+        there = {name: varied(best[name], role=name, data={"sensor": sensor}, bands=bands) for name in names}
+        runs += final_runs(there, plan.finals[: plan.few])
+    execute(runs, folder=folder, resources=Resources(keep=True))
+    others = [sensor for sensor in trained if sensor != SOURCE]
+    for one in runs:
+        if one.data["sensor"] == SOURCE:
+            score_elsewhere(one, others, folder)
+    return joined(*searched, execute(runs, folder=folder))
 
 
-def _row(experiment: Experiment, unseen: Sequence[str]) -> dict:
-    """One training, tested on its own sensor, and with the weights that are kept of it on others."""
-    folder = runs_dir() / "sensors"
-    row = run_experiment(experiment, folder, Resources(keep=True))
-    if unseen and row["status"] == DONE:
-        task = build_task(experiment, EarthData(*experiment.parts(), experiment.batch_size))
-        restore(task, folder / "work" / row["key"] / LAST)
-        for sensor in unseen:
-            found = readings(task, experiment, sensor)
-            row["metrics"] |= {f"{sensor}, {how}": scores for how, scores in found.items()}
-    return row
+def score_elsewhere(experiment: Experiment, others: Sequence[str], folder: Path) -> None:
+    """Add to a run's row its scores on other sensors, as splits "hls, nearest", from the weights that it kept."""
+    path = folder / f"{experiment.key}.json"
+    row = read_row(path)
+    if row is None or row["status"] != DONE or any(", " in split for split in row["metrics"]):
+        return
+    task = build_task(experiment, EarthData(*experiment.parts(), experiment.batch_size))
+    restore(task, folder / "work" / row["key"] / LAST)
+    for sensor in others:
+        found = readings(task, experiment, sensor)
+        row["metrics"] |= {f"{sensor}, {how}": scores for how, scores in found.items()}
+    write_row(path, row)
 
 
 def readings(task: Task, experiment: Experiment, sensor: str) -> dict[str, dict[str, float]]:

@@ -1,47 +1,42 @@
-"""Time series: ways to give an RGB-pretrained ViT four dates of fields that no single date tells apart.
+"""Time series: ways to give an RGB-pretrained ViT four dates of fields, of which no single date is enough.
 
 runs, metrics = study(execute)     # role: the name of the approach; of searches "search"
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import peftlib as pl
 from peftlib.data.simulated.phenology import DAYS
 from peftlib.deflect.time_series import SeriesEMB, series_bands
-from peftlib.methods.lora import LoRA
 from peftlib.sensors.bands import SENSORS
 from peftlib.studies.main import PLANS
-from peftlib.studies.protocol import Cell, Execute, Tables, joined, search, varied
+from peftlib.studies.protocol import Cell, Execute, Plan, Tables, final_runs, joined, search, varied
 
+STEPS = 500
 WITHOUT_DAYS = {"bands": series_bands(tuple(SENSORS["sentinel2"]), len(DAYS), day=False).names}
-_LORA, _DEFLECT = (pl.Inflated(), LoRA()), (pl.EMB(), pl.Deflect())
+WITH_DAYS = {"metadata": ("date",)}
+_LORA, _DEFLECT = (pl.Inflated(), pl.LoRA()), (pl.EMB(), pl.Deflect())
 _SET, _SEQUENCE = (SeriesEMB(order=order) for order in ("set", "sequence"))
-# Name -> input and method, view of the data, further fields; from those that see least to those that see most.
-APPROACHES: dict[str, tuple[Cell, str, dict]] = {
-    "LoRA, RGB of the best date": ((pl.RGB(), LoRA()), "best", {}),
-    "LoRA, the best date": (_LORA, "best", {}),
-    "DEFLECT, the best date": (_DEFLECT, "best", {}),
-    "LoRA, mean over dates": (_LORA, "each", {}),
-    "DEFLECT, mean over dates": (_DEFLECT, "each", {}),
-    "DEFLECT, set without days": ((_SET, pl.Deflect()), "series", WITHOUT_DAYS),
-    "LoRA, mean over dates with days": (_LORA, "each", {"metadata": ("date",)}),
-    "DEFLECT, mean over dates with days": (_DEFLECT, "each", {"metadata": ("date",)}),
-    "LoRA, dates as bands": (_LORA, "series", {}),
-    "DEFLECT, sequence of dates": ((_SEQUENCE, pl.Deflect()), "series", {}),
-    "DEFLECT, set of dates": ((_SET, pl.Deflect()), "series", {}),
+# Name -> input and method, view of the data, further fields, and how many % of the six calendars can be known by that
+# view: red, green and blue say nothing, one date makes two groups, dates without their days make three.
+APPROACHES: dict[str, tuple[Cell, str, dict, float]] = {
+    "LoRA, RGB of the best date": ((pl.RGB(), pl.LoRA()), "best", {}, 100 / 6),
+    "DEFLECT, the best date": (_DEFLECT, "best", {}, 200 / 6),
+    "DEFLECT, set without days": ((_SET, pl.Deflect()), "series", WITHOUT_DAYS, 50.0),
+    "LoRA, mean over dates with days": (_LORA, "each", WITH_DAYS, 100.0),
+    "DEFLECT, mean over dates with days": (_DEFLECT, "each", WITH_DAYS, 100.0),
+    "LoRA, dates as bands": (_LORA, "series", {}, 100.0),
+    "LoRA, set of dates": ((_SET, pl.LoRA()), "series", {}, 100.0),
+    "DEFLECT, sequence of dates": ((_SEQUENCE, pl.Deflect()), "series", {}, 100.0),
+    "DEFLECT, set of dates": ((_SET, pl.Deflect()), "series", {}, 100.0),
 }
-# What can be known of the six calendars, in %: by red, green and blue; by one date; by dates without order; by all.
-_KNOWN = (100 / 6, *(200 / 6,) * 2, *(50.0,) * 3, *(100.0,) * 5)
-KNOWABLE = dict(zip(APPROACHES, _KNOWN, strict=True))
 
 
-def study(execute: Execute, seeds: Sequence[int] = (0, 1, 2)) -> Tables:
+def study(execute: Execute, plan: Plan = PLANS["spectral_scenes"]) -> Tables:
     """Rates by validation loss: one date leaves several classes equally likely, and which is named is chance."""
-    scenes, tables = replace(PLANS["spectral_scenes"].setting, dataset="phenology"), []
-    for name, (cell, view, fields) in APPROACHES.items():
-        setting = varied(scenes, data={"view": view}, **fields)
-        plan = replace(PLANS["spectral_scenes"], setting=setting)
-        searched, best = search(execute, plan, {name: cell}, "loss")
-        tables += [*searched, execute([replace(best[name], role=name, seed=seed, init=seed) for seed in seeds])]
+    scenes, tables = replace(plan.setting, dataset="phenology", steps=STEPS), []
+    for name, (cell, view, fields, _) in APPROACHES.items():
+        own = replace(plan, setting=varied(scenes, data={"view": view}, **fields))
+        searched, best = search(execute, own, {name: cell}, "loss")
+        tables += [*searched, execute(final_runs(best, plan.finals[: plan.few], role=name))]
     return joined(*tables)

@@ -17,12 +17,15 @@ VAPOUR = {"B09": 0.35, "B10": 0.005, "B9": 0.005}  # what water vapour lets thro
 class Simulated(EarthDataset):
     """Scenes of parcels with measured spectra. ``side`` is ``size`` in samples; ``wavelengths``: band -> nm.
 
+    ``haze`` is the most that any scene has, in reflectance at 550 nm.
+
     Licences of the spectra: MIT (earthlib); of the sensors' responses: Apache-2.0 (pyrsr).
     """
 
     folder = ""
     all_bands = tuple(SENSORS["sentinel2"])
     source = "earthlib's and pyrsr's packages"
+    haze = 0.03
 
     def __init__(self, split: str, length: int, size: int, seed: int, sensor: str, bands: Sequence[str] | None):
         self.wavelengths, self._response = spectra.response(sensor)
@@ -61,7 +64,7 @@ class Simulated(EarthDataset):
         samples = ends[number, 0] * (1 - blend) + ends[number, 1] * blend
         image = samples.reshape(self.size, SAMPLES, self.size, SAMPLES, -1).mean((1, 3))
         light = 1 + 0.08 * landscape.waves(draw, self.size, 0.7)[..., None]
-        haze = draw.uniform(0, 0.03) * self._scatter
+        haze = draw.uniform(0, self.haze) * self._scatter
         image = image * light * self._vapour * (1 - haze) + haze * self._vapour
         noise = draw.standard_normal(image.shape, dtype=np.float32) * (0.002 + 0.01 * image) * np.sqrt(self._vapour)
         return np.clip(image + noise, 0, None).astype(np.float32).transpose(2, 0, 1)

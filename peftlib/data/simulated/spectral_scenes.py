@@ -32,6 +32,7 @@ class SpectralScenes(Simulated):
         continents: where the soils were measured, some of ``spectra.CONTINENTS``; none is everywhere.
         located: each scene lies on one of the continents (none is all of them), and ``meta`` says where and on which
             day of 2024; the day has no effect.
+        haze: the most that any scene has, in reflectance at 550 nm: 0.03 is clear air.
         bands: names, in order; None is all of the sensor.
         seed: of everything.
     """
@@ -47,12 +48,15 @@ class SpectralScenes(Simulated):
         sensor: str = "sentinel2",
         continents: Sequence[str] = (),
         located: bool = False,
+        haze: float = Simulated.haze,
         bands: Sequence[str] | None = None,
         seed: int = 0,
     ):
         if unknown := set(continents) - set(spectra.CONTINENTS):
             raise ValueError(f"{self.name}: no continents {sorted(unknown)}; choose from {tuple(spectra.CONTINENTS)}")
-        self._located = located
+        if not 0 <= haze < 1:
+            raise ValueError(f"{self.name}: haze={haze} is no reflectance; choose 0 to 0.3, say")
+        self._located, self.haze = located, haze
         self.all_bands = tuple(spectra.response(sensor)[0])
         self.sensor = "custom" if sensor == spectra.HYPERSPECTRAL else sensor
         super().__init__(split, length, size, seed, sensor, bands)
