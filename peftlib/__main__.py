@@ -66,14 +66,17 @@ def _run(notebooks: list[str], profile: str, set: list[str]) -> int:
 
 
 def _study(name: str, workers: int) -> int:
-    """A study gives tables of runs and metrics; they are committed under its ``ROWS``, its name unless it says so."""
+    """A study gives tables of runs and metrics, to be committed under its name, and some give ``summaries`` of them."""
     from peftlib.experiments.grid import execute
     from peftlib.experiments.results import write_study
 
     module = importlib.import_module(f"peftlib.studies.{name}")
     executor = "processes" if workers > 1 else "in-process"
     runs, metrics = module.study(partial(execute, executor=executor, workers=workers))
-    print(f"{len(runs)} runs in {write_study(runs, metrics, getattr(module, 'ROWS', name))}")
+    folder = write_study(runs, metrics, name)
+    for title, table in getattr(module, "summaries", lambda *_: {})(runs, metrics).items():
+        table.to_csv(folder / f"{title}.csv", index=False, float_format="%.6g")
+    print(f"{len(runs)} runs in {folder}")
     if failed := (runs["status"] == "failed").sum():
         print(f"error: {failed} of them failed; their rows say why. Run again to repeat them", file=sys.stderr)
     return int(failed > 0)

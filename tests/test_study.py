@@ -1,16 +1,29 @@
 """What rows of the main study are said to say, by ``contrasts`` and by notebook 05."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
-from made_rows import GAINS, primary_rows
+from made_rows import GAINS, MADE_KEY, primary_rows, row
 from matplotlib import pyplot as plt
 
-from peftlib.experiments.results import write_study
-from peftlib.studies.contrasts import CONTRASTS, advice, contrasts, first_with_finals
+import peftlib as pl
+from peftlib.experiments.config import Experiment
+from peftlib.experiments.results import METRIC_COLUMNS, tables, write_study
+from peftlib.studies.contrasts import (
+    CONTRASTS,
+    ablations,
+    advice,
+    better_defaults,
+    contrasts,
+    first_with_finals,
+    searched,
+)
 from peftlib.studies.main import PRIMARY
+from peftlib.studies.pooled import bootstrap, pooled
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "05_figures.ipynb"
 
@@ -41,10 +54,10 @@ def test_contrasts_are_said_as_the_rows_have_them(drawn):
     table = names["table"]
     assert len(table) == 2 * len(CONTRASTS) and (table["detectable"] > 0).all()
     assert set(table["n"]) == {15, 10}
-    for row in table.itertuples():
-        gap = GAINS[row.one] - GAINS[row.other]
-        assert row.said == ("not settled" if abs(gap) < 1 else "ahead" if gap > 0 else "behind"), (row.one, row.other)
-        assert (row.low < gap < row.high and row.p >= 0.05) or row.said != "not settled"
+    for r in table.itertuples():
+        gap = GAINS[r.one] - GAINS[r.other]
+        assert r.said == ("not settled" if abs(gap) < 1 else "ahead" if gap > 0 else "behind"), (r.one, r.other)
+        assert (r.low < gap < r.high and r.p >= 0.05) or r.said != "not settled"
     # The better LoRA without EMB, as validation has it.
     assert set(table.loc[table["question"] == "DEFLECT, or LoRA without EMB?", "other"]) == {"RGB × LoRA"}
     lines = list(advice(table))
@@ -59,6 +72,72 @@ def test_a_contrast_without_rows_is_left_out():
     assert len(table) == 2 * len(CONTRASTS) - 1
     single = contrasts(runs[(runs["role"] == "search") | (runs["seed"] == 0)], metrics)  # one pair settles nothing
     assert len(single) == 2 * len(CONTRASTS) and set(single["said"]) == {"not settled"}
+
+
+def test_a_search_says_its_best_rate_and_whether_it_lies_on_an_edge():
+    runs, metrics = primary_rows()
+    table = searched(runs, metrics)
+    of = runs[runs["role"].eq("search") & runs["dataset"].eq("eurosat") & runs["method"].eq("full")]
+    value = metrics[metrics["metric"].eq("macro_f1") & metrics["split"].eq("val")].set_index("key")["value"]
+    means = (100 * of["key"].map(value)).groupby(of["lr"]).mean()
+    mine = table[table["cell"].eq("RGB × Full fine-tuning") & table["dataset"].eq("eurosat")].set_index("rate")
+    assert mine["percent"].to_dict() == pytest.approx(means.to_dict()) and set(mine["n"]) == {3}
+    assert list(mine.index[mine["best"]]) == [means.idxmax()]
+    assert set(mine.index[mine["edge"]]) == {means.index.min(), means.index.max()}
+    assert set(table.loc[table["cell"].eq("EMB × Frozen"), "part"]) == {"input"}
+
+
+def made_ablations(gains):
+    """Runs of DEFLECT on three data sets, and with a choice that gains so much on each of them."""
+    base = Experiment(dataset="eurosat", method=pl.Deflect())
+    runs, metrics = [], []
+    for dataset, gain in zip(("eurosat", "spectral_scenes", "water"), gains, strict=True):
+        for seed in range(5):
+            for role, rank, more in (("final", 6, 0.0), ("ablation", 16, gain)):
+                one = replace(base, dataset=dataset, method=pl.Deflect(rank=rank), seed=seed, init=seed, role=role)
+                runs.append(row(one))
+                metrics.append((runs[-1]["key"], "test", "made", 0.5 + more + 0.01 * (seed % 2) * (rank == 16)))
+    return tables(r | {"primary_metric": "made"} for r in runs)[0], pd.DataFrame(metrics, columns=METRIC_COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("gains", "said", "chosen"),
+    [
+        ((0.1, 0.1, 0.0), ["ahead", "ahead", "not settled"], True),
+        ((0.1, 0.1, -0.1), ["ahead", "ahead", "behind"], False),
+        ((0.1, 0.0, 0.0), ["ahead", "not settled", "not settled"], False),
+    ],
+)
+def test_a_choice_becomes_the_default_that_is_ahead_twice_and_nowhere_behind(gains, said, chosen, monkeypatch):
+    monkeypatch.setattr(Experiment, "key", MADE_KEY)
+    table = ablations(*made_ablations(gains))
+    assert list(table["said"]) == said and set(table["n"]) == {5}
+    assert better_defaults(table) == (["DEFLECT (rank=16)"] if chosen else [])
+
+
+def test_the_bootstrap_draws_images():
+    """Of one model that is right on 60 of 100 images and one that is on 50: the binomial of discordant pairs."""
+    right, wrong = np.array([[1, 0], [0, 0]]), np.array([[0, 1], [0, 0]])
+    one = {f"{i:03}": right if i < 60 else wrong for i in range(100)}
+    other = {f"{i:03}": right if i >= 50 else wrong for i in range(100)}
+    found = bootstrap(one, other, "accuracy", ("a", "b"))
+    gaps = np.array([int(i < 60) - int(i >= 50) for i in range(100)])
+    half = 1.96 * 100 * gaps.std() / 10
+    assert found.mean == pytest.approx(10) and found.n == 100
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.1)
+
+
+def test_predictions_of_folds_are_pooled(tmp_path):
+    runs, metrics = primary_rows()
+    table = contrasts(runs, metrics)
+    assert pooled(table, runs, metrics, tmp_path).empty  # none were kept
+    final = runs[runs["role"].eq("final") & runs["dataset"].eq("eurosat")]
+    truth = np.arange(10)
+    for key, fold in final[["key", "fold"]].to_numpy():
+        logits = np.eye(10, dtype=np.float32)[truth]
+        np.savez(tmp_path / f"{key}.npz", source=[f"{fold} {i}" for i in range(10)], logits=logits, truth=truth)
+    found = pooled(table, runs, metrics, tmp_path)
+    assert len(found) == len(CONTRASTS) and set(found["images"]) == {50} and (found["mean"] == 0).all()
 
 
 def test_rows_of_a_data_set_come_from_the_first_study_that_scored_it(tmp_path):

@@ -24,6 +24,7 @@ CONTRASTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("EMB × LoRA (rank=2)", ("DEFLECT",)),
 )
 COLUMNS = ("question", "dataset", "metric", "one", "other", "n", "mean", "low", "high", "p", "detectable", "said")
+CHANGED = {"deflect": "DEFLECT", "lora": "EMB × LoRA"}  # what an ablation's choice is compared with
 # What each of them asks.
 QUESTIONS = (
     "EMB, or kernels for the new bands, under LoRA?",
@@ -127,6 +128,24 @@ def checked(runs: pd.DataFrame, metrics: pd.DataFrame, role: str) -> pd.DataFram
             facts["usual"] = part.loc[part["role"] == "final", "steps"].iloc[0]
             rows.append(facts | {"mean": gap.mean, "low": gap.low, "high": gap.high, "said": verdict(gap)})
     return pd.DataFrame(rows)
+
+
+def ablations(runs: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
+    """A row a data set and option: DEFLECT with another choice minus DEFLECT as it is, and what is said of it."""
+    found = named(scores(runs[runs["role"].isin(["final", "ablation"])], metrics))
+    rows = []
+    for (dataset, cell, method), part in found[found["role"] == "ablation"].groupby(["dataset", "cell", "method"]):
+        whole = found[found["dataset"] == dataset]
+        gap, _ = difference(whole[whole["cell"].ne(cell) | whole["key"].isin(part["key"])], cell, CHANGED[method])
+        facts = {"dataset": dataset, "one": cell, "other": CHANGED[method], "n": gap.n}
+        rows.append(facts | {"mean": gap.mean, "low": gap.low, "high": gap.high, "said": verdict(gap)})
+    return pd.DataFrame(rows)
+
+
+def better_defaults(table: pd.DataFrame) -> list[str]:
+    """Of ``ablations``: the choices that are ahead on two data sets or more, and behind on none."""
+    counts = pd.crosstab(table["one"], table["said"]).reindex(columns=["ahead", "behind"], fill_value=0)
+    return list(counts.index[(counts["ahead"] >= 2) & (counts["behind"] == 0)])
 
 
 def advice(table: pd.DataFrame) -> Iterator[str]:

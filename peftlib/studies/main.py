@@ -15,8 +15,9 @@ import pandas as pd
 
 import peftlib as pl
 from peftlib.experiments.config import BF16_FROZEN, Experiment
+from peftlib.files import runs_dir
 from peftlib.methods import METHODS
-from peftlib.studies.protocol import Cell, Execute, Fields, Plan, Tables, final_runs, joined, search
+from peftlib.studies.protocol import Cell, Execute, Fields, Plan, Tables, final_runs, joined, search, varied
 
 EXPLORATORY = "exploratory"  # role of the final runs of cells that are not primary
 PRIMARY: dict[str, Cell] = {
@@ -145,6 +146,14 @@ def study(execute: Execute, plans: Mapping[str, Plan] = PLANS, cells: Mapping[st
     return joined(*tables)
 
 
+def summaries(runs: pd.DataFrame, metrics: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Tables that are committed beside the rows: of ``pooled``, since predictions are too many to commit."""
+    from peftlib.studies.contrasts import contrasts  # these read the plans above
+    from peftlib.studies.pooled import pooled
+
+    return {"pooled": pooled(contrasts(runs, metrics), runs, metrics, runs_dir() / "rows" / "predictions")}
+
+
 def planned(plans: Mapping[str, Plan], cells: Mapping[str, Cell]) -> pd.DataFrame:
     """How many runs of how many steps each data set's searches and final runs take, if no search is extended."""
     rows = []
@@ -200,9 +209,10 @@ def ablated(execute: Execute, plan: Plan) -> list[Tables]:
     if plan.setting.dataset not in ABLATED:
         return []
     _, chosen = search(execute, plan, PRIMARY)  # done already
-    runs = [
-        run for role, one in ablations(chosen) for run in final_runs({role: one}, plan.finals[: plan.few], role=role)
-    ]
+    few, again = plan.finals[: plan.few], ("DEFLECT", "EMB × LoRA")
+    runs = [run for role, one in ablations(chosen) for run in final_runs({role: one}, few, role=role)]
+    for init in range(100, 105):  # one fold, other initial weights of adapter and head
+        runs += [varied(chosen[name], role="start", init=init, **few[0]) for name in again]
     return [execute(runs)]
 
 
