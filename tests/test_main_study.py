@@ -71,6 +71,7 @@ def test_the_plan():
         "ablation",
         "rate",
         "rate of a part",
+        "start",
         "labels",
     }
     assert len(of["final"]) == 15 * len(PRIMARY) and len(of[EXPLORATORY]) == 5 * len(exploratory())

@@ -75,7 +75,7 @@ def rgb_drift(model: AdaptedViT, vit: VisionTransformer, test: Dataset) -> dict[
     before = before.to(model.reflectance.mean.device).eval()
     part = every_nth(test, IMAGES)
     images = resize_image(next(iter(DataLoader(part, len(part), collate_fn=collate)))["image"], model.image_size)
-    moved, spread = 0.0, 0.0
+    moved, spread = torch.zeros(2, len(model.vit.blocks))
     for batch in with_mean_bands(images, model).split(BATCH):
         pretrained, adapted = patch_tokens(before, batch), patch_tokens(model, batch)
         moved = moved + (adapted - pretrained).square().sum((1, 2))

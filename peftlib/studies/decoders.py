@@ -29,7 +29,7 @@ def study(execute: Execute, plans: Mapping[str, Plan] = PLANS) -> Tables:
 
 
 def decoders(chosen: Mapping[str, Experiment]) -> list[tuple[str, dict]]:
-    runs = {}
+    runs: dict[tuple, Experiment] = {}
     for name, one in chosen.items():
         for decoder in DECODERS:
             head_lr = one.head_lr if decoder == "linear" else LARGE_HEAD_LR
