@@ -66,3 +66,5 @@ def test_the_detectable_difference_is_settled_that_often():
 def test_verdicts():
     intervals = [Interval(1, 0.1, 2, 5), Interval(-1, -2, -0.1, 5), Interval(1, -0.1, 2, 5)]
     assert [verdict(one) for one in intervals] == ["ahead", "behind", "not settled"]
+    near = Interval(0.5, -1.5, 1.9, 5)
+    assert verdict(near, 2) == "no difference of 2 points" and verdict(near, 1.8) == verdict(near) == "not settled"

@@ -10,6 +10,7 @@ from scipy import stats
 
 import peftlib as pl
 from peftlib.experiments.results import scores
+from peftlib.experiments.statistics import Interval
 from peftlib.studies import plots, tables
 from peftlib.studies.main import PRIMARY
 
@@ -61,7 +62,7 @@ def test_latex_is_escaped_and_csv_reads_back(found, tmp_path, monkeypatch):
 
 
 def test_differences_and_numbers_are_written_with_their_interval():
-    assert tables.difference([2, 1, 3]) == "+2.0 (-0.5 to +4.5)"  # 4.3027 / sqrt(3)
+    assert tables.said(Interval(1.2, -0.34, 2.7, 5)) == "+1.2 (-0.3 to +2.7), n=5: not settled"
     assert tables.number(61.23) == "61.2" and tables.number(61.23, 60, 62.5) == "61.2 (60.0 to 62.5)"
     assert np.isnan(plots.student_interval([1.0])).all()
 

@@ -76,6 +76,12 @@ def detectable_difference(std: float, n: int, test_to_train: float = 0.0, power:
     return float(shift * std * sqrt(1 / n + test_to_train))
 
 
-def verdict(interval: Interval) -> str:
-    """``"ahead"``, ``"behind"``, or ``"not settled"`` where the interval holds 0."""
-    return "ahead" if interval.low > 0 else "behind" if interval.high < 0 else "not settled"
+def verdict(interval: Interval, margin: float = 0.0) -> str:
+    """``"ahead"``, ``"behind"``, or ``"not settled"`` where the interval holds 0.
+
+    ``"no difference of 2 points"`` where it holds 0 and lies inside a margin of 2 to either side.
+    """
+    if interval.low > 0 or interval.high < 0:
+        return "ahead" if interval.low > 0 else "behind"
+    inside = -margin < interval.low and interval.high < margin
+    return f"no difference of {margin:g} points" if inside else "not settled"

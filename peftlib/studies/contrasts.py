@@ -90,20 +90,24 @@ def contrasts(runs: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
         ]
         tested = [difference(part, one, other) for _, one, other in named_here]
         adjusted = holm([interval.p for interval, _ in tested])
-        for (question, one, other), (gap, detectable), p in zip(named_here, tested, adjusted, strict=True):
-            said = verdict(gap) if p < 0.05 else "not settled"
+        for (question, one, other), (interval, detectable), p in zip(named_here, tested, adjusted, strict=True):
             facts = {"question": question, "dataset": dataset, "metric": part["metric"].iloc[0], "one": one}
-            facts |= {"other": other, "n": gap.n, "mean": gap.mean, "low": gap.low, "high": gap.high, "p": p}
-            rows.append(facts | {"detectable": detectable, "said": said})
+            facts |= {"other": other, **_as_row(interval), "p": p, "detectable": detectable}
+            rows.append(facts | ({} if p < 0.05 else {"said": "not settled"}))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
+def gap(found: pd.DataFrame, one: pd.Series, other: pd.Series) -> Interval:
+    """Paired difference of two kinds of runs of a data set, with its corrected interval. one, other: which rows."""
+    return paired_difference(paired(found, one, other)["difference"], overlap(found))
+
+
 def difference(found: pd.DataFrame, one: str, other: str) -> tuple[Interval, float]:
-    """Paired difference of two cells of a data set, and the difference that its pairs can detect."""
-    table = paired(found, found["cell"] == one, found["cell"] == other)["difference"]
-    share = overlap(found)
-    detectable = detectable_difference(table.std(), len(table), share) if len(table) > 1 else float("nan")
-    return paired_difference(table, share), detectable
+    """``gap`` of two cells of a data set, and the difference that its pairs can detect."""
+    rows = found["cell"] == one, found["cell"] == other
+    spread, found_gap = paired(found, *rows)["difference"].std(), gap(found, *rows)
+    n = found_gap.n
+    return found_gap, detectable_difference(spread, n, overlap(found)) if n > 1 else float("nan")
 
 
 def checked(runs: pd.DataFrame, metrics: pd.DataFrame, role: str) -> pd.DataFrame:
@@ -121,12 +125,9 @@ def checked(runs: pd.DataFrame, metrics: pd.DataFrame, role: str) -> pd.DataFram
     for (dataset, cell), part in found.groupby(["dataset", "cell"], sort=False):
         for (precision, steps), again in part[part["role"] == role].groupby(["precision", "steps"]):
             pair = pd.concat([again, part[part["role"] == "final"]])
-            gap = paired_difference(
-                paired(pair, pair["role"] == role, pair["role"] == "final")["difference"], overlap(part)
-            )
-            facts = {"dataset": dataset, "cell": cell, "precision": precision, "steps": steps, "n": gap.n}
+            facts = {"dataset": dataset, "cell": cell, "precision": precision, "steps": steps}
             facts["usual"] = part.loc[part["role"] == "final", "steps"].iloc[0]
-            rows.append(facts | {"mean": gap.mean, "low": gap.low, "high": gap.high, "said": verdict(gap)})
+            rows.append(facts | _as_row(gap(pair, pair["role"] == role, pair["role"] == "final")))
     return pd.DataFrame(rows)
 
 
@@ -136,10 +137,14 @@ def ablations(runs: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (dataset, cell, method), part in found[found["role"] == "ablation"].groupby(["dataset", "cell", "method"]):
         whole = found[found["dataset"] == dataset]
-        gap, _ = difference(whole[whole["cell"].ne(cell) | whole["key"].isin(part["key"])], cell, CHANGED[method])
-        facts = {"dataset": dataset, "one": cell, "other": CHANGED[method], "n": gap.n}
-        rows.append(facts | {"mean": gap.mean, "low": gap.low, "high": gap.high, "said": verdict(gap)})
+        pair = whole[whole["key"].isin(part["key"]) | whole["cell"].eq(CHANGED[method])]
+        found_gap = gap(pair, pair["key"].isin(part["key"]), pair["cell"] == CHANGED[method])
+        rows.append({"dataset": dataset, "one": cell, "other": CHANGED[method]} | _as_row(found_gap))
     return pd.DataFrame(rows)
+
+
+def _as_row(found: Interval) -> dict:
+    return {"n": found.n, "mean": found.mean, "low": found.low, "high": found.high, "said": verdict(found)}
 
 
 def better_defaults(table: pd.DataFrame) -> list[str]:

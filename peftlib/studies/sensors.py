@@ -55,11 +55,12 @@ def study(
         folder: of the rows; None is ``runs/rows``. What is trained on Sentinel-2 keeps its last weights there.
     """
     folder = folder or runs_dir() / "rows"
-    searched, best = search(execute, plan, READERS)
+    names = {name for each in trained.values() for name in each}
+    searched, best = search(execute, plan, {name: cell for name, cell in READERS.items() if name in names})
     runs = []
-    for sensor, names in trained.items():
+    for sensor, names_here in trained.items():
         bands = SOURCE_BANDS if sensor == SOURCE else None
-        there = {name: varied(best[name], role=name, data={"sensor": sensor}, bands=bands) for name in names}
+        there = {name: varied(best[name], role=name, data={"sensor": sensor}, bands=bands) for name in names_here}
         runs += final_runs(there, plan.finals[: plan.few])
     execute(runs, folder=folder, resources=Resources(keep=True))
     others = [sensor for sensor in trained if sensor != SOURCE]

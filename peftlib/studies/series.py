@@ -3,6 +3,7 @@
 runs, metrics = study(execute)     # role: the name of the approach; of searches "search"
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import peftlib as pl
@@ -32,10 +33,11 @@ APPROACHES: dict[str, tuple[Cell, str, dict, float]] = {
 }
 
 
-def study(execute: Execute, plan: Plan = PLANS["spectral_scenes"]) -> Tables:
+def study(execute: Execute, plan: Plan = PLANS["spectral_scenes"], names: Sequence[str] = tuple(APPROACHES)) -> Tables:
     """Rates by validation loss: one date leaves several classes equally likely, and which is named is chance."""
-    scenes, tables = replace(plan.setting, dataset="phenology", steps=STEPS), []
-    for name, (cell, view, fields, _) in APPROACHES.items():
+    scenes, tables = replace(plan.setting, dataset="phenology", steps=min(STEPS, plan.setting.steps)), []
+    for name in names:
+        cell, view, fields, _ = APPROACHES[name]
         own = replace(plan, setting=varied(scenes, data={"view": view}, **fields))
         searched, best = search(execute, own, {name: cell}, "loss")
         tables += [*searched, execute(final_runs(best, plan.finals[: plan.few], role=name))]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from peftlib.experiments.statistics import Interval, verdict
 from peftlib.files import atomic_path, figures_dir
 from peftlib.methods import INPUTS, METHODS, input_from, method_from
 from peftlib.studies.plots import cell_label, label, student_interval
@@ -72,6 +73,6 @@ def signed(mean: float, low: float, high: float) -> str:
     return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
-def difference(values) -> str:
-    """``signed``, of the mean of paired differences, with Student's 95% interval."""
-    return signed(pd.Series(values).mean(), *student_interval(values))
+def said(gap: Interval, margin: float = 0.0) -> str:
+    """``+1.2 (-0.3 to +2.7), n=5: not settled``: a difference in points, and its ``verdict``."""
+    return f"{signed(gap.mean, gap.low, gap.high)}, n={gap.n}: {verdict(gap, margin)}"
