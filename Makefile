@@ -17,7 +17,7 @@ NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-w
 PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help env figures figures-all test test-slow test-latest test-terratorch bench lab lock size clean
+.PHONY: help env figures figures-all test test-slow test-latest test-terratorch bench lab lock site size clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -85,6 +85,9 @@ bench: env  ## time each method beside HF peft's LoRA
 
 lab: env  ## open JupyterLab on the notebooks
 	@$(VENV)/bin/jupyter lab --notebook-dir=. notebooks
+
+site: env  ## README, docs and notebooks as pages that need no network: runs/site/README.html
+	@$(PY) -m sphinx -b html -c docs -q . runs/site && echo "open runs/site/README.html"
 
 size: env  ## lines, files and floors, against their budgets
 	@$(PY) tests/size.py

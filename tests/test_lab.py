@@ -100,6 +100,21 @@ def picture(locator) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(locator.screenshot())).convert("L"), dtype=float)
 
 
+def test_pages_of_the_site_need_no_network(browser, tmp_path):
+    command = [sys.executable, "-m", "sphinx", "-b", "html", "-c", "docs", "-q", ".", str(tmp_path)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0 and not built.stderr, built.stderr
+    page = browser.new_context(offline=True).new_page()
+    failed = []
+    page.on("requestfailed", lambda request: failed.append(request.url))
+    for path in sorted([*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md"]):
+        page.goto(f"file://{tmp_path / path.relative_to(ROOT).with_suffix('.html')}")
+        assert page.title().strip() and page.evaluate("[...document.images].every(image => image.naturalWidth)"), path
+    page.goto(f"file://{tmp_path}/notebooks/03_norm_constraint_analysis.html")
+    page.wait_for_selector(".MathJax")
+    assert not [url for url in failed if url != "about:blank"]  # where MathJax looks for a font that it needs not
+
+
 def test_sliders_move_the_picture(lab, browser, tmp_path):
     page, cells = run_all(browser, lab.format(SLIDERS))
     check_ran(cells)
