@@ -23,7 +23,7 @@ from peftlib.studies.contrasts import (
     searched,
 )
 from peftlib.studies.main import PRIMARY
-from peftlib.studies.pooled import bootstrap, pooled
+from peftlib.studies.pooled import bootstrap, confusions, pooled
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "05_figures.ipynb"
 
@@ -138,6 +138,10 @@ def test_predictions_of_folds_are_pooled(tmp_path):
         np.savez(tmp_path / f"{key}.npz", source=[f"{fold} {i}" for i in range(10)], logits=logits, truth=truth)
     found = pooled(table, runs, metrics, tmp_path)
     assert len(found) == len(CONTRASTS) and set(found["images"]) == {50} and (found["mean"] == 0).all()
+    table = confusions(runs, metrics, tmp_path)
+    assert len(table) == len(PRIMARY) * 100 and set(table["cell"]) == set(PRIMARY)
+    right = table["true"] == table["predicted"]
+    assert set(table.loc[right, "count"]) == {15} and not table.loc[~right, "count"].any()  # folds and repeats
 
 
 def test_rows_of_a_data_set_come_from_the_first_study_that_scored_it(tmp_path):

@@ -147,11 +147,12 @@ def study(execute: Execute, plans: Mapping[str, Plan] = PLANS, cells: Mapping[st
 
 
 def summaries(runs: pd.DataFrame, metrics: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Tables that are committed beside the rows: of ``pooled``, since predictions are too many to commit."""
+    """Tables that are committed beside the rows, since predictions are too many to commit."""
     from peftlib.studies.contrasts import contrasts  # these read the plans above
-    from peftlib.studies.pooled import pooled
+    from peftlib.studies.pooled import confusions, pooled
 
-    return {"pooled": pooled(contrasts(runs, metrics), runs, metrics, runs_dir() / "rows" / "predictions")}
+    facts = runs, metrics, runs_dir() / "rows" / "predictions"
+    return {"pooled": pooled(contrasts(runs, metrics), *facts), "confusions": confusions(*facts)}
 
 
 def planned(plans: Mapping[str, Plan], cells: Mapping[str, Cell]) -> pd.DataFrame:

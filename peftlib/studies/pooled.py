@@ -1,4 +1,4 @@
-"""How much of a contrast the test images leave open: a paired bootstrap over them, of predictions that runs kept.
+"""What runs kept of single test images: how much of a contrast these leave open, and which classes are confused.
 
 table = pooled(contrasts(runs, metrics), runs, metrics, runs_dir() / "rows" / "predictions")
 """
@@ -36,6 +36,20 @@ def pooled(table: pd.DataFrame, runs: pd.DataFrame, metrics: pd.DataFrame, predi
             facts = {"dataset": r.dataset, "one": r.one, "other": r.other, "images": gap.n}
             rows.append(facts | {"mean": gap.mean, "low": gap.low, "high": gap.high})
     return pd.DataFrame(rows, columns=["dataset", "one", "other", "images", "mean", "low", "high"])
+
+
+def confusions(runs: pd.DataFrame, metrics: pd.DataFrame, predictions: Path) -> pd.DataFrame:
+    """Confusion of the final runs that kept predictions: dataset, cell, true and predicted class; count, over runs."""
+    found = named(scores(runs[runs["role"] == "final"], metrics))
+    found = found[[(predictions / f"{key}.npz").is_file() for key in found["key"]]]
+    tables = []
+    for (dataset, cell), part in found.groupby(["dataset", "cell"], sort=False):
+        matrix = sum(counted(predictions / f"{key}.npz" for key in part["key"]).values())
+        names = pd.Index(DATASETS[dataset].classes)
+        table = pd.DataFrame(matrix, names.rename("true"), names.rename("predicted")).stack().rename("count")
+        tables.append(table.reset_index().assign(dataset=dataset, cell=cell))
+    columns = ["dataset", "cell", "true", "predicted", "count"]
+    return pd.concat(tables)[columns] if tables else pd.DataFrame(columns=columns)
 
 
 def counted(files: Iterable[Path]) -> dict[str, np.ndarray]:
