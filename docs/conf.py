@@ -7,7 +7,7 @@ import jupyter_server_mathjax
 project, author, copyright = "peftlib", "the peftlib authors", "the peftlib authors, Apache-2.0"
 root_doc = "docs/index"
 extensions = ["myst_nb"]
-include_patterns = ["docs/*.md", "notebooks/*.ipynb", "README.md", "CONTRIBUTING.md", "RELIABILITY.md"]
+include_patterns = ["docs/*.md", "notebooks/*.ipynb", "*.md"]
 exclude_patterns = ["**/.ipynb_checkpoints"]
 nb_execution_mode = "off"  # pages show the committed outputs; nbval says that they are right
 myst_enable_extensions = ["dollarmath", "amsmath"]

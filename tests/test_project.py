@@ -94,7 +94,7 @@ def test_named_files_and_commands_exist():
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
     assert targets >= set(re.search(r"\.PHONY: (.*)", makefile)[1].split())
-    for name in ("README.md", "CONTRIBUTING.md", "RELIABILITY.md", "data/README.md", *DOCS):
+    for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "data/README.md", *DOCS):
         text = (ROOT / name).read_text()
         missing = [
             link
@@ -103,5 +103,5 @@ def test_named_files_and_commands_exist():
         ]
         commands = re.findall(r"`make ([\w-]+)", text) + re.findall(r"^make ([\w-]+)", text, re.MULTILINE)
         assert not missing + [command for command in commands if command not in targets], name
-    promised = re.findall(r"`(tests/[\w./]+)`", (ROOT / "RELIABILITY.md").read_text())
+    promised = re.findall(r"`(tests/[\w./]+)`", (ROOT / "docs" / "reliability.md").read_text())
     assert len(promised) > 10 and all((ROOT / path).exists() for path in promised)
