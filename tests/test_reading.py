@@ -1,14 +1,18 @@
 """Files of one's own as numbers: what was silently wrong, and what is refused with the cure."""
 
+import json
+import re
+
 import numpy as np
 import pytest
 import torch
 from helpers import SAVANNA, adapted, tiny_vit
+from rasterio.transform import from_origin
 from test_folder import BANDS, CLASSES, chips, labelled, masked, write  # noqa: F401 (chips is a fixture)
 from torch.utils.data import DataLoader
 
 import peftlib as pl
-from peftlib.data import EarthData, collate
+from peftlib.data import EarthData, collate, from_folder
 from peftlib.data.reading import Reading, reading_of
 from peftlib.deflect.time_series import SeriesEMB, series_bands, stack
 from peftlib.sensors.bands import band_set
@@ -31,18 +35,31 @@ def test_landsats_digital_numbers_are_no_reflectance(chips):  # noqa: F811
     white = r"most of RGB is above rgb_white=0.3.*scale=1/2.75e-5"
     with pytest.raises(ValueError, match=white):
         masked(chips, **LANDSAT)[0]
+    assert re.search(f"refused: .*{white}", masked(chips, **LANDSAT).summary())
     data = masked(chips, **LANDSAT, scale=1 / 2.75e-5, offset=-0.2 / 2.75e-5)
     low, high = data[0]["image"].aminmax()
     assert -0.008 < low < high < 0.186
     assert masked(chips, **LANDSAT, rgb_white=1.5)[0]["image"].mean() > 0.7  # as for snow
 
 
-def test_scale_and_offset_of_each_band_and_the_channels_of_a_file(chips):  # noqa: F811
+def test_scale_and_offset_of_each_band_extra_channels_and_the_channels_of_a_file(chips):  # noqa: F811
     for name in ("a", "b", "deep/c"):
         values = numbers(chips / "chips" / f"{name}.tif", 300, 2000, channels=7)
-    data = masked(chips, scale=[1e4, 2e4, 1e4, 1e4], offset=[0, 0, -100, 0], channels=(1, 2, 3, 6), odd="error")
-    scale, offset = (np.array(v)[:, None, None] for v in ([1e4, 2e4, 1e4, 1e4], [0, 0, -100, 0]))
-    np.testing.assert_allclose(data[2]["image"].numpy(), (values[[1, 2, 3, 6]] + offset) / scale, rtol=1e-6)
+    options = dict(channels=(1, 2, 3, 6, 0), extra=("slope",), odd="error")
+    data = masked(chips, scale=[1e4, 2e4, 1e4, 1e4, 1], offset=[0, 0, -100, 0, 0], **options)
+    scale, offset = (np.array(v)[:, None, None] for v in ([1e4, 2e4, 1e4, 1e4, 1], [0, 0, -100, 0, 0]))
+    expected = (values[[1, 2, 3, 6, 0]] + offset) / scale
+    np.testing.assert_allclose(data[2]["image"].numpy(), expected, rtol=1e-6)
+    for method, input in ((pl.Deflect(), None), (pl.LoRA(), pl.Inflated())):
+        model = pl.adapt(tiny_vit(), method, data.bands, data.sensor, input=input)
+        model.fit_normalization(DataLoader(data, 3, collate_fn=collate))
+        assert model.reflectance.mean.flatten()[-1] > 300 and torch.isfinite(model(data[0]["image"][None])).all()
+    with pytest.raises(ValueError, match=r"cannot read \['slope'\]"):
+        pl.adapt(tiny_vit(), pl.Deflect(), data.bands, data.sensor, input=pl.EMB(spectral="wavelengths"))
+    pl.save_adapter(model, chips / "a.safetensors")
+    again = pl.load_adapter(tiny_vit(), chips / "a.safetensors")
+    torch.testing.assert_close(again(data[0]["image"][None]), model(data[0]["image"][None]), rtol=0, atol=0)
+    assert again.reading == json.loads(json.dumps(data.reading)) and again.reading["channels"] == [1, 2, 3, 6, 0]
 
 
 @pytest.mark.parametrize("name", ["standardised", "divided by mean"])
@@ -85,7 +102,7 @@ def test_tiles_cover_every_pixel_and_what_is_beyond_does_not_count(size, chips):
     image = numbers(chips / "chips" / "a.tif", 300, 3000, size)
     truth = numbers(chips / "masks" / "a.tif", 0, 3, size, 1, "uint8")[0]
     data = masked(chips, tile=32)
-    tiles = [data[i] for i, item in enumerate(data.items) if item.path.name == "a.tif"]
+    tiles = [data[i] for i, item in enumerate(data.items) if item.paths[0].name == "a.tif"]
     assert {tuple(tile["image"].shape[1:]) for tile in tiles} == {(32, 32)}
     known = [tile["mask"][tile["mask"] >= 0] for tile in tiles]
     assert torch.equal(torch.cat(known).bincount(), torch.from_numpy(truth).long().flatten().bincount())
@@ -104,6 +121,8 @@ def test_odd_values_and_declared_holes(chips):  # noqa: F811
     assert sample[:, :8].unique().tolist() == pytest.approx([1.6]) and sample[0, 9, 9].isnan()
     with pytest.raises(ValueError, match=r"a.tif: image lies in \[0.03"):
         masked(chips, odd="error")[0]
+    report = masked(chips, odd="error").summary()
+    assert "2 samples of 32 x 32" in report and "refused" in report and "98%" in report and "water 3" in report
 
 
 def test_masks_by_pattern_with_values_of_their_own(chips):  # noqa: F811
@@ -125,6 +144,24 @@ def test_masks_by_pattern_with_values_of_their_own(chips):  # noqa: F811
     assert set(
         masked(chips, mask_values={200: "water", 0: None, 9: "land"}, **options)[0]["mask"].unique().tolist()
     ) == {-1, 1}
+
+
+def test_folds_keep_neighbours_together_and_others_apart(tmp_path):
+    draw = np.random.default_rng(1)
+    corners = [(500_000 + 3000 * draw.integers(0, 40), 5_500_000 + 3000 * draw.integers(0, 40)) for _ in range(30)]
+    for i, corner in enumerate(corners):
+        numbers(tmp_path / f"i/{i}.tif", 300, 3000, transform=from_origin(*corner, 30, 30))
+        numbers(tmp_path / f"m/{i}.tif", 0, 2, channels=1, dtype="uint8")
+    own = dict(folder=tmp_path / "i", masks=tmp_path / "m", bands=BANDS, classes=("low", "high"), folds=3, apart=2500)
+    folds = [{int(item.paths[0].stem) for item in from_folder(**own, split=fold).items} for fold in range(3)]
+    assert sorted(i for fold in folds for i in fold) == list(range(30)) and min(map(len, folds)) > 2
+    for one, other in ((a, b) for a in range(3) for b in range(a)):
+        for i in folds[one]:
+            for j in folds[other]:
+                between = np.abs(np.subtract(corners[i], corners[j])).astype(float) - 32 * 30
+                assert np.linalg.norm(between.clip(0)) > 2500
+    with pytest.raises(ValueError, match=r"groups of images .* too few for 3 folds"):
+        from_folder(**own | {"apart": 1e6}, split=0)
 
 
 def test_one_season_of_two_years_is_told_apart():
@@ -162,7 +199,9 @@ def resized(chips, folder, size=(32, 40), channels=4):  # noqa: F811
         (lambda c: masked(c, mask_values={0: "forest", 1: "sea"}), r"mask_values: label 'sea'; classes are"),
         (lambda c: masked(c, mask_values={0: "forest", 1: "field"}), r"has nothing for the classes \['water'\]"),
         (lambda c: masked(c, images="s2_*.tif"), r"pattern 's2_\*.tif'; it needs \{id\}"),
-        (lambda c: labelled(c, splits=c / "labels.csv", split="x"), r"has nothing for split 'x'; there are \['test'"),
+        (lambda c: labelled(c, splits=c / "labels.csv", split="x"), r"nothing for split 'x'; there are \['test'"),
+        (lambda c: masked(c, folds=3), r"folds=3, split=None"),
+        (lambda c: masked(c, folds=4, split=0), r"3 groups of images .* too few for 4 folds"),
         (lambda c: masked(c, tile=0), r"tile=0"),
     ],
 )  # fmt: skip

@@ -1,6 +1,5 @@
-"""Your own images: a folder of GeoTIFFs, with labels or masks. ``docs/own_data.md`` shows each kind."""
+"""Your own images: a folder of GeoTIFFs, or one scene, with labels or masks. ``docs/own_data.md`` shows each kind."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import product
@@ -8,21 +7,25 @@ from math import nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from peftlib.data.dataset import EarthDataset, opened
-from peftlib.data.places import RASTERS, matching, place
-from peftlib.data.reading import Reading, per_band, read_window
-from peftlib.sensors.bands import band_set
+from peftlib.data.places import RASTERS, SHAPES, column, drawn_on, matching, near_groups, place, shapes_on
+from peftlib.data.reading import Reading, days_of, per_band, read_window
+from peftlib.data.subsets import group_folds
+from peftlib.data.summary import summary
+from peftlib.deflect.time_series import series_bands, stack
+from peftlib.sensors.bands import BandSet, band_set
 
 
 class Item(NamedTuple):
-    """The image, number of its class or its mask, what ``{id}`` stands for, and where the window begins."""
+    """Files (one, or one a date), what the truth is or where it stands, the part, and where the window begins."""
 
-    path: Path
+    paths: tuple[Path, ...]
     truth: Any
-    name: str
+    part: str = ""
     top: int = 0
     left: int = 0
 
@@ -31,54 +34,70 @@ class ImageFolder(EarthDataset):
     """Images of your own as a data set. What it cannot read it refuses, by file and with the cure.
 
     Args:
-        folder: with the images, in it or in folders below.
+        folder: with the images, in it or in folders below; or one GeoTIFF, a scene.
         bands: names of what is read, in the order of the files (``sensor="custom"``: name -> nm).
         classes: names; labels and masks hold them, or their numbers from 0.
-        labels: a CSV with columns ``file`` and ``label``; or ``"folders"``, whose names are classes.
-        masks: a folder of images (.tif, .png) of the same names; or their pattern in it, ``"masks/m_{id}.png"``.
+        labels: a CSV with columns ``file`` and ``label``; ``"folders"``, whose names are classes; or points or polygons
+            on a scene (GeoPackage, GeoJSON, ...), each the middle of a patch.
+        masks: a folder of images (.tif, .png) of the same names; a pattern inside ``folder``, ``"masks/m_{id}.png"``;
+            or points or polygons on a scene, which leave the rest unknown.
         sensor: as in ``pl.adapt``.
         scale, offset: reflectance is (value + offset) / scale, each one number or one a band. ``scale="standardised"``
             and ``"divided by mean"`` undo that, with the sensor's usual mean and deviation.
         fill: stored value of pixels without data, beside what files declare; adapt with ``nodata="zero"`` for them.
         unknown: value of mask pixels whose class is not known.
-        split: only this part, or these: of a table's column ``split``, or else a folder in both.
+        split: only this part, or these: of a table's column ``split``, of ``folds``, or else a folder in both.
         gsd: ground sampling distance in metres.
         channels: which of a file's channels are read, numbers from 0; None is all.
+        extra: names of channels behind the bands that are no reflectance (slope, radar), for EMB and Inflated.
         images: pattern of the images inside ``folder``.
         mask_values: stored number -> name of its class, None where that is not known.
         tile: side in pixels of the squares that masked images are cut into, or of patches. Over the border images are
             mirrored and masks unknown; tiles without a known pixel are left out.
         splits: a CSV with columns ``file`` and ``split``; files are named by path, or by what ``{id}`` stands for.
+        folds: parts 0, 1, ... to make; images nearer than ``apart`` metres, through others too, are in the same one.
         odd: ``"warn"`` names images with values above reflectance and clips them, ``"error"`` refuses them.
+        dates: of a series, YYYY-MM-DD -> pattern of its images; rgb_date: number of the date that RGB shows, or
+            ``"best"``, the clearest.
         rgb_white: as in ``pl.adapt``.
     """
 
     folder = ""
+    summary = summary
 
     def __init__(
         self, folder: str | Path, bands: Sequence[str] | Mapping[str, float], classes: Sequence[str],
         labels: str | Path | None = None, masks: str | Path | None = None, sensor: str = "sentinel2",
         scale: float | str | Sequence[float] = 1e4, fill: float | None = None, unknown: int = -1,
         split: str | int | Sequence[str | int] | None = None, gsd: float = 10.0, *,
-        offset: float | Sequence[float] = 0.0, channels: Sequence[int] | None = None, images: str = "{id}.tif",
-        mask_values: Mapping[int, str | None] | None = None, tile: int | None = None,
-        splits: str | Path | None = None, odd: str = "warn", rgb_white: float = 0.3,
+        offset: float | Sequence[float] = 0.0, channels: Sequence[int] | None = None, extra: Sequence[str] = (),
+        images: str = "{id}.tif", mask_values: Mapping[int, str | None] | None = None, tile: int | None = None,
+        splits: str | Path | None = None, folds: int = 0, apart: float = 0.0, odd: str = "warn",
+        dates: Mapping[str, str] | None = None, rgb_date: int | str = -1, rgb_white: float = 0.3,
     ):  # fmt: skip
         if (labels is None) == (masks is None):
             raise ValueError(f"it needs labels= (a CSV) or masks= (a folder), got labels={labels}, masks={masks}")
-        if tile is not None and tile < 1:
-            raise ValueError(f"tile={tile}; give at least 1")
+        if (tile is not None and tile < 1) or (folds and (folds < 2 or split is None or splits)):
+            raise ValueError(
+                f"tile={tile}, folds={folds}, split={split}: tile at least 1, folds at least 2 and with split="
+            )
         self.name, self.classes, self.gsd, self.rgb_white, self.looked = "folder", tuple(classes), gsd, rgb_white, False
         self.task, self.truth = "segmentation" if labels is None else "classification", str(labels or masks)
-        self.tile, self.table, self.pattern = tile, splits, images
+        self.tile, self.table, self.folds, self.apart = tile, splits, folds, apart
+        self.patterns = [*(dates or {}).values()] or [images]
         named = dict(enumerate(self.classes)) if mask_values is None else mask_values
         self.stored = {v: self.ignore_index if n is None else self.number(n, "mask_values") for v, n in named.items()}
         if lacking := [name for number, name in enumerate(self.classes) if number not in self.stored.values()]:
             raise ValueError(f"mask_values={mask_values} has nothing for the classes {lacking}")
         self.stored[unknown] = self.ignore_index
         one = band_set(bands, sensor)
-        self.sensor, self.all_bands = sensor, one.names
-        self.wavelengths = dict(zip(one, one.wavelengths, strict=True))
+        if extra:
+            nm, sensor = dict(zip(one, one.wavelengths, strict=True)), "custom"
+            one = band_set(nm | dict.fromkeys(extra, nan), sensor)
+        self.series = series_bands(one, len(dates), day="since") if dates else None
+        chosen = self.series or one
+        self.sensor, self.all_bands = sensor, chosen.names
+        self.wavelengths = dict(zip(chosen, chosen.wavelengths, strict=True))
         if isinstance(scale, str):
             mean, std = one.statistics()
             undo = {"standardised": (1 / std, mean / std), "divided by mean": (1 / mean, 0 * mean)}
@@ -91,12 +110,17 @@ class ImageFolder(EarthDataset):
         self.how = Reading(
             list(one), numbers, per_band("scale", scale, one),
             per_band("offset", offset, one), [] if fill is None else [fill], 0 if channels else len(one), odd,
+            dates=[*(dates or {})], rgb_date=rgb_date,
         )  # fmt: skip
         self.parts = None if split is None else [str(s) for s in ([split] if isinstance(split, str | int) else split)]
         self.splits = ("" if self.parts is None else ", ".join(self.parts),)
         super().__init__(self.splits[0], folder, nodata="error" if fill is None else "nan")
         self.how = replace(self.how, size=self.size)
         self.reading = asdict(self.how)  # what ``fit_normalization`` hands to the model
+
+    def resolve_bands(self) -> BandSet:
+        self.bands = self.series or self.bands  # names alone do not say that they are dates
+        return super().resolve_bands()
 
     def missing(self, what: str | Path) -> str:
         return f"no .tif with a label or a mask in {self.root}" + (f" for split {self.split!r}" if self.split else "")
@@ -107,6 +131,9 @@ class ImageFolder(EarthDataset):
         if str(name) not in names:
             raise ValueError(f"{where}: label {name!r}; classes are {self.classes}")
         return names.index(str(name)) % len(self.classes)
+
+    def files(self, item: Item) -> list[Path]:
+        return [*item.paths, *([item.truth] if isinstance(item.truth, Path) else [])]
 
     def __getitem__(self, index: int) -> dict:
         if not self.looked:  # at first, at some of the images: all their values pass for reflectance, and show nothing
@@ -122,14 +149,22 @@ class ImageFolder(EarthDataset):
 
     def read(self, item: Item) -> dict:
         box = (item.top, item.left, *self.size)
-        where = place(item.path, box)
-        meta = {"source": str(item.path)} | ({} if where is None else {"location": where})
+        where = place(item.paths[0], box)
+        meta = {"source": str(item.paths[0])} | ({} if where is None else {"location": where})
         truth = {"label": item.truth} if self.task == "classification" else {"mask": self.mask(item)}
-        return {"image": self.how.image(item.path, box, self.band_set), "meta": meta} | truth
+        one: BandSet = self.series.one if self.series else self.band_set
+        images = [self.how.image(path, box, one) for path in item.paths]
+        image = images[0]
+        if self.series:
+            image = stack(torch.stack(images), days_of(self.how.dates), one, day="since", rgb=self.how.rgb_date)
+        return {"image": image, "meta": meta} | truth
 
     def mask(self, item: Item) -> Tensor:
         """(h, w) class numbers of a sample."""
-        mask = torch.from_numpy(read_window(item.truth, [0], (item.top, item.left, *self.size), outside=nan)[0])
+        box = (item.top, item.left, *self.size)
+        if not isinstance(item.truth, Path):
+            return torch.from_numpy(item.truth[box[0] : box[0] + box[2], box[1] : box[1] + box[3]]).long()
+        mask = torch.from_numpy(read_window(item.truth, [0], box, outside=nan)[0])
         if odd := sorted(set(mask[mask.isfinite()].unique().tolist()) - set(self.stored)):
             raise ValueError(
                 f"{item.truth}: mask holds {[int(v) for v in odd]}, and {[*self.stored]} are known: name them in "
@@ -143,42 +178,34 @@ class ImageFolder(EarthDataset):
     # --- what there is ---
 
     def find(self) -> list[Item]:
-        by_csv = self.truth.endswith(".csv")
-        table = self.table or (self.truth if by_csv and self.parts else None)
-        below = "" if table or by_csv else self.split
-        images = matching(self.root / below, self.pattern)
-        if by_csv:
-            rows = self.column(self.truth, "label", images)
-            truth: dict = {name: self.number(label, f"{self.truth}, {name}") for name, label in rows.items()}
-        elif self.task == "classification":
-            truth = {name: self.number(path.parent.name, path) for name, path in images.items()}
-        else:
-            truth = self.masks_of(images, below)
-        if lacking := [self.pattern.replace("{id}", name) for name in truth if name not in images]:
-            raise FileNotFoundError(
-                f"{self.truth} names {lacking[:3]}, which {self.root} lacks ({len(lacking)} in all)"
-            )
-        items = [Item(images[name], truth[name], name) for name in sorted(truth)]
+        kind = Path(self.truth).suffix.lower()
+        table = self.table or (self.truth if kind == ".csv" and self.parts and not self.folds else None)
+        below = "" if table or self.folds else self.split
+        items = self.on_scene() if kind in SHAPES else self.in_folder(self.root / below, kind, below)
         if table and self.parts:
-            part = self.column(table, "split", images)
-            if lacking := [item.name for item in items if item.name not in part]:
+            part = column(Path(table), "split", self.root, {item.part: item.paths[0] for item in items})
+            if lacking := [item.part for item in items if item.part not in part]:
                 raise ValueError(f"{table} has no row for {lacking[:3]} ({len(lacking)} images in all)")
-            if lost := set(self.parts) - set(part.values()):
-                raise ValueError(f"{table} has nothing for split {min(lost)!r}; there are {sorted(set(part.values()))}")
-            items = [item for item in items if part[item.name] in self.parts]
+            items = self.chosen([item._replace(part=part[item.part]) for item in items])
         self.size = self.look_at(items)
-        return [tile for item in items for tile in self.tiles(item)]
+        if self.tile and not (kind in SHAPES and self.task == "classification"):
+            items = [tile for item in items for tile in self.tiles(item, self.tile)]
+        return self.chosen(self.folded(items)) if self.folds else items
 
-    def column(self, path: str | Path, name: str, images: Mapping[str, Path]) -> dict[str, str]:
-        """Of a CSV with columns ``file`` and this one: what ``{id}`` stands for -> value."""
-        import pandas
-
-        table = pandas.read_csv(path, dtype=str)
-        if not {"file", name} <= set(table.columns):
-            raise ValueError(f"{path} has columns {list(table.columns)}, need 'file' and {name!r}")
-        ids = {Path(os.path.relpath(image, self.root)).with_suffix("").as_posix(): id for id, image in images.items()}
-        files = table["file"].str.replace(r"\.(tiff?|png)$", "", regex=True)
-        return {ids.get(file, file): value for file, value in zip(files, table[name], strict=True)}
+    def in_folder(self, folder: Path, kind: str, below: str) -> list[Item]:
+        truth: dict[str, Any]
+        dates = [matching(folder, pattern) for pattern in self.patterns]
+        if kind == ".csv":
+            rows = column(Path(self.truth), "label", self.root, dates[0])
+            truth = {name: self.number(label, f"{self.truth}, {name}") for name, label in rows.items()}
+        elif self.task == "classification":
+            truth = {name: self.number(path.parent.name, path) for name, path in dates[0].items()}
+        else:
+            truth = self.masks_of(dates[0], below)
+        if lacking := [name for name in truth if not all(name in date for date in dates)]:
+            names = [pattern.replace("{id}", lacking[0]) for pattern in self.patterns]
+            raise FileNotFoundError(f"{folder} has not {' and '.join(names)} ({len(lacking)} such images in all)")
+        return [Item(tuple(date[name] for date in dates), truth[name], name) for name in sorted(truth)]
 
     def masks_of(self, images: Mapping[str, Path], below: str) -> dict[str, Any]:
         masks, found = Path(self.truth), {}
@@ -196,36 +223,75 @@ class ImageFolder(EarthDataset):
             )
         return found
 
-    def look_at(self, items: list[Item]) -> tuple[int, int]:
+    def on_scene(self) -> list[Item]:
+        path, side = Path(self.truth), self.tile or 0
+        if not self.root.is_file() or (self.task == "classification" and not side):
+            raise ValueError(
+                f"{path}: folder= must be the scene's GeoTIFF, labels= needs tile=; got {self.root}, {side}"
+            )
+        shapes, size = shapes_on(self.root, path)
+        numbers = [self.number(name, path) for name in shapes["label"]]
+        if self.task == "segmentation":
+            drawn = np.pad(
+                drawn_on(size, shapes, numbers, self.ignore_index), (0, side), constant_values=self.ignore_index
+            )
+            return [Item((self.root,), drawn)]
+        middle = shapes.representative_point()
+        rows, columns = (
+            np.clip(v, 0, n - 1).astype(int) - side // 2 for v, n in zip((middle.y, middle.x), size, strict=True)
+        )
+        places = zip(numbers, rows.tolist(), columns.tolist(), strict=True)
+        return [Item((self.root,), number, "", row, column) for number, row, column in places]
+
+    def chosen(self, items: list[Item]) -> list[Item]:
+        """Those of the parts that are read."""
+        there = sorted({item.part for item in items})
+        if lost := [part for part in self.parts or () if part not in there]:
+            raise ValueError(f"{self.root}: nothing for split {lost[0]!r}; there are {there[:9]}")
+        return [item for item in items if item.part in (self.parts or there)]
+
+    def look_at(self, items: list[Item]) -> tuple[int, ...]:
         """Headers of all files; (H, W) of a sample."""
-        self.sizes: dict[Path, tuple[int, int]] = {}
-        for item in items:
+        self.sizes: dict[tuple[Path, ...], tuple[int, int]] = {}
+        grids: dict = {}
+        for item in {item.paths: item for item in items}.values():
             for path in self.files(item):
                 with opened(path) as file:
-                    count, size, nodata = file.count, file.shape, file.nodata
-                if path == item.path:
+                    count, size, nodata, grid = file.count, file.shape, file.nodata, file.transform
+                if path in item.paths:
                     self.how.check(path, count)
                     self.nodata = self.nodata if nodata is None else "nan"
+                    if grid != grids.setdefault(item.paths, grid):
+                        raise ValueError(f"{path} lies on another grid than {item.paths[0]}")
                 elif count != 1:
                     raise ValueError(f"{path}: a mask has one band, this has {count}")
-                if size != self.sizes.setdefault(item.path, size):
-                    raise ValueError(f"{path}: {size} pixels, and {item.path} has {self.sizes[item.path]}")
+                if size != self.sizes.setdefault(item.paths, size):
+                    raise ValueError(f"{path}: {size} pixels, and {item.paths[0]} has {self.sizes[item.paths]}")
         found = sorted(set(self.sizes.values()))
         if self.tile is None and len(found) > 1:
             raise ValueError(
                 f"{self.root}: images of {found[0]} to {found[-1]} pixels; cut them into tiles: tile=64, say"
             )
-        return found[0] if self.tile is None and found else (self.tile or 0, self.tile or 0)
+        return found[0] if self.tile is None and found else (self.tile or 0,) * 2
 
-    def tiles(self, item: Item) -> list[Item]:
-        if self.tile is None:
-            return [item]
-        (height, width), side = self.sizes[item.path], self.tile
+    def tiles(self, item: Item, side: int) -> list[Item]:
+        height, width = self.sizes[item.paths]
         if self.task == "classification":
             return [item._replace(top=(height - side) // 2, left=(width - side) // 2)]
         corners = product(range(0, height, side), range(0, width, side))
         every = (item._replace(top=top, left=left) for top, left in corners)
         return [tile for tile in every if (self.mask(tile) != self.ignore_index).any()]
+
+    def folded(self, items: list[Item]) -> list[Item]:
+        """Items in parts "0", "1", ... of images, or of the windows of one scene."""
+        single = len(self.sizes) == 1
+        boxes = [(i.top, i.left, *self.size) if single else (0, 0, *self.sizes[i.paths]) for i in items]
+        places = [(item.paths[0], box) for item, box in zip(items, boxes, strict=True)]
+        groups = near_groups(places, self.apart) if self.apart else list(map(str, places))
+        if (count := len(set(groups))) < self.folds:
+            raise ValueError(f"{count} groups of images (apart={self.apart} m) are too few for {self.folds} folds")
+        parts = enumerate(group_folds(groups, self.folds, np.random.default_rng(0)))
+        return [items[i]._replace(part=str(number)) for number, part in parts for i in part]
 
 
 from_folder = ImageFolder

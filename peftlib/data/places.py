@@ -1,11 +1,22 @@
-"""Where images lie: files of a pattern, places of windows."""
+"""Where images lie: files of a pattern, places of windows, shapes on a scene, and images that are near each other."""
 
+import os
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
 
 from peftlib.data.dataset import opened
 from peftlib.data.reading import Box
+from peftlib.files import optional
 
 RASTERS = (".tif", ".tiff", ".png")
+SHAPES = (".gpkg", ".geojson", ".json", ".shp", ".fgb")
+EARTH = 6_371_000.0  # metres, radius
 
 
 def matching(folder: Path, pattern: str) -> dict[str, Path]:
@@ -20,6 +31,18 @@ def matching(folder: Path, pattern: str) -> dict[str, Path]:
     return {name[len(before) : len(name) - len(after)]: path for name, path in found.items()}
 
 
+def column(path: Path, name: str, root: Path, images: Mapping[str, Path]) -> dict[str, str]:
+    """Of a CSV with columns ``file`` and this one: what ``{id}`` of images below a folder stands for -> value."""
+    import pandas
+
+    table = pandas.read_csv(path, dtype=str)
+    if not {"file", name} <= set(table.columns):
+        raise ValueError(f"{path} has columns {list(table.columns)}, need 'file' and {name!r}")
+    ids = {Path(os.path.relpath(image, root)).with_suffix("").as_posix(): id for id, image in images.items()}
+    files = table["file"].str.replace(r"\.(tiff?|png)$", "", regex=True)
+    return {ids.get(file, file): value for file, value in zip(files, table[name], strict=True)}
+
+
 def place(path: Path, box: Box) -> tuple[float, float] | None:
     """Latitude and longitude of the middle of a window, or None where the file has no place."""
     from rasterio.warp import transform
@@ -31,3 +54,54 @@ def place(path: Path, box: Box) -> tuple[float, float] | None:
         x, y = file.xy(top + height / 2, left + width / 2, offset="ul")
         (longitude,), (latitude,) = transform(file.crs, "EPSG:4326", [x], [y])
     return latitude, longitude
+
+
+def near_groups(images: Sequence[tuple[Path, Box]], apart: float) -> list[int]:
+    """Group numbers of windows of files: those nearer than so many metres, also through others, share one.
+
+    Distances are of middles, less the longest window's diagonal. ValueError for a file that has no place.
+    """
+    points: dict = {}
+    for path, box in dict.fromkeys(images):
+        points[path, box] = middle, _ = place(path, box), place(path, (*box[:2], 0, 0))
+        if middle is None:
+            raise ValueError(f"{path} has no place, so none can be {apart:g} m apart; give splits=, or apart=0")
+    phi, theta = np.moveaxis(np.radians([points[one] for one in images]), -1, 0)  # of middle and corner, (n, 2)
+    xyz = EARTH * np.stack([np.cos(phi) * np.cos(theta), np.cos(phi) * np.sin(theta), np.sin(phi)], axis=-1)
+    radius = np.linalg.norm(xyz[:, 0] - xyz[:, 1], axis=1).max()
+    pairs = cKDTree(xyz[:, 0]).query_pairs(apart + 2 * radius, output_type="ndarray")
+    return connected_components(coo_array((np.ones(len(pairs)), pairs.T), shape=(len(xyz),) * 2))[1].tolist()
+
+
+def shapes_on(scene: Path, path: Path):
+    """Points or polygons as a GeoDataFrame in pixels of a scene, x its column and y its row, with the scene's (H, W).
+
+    Raises:
+        ValueError: no shapes with labels, no projection, or none on the scene; some outside are a warning.
+    """
+    geopandas = optional("geopandas")
+    try:
+        frame = geopandas.read_file(path)
+    except Exception as error:  # of several libraries
+        raise ValueError(f"{path}: no readable points or polygons ({error})") from error
+    if "label" not in frame:
+        raise ValueError(f"{path} has columns {list(frame.columns)}, need 'label'")
+    with opened(scene) as file:
+        crs, (height, width), inverse = file.crs, file.shape, ~file.transform
+    if frame.crs is None or crs is None:
+        raise ValueError(f"{path if frame.crs is None else scene} names no projection; write it into the file")
+    frame = frame.to_crs(crs)
+    frame = frame.set_geometry(frame.affine_transform(inverse.to_shapely()))
+    there = frame.cx[0:width, 0:height]
+    if there.empty:
+        raise ValueError(f"{path}: none of its {len(frame)} shapes lies on {scene}; in pixels {frame.total_bounds}")
+    if len(there) < len(frame):
+        warnings.warn(f"{path}: {len(frame) - len(there)} of {len(frame)} shapes lie outside {scene}", stacklevel=2)
+    return there, (height, width)
+
+
+def drawn_on(size: tuple[int, int], shapes, numbers: Sequence[int], outside: int) -> np.ndarray:
+    """(H, W) numbers of the shapes that cover the middle of a pixel."""
+    from rasterio.features import rasterize
+
+    return rasterize(zip(shapes.geometry, numbers, strict=True), size, fill=outside, dtype="int16")

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ class Reading:
         scale, offset: one a band; fill: stored values without data, beside the one that a file declares.
         odd: ``"warn"`` clips values above reflectance and names the file; ``"error"`` leaves them to the checks.
         size: (H, W) in pixels of a training image.
+        dates: of a series, YYYY-MM-DD, a file each; rgb_date: number of the one that RGB shows, or ``"best"``.
     """
 
     names: Sequence[str]
@@ -37,6 +39,8 @@ class Reading:
     count: int = 0
     odd: str = "error"
     size: Sequence[int] = ()
+    dates: Sequence[str] = ()
+    rgb_date: int | str = -1
 
     def check(self, path: Path, count: int) -> None:
         """Raise ValueError for a file whose number of channels does not fit."""
@@ -68,10 +72,17 @@ class Reading:
         return image
 
 
+def days_of(dates: Sequence[str]) -> list[int]:
+    """Days of the year of dates YYYY-MM-DD; those of a later year run on."""
+    when = [date.fromisoformat(day) for day in dates]
+    return [when[0].timetuple().tm_yday + (day - when[0]).days for day in when]
+
+
 def per_band(name: str, value: float | Sequence[float], bands: BandSet) -> list[float]:
-    """``scale`` or ``offset``, one number or one a band -> one a band."""
-    values = np.atleast_1d(value).astype(float).tolist()
-    values = values * len(bands) if len(values) == 1 else values
+    """``scale`` or ``offset``, one number or one a band -> one a band; what is no reflectance stays as stored."""
+    values, none = np.atleast_1d(value).astype(float).tolist(), [nm != nm for nm in bands.wavelengths]
+    if len(values) == 1:
+        values = [float(name == "scale") if no else values[0] for no in none]
     if len(values) != len(bands) or not all(map(math.isfinite, values)) or (name == "scale" and 0 in values):
         raise ValueError(f"{name}={value!r}; give one number, or one for each of {bands.names}, scale not 0")
     return values
@@ -81,7 +92,7 @@ def reading_of(kept: Mapping, bands: BandSet, names: Sequence[str] | None = None
     """How a model's training files were read (``kept``; of other bands it is left aside), but for what is given.
 
     Args:
-        bands: of the model; names: of all channels of the files to read, in their order.
+        bands: of a file for the model; names: of all channels of the files to read, in their order.
         given: scale, offset; None is what was kept, else 10000 and 0. Another value than was kept is a warning.
     """
     known = dict(kept) if list(kept.get("names", ())) == list(bands) else {}

@@ -1,7 +1,7 @@
 """Data sets seen through another: some images, tiles, a copy in memory, folds; and what their contents hash to."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -100,9 +100,14 @@ def folds(dataset: Dataset, number: int, seed: int = 0) -> list[list[int]]:
             order = order[np.argsort(labels[order], kind="stable")]
         return [sorted(order[i::number].tolist()) for i in range(number)]
     groups = [dataset[i]["meta"][entry] for i in range(count)]
+    if (values := len(set(groups))) < number:
+        raise ValueError(f"{number} folds of images with {values} values of {entry!r}; choose no more folds")
+    return group_folds(groups, number, draw)
+
+
+def group_folds(groups: Sequence, number: int, draw: np.random.Generator) -> list[list[int]]:
+    """Positions in parts of nearly the same size; what is of one group is in one part."""
     names, place, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    if len(names) < number:
-        raise ValueError(f"{number} folds of images with {len(names)} values of {entry!r}; choose no more folds")
     parts: list[list[int]] = [[] for _ in range(number)]
     order = draw.permutation(len(names))
     for group in order[np.argsort(-sizes[order], kind="stable")]:  # the largest first, into the smallest part by then

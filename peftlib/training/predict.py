@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peftlib.data.reading import reading_of
+from peftlib.data.reading import days_of, reading_of
 from peftlib.deflect.time_series import TimeSeriesBands, stack
 from peftlib.files import atomic_path, optional
 from peftlib.sensors.bands import BandSet
@@ -41,7 +41,7 @@ def predict_map(
         tile: side in pixels of what is enlarged to the model's image size, as training images were; that size if
             nothing was kept. overlap: share that neighbouring tiles have in common; a classifier's map has the class of
             the nearest tile.
-        days: of the year, one a file, for a model of ``series_bands``. RGB shows the best date of each tile.
+        days: of the year, one a file, for a model of ``series_bands``. RGB shows what it did in training.
         probabilities: write those of all classes, a band each (float32, NaN where no band has data).
 
     Raises:
@@ -49,6 +49,7 @@ def predict_map(
         OSError: the map cannot be written.
     """
     paths, model = [Path(source)] if isinstance(source, str | Path) else list(map(Path, source)), task.model
+    days = days if days is not None else days_of(model.reading.get("dates", ())) or None
     one = bands_of_a_file(model.bands, len(paths), days)
     reading = reading_of(model.reading, one, bands, scale=scale, offset=offset)
     if (tile is not None and tile < 1) or not 0 <= overlap < 1:
@@ -109,7 +110,7 @@ def tile_map(
     """
     x, bands, (h, w) = dates[0], task.model.bands, dates.shape[2:]
     if days is not None and isinstance(bands, TimeSeriesBands):
-        x = stack(dates, days, bands.one, day=bands.day)
+        x = stack(dates, days, bands.one, day=bands.day, rgb=task.model.reading.get("rgb_date", "best"))
     whole = np.pad(x.numpy(), ((0, 0), (0, size[0] - h), (0, size[1] - w)), mode="symmetric")
     logits = task(resize_image(torch.from_numpy(whole)[None].to(task.device), task.model.image_size))
     logits = logits if logits.ndim == 4 else logits[..., None, None].expand(-1, -1, *size)
