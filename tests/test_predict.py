@@ -194,7 +194,7 @@ def test_the_dates_of_a_series_are_stacked_in_each_tile(series_task, tmp_path):
     [
         (("a.tif",), DAYS, r"1 images with days=\(100, 200\); this model reads 2 images and days"),
         (("a.tif", "b.tif"), None, "2 images with days=None; this model reads 2 images"),
-        (("a.tif", "b.tif"), DAYS, r"b\.tif: it lies elsewhere than .*a\.tif"),
+        (("a.tif", "b.tif"), DAYS, r"b\.tif lies elsewhere than .*a\.tif"),
     ],
 )
 def test_files_that_are_no_series_are_refused(files, days, says, series_task, tmp_path):
@@ -248,7 +248,7 @@ def test_a_file_that_does_not_fit_leaves_no_map(task, tmp_path):
         ("few", "3 bands, and 5 are"),
         ("holes", "nodata='zero'"),
     ):
-        with pytest.raises(ValueError, match=rf"{name}\.tif: .*{says}"):
+        with pytest.raises(ValueError, match=rf"{name}\.tif.*{says}"):
             predict(task, tmp_path, f"{name}.tif")
     assert not list((tmp_path / "maps").glob("*"))
     with pytest.raises(ValueError, match="would replace its image"):

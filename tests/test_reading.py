@@ -122,7 +122,7 @@ def test_odd_values_and_declared_holes(chips):  # noqa: F811
     with pytest.raises(ValueError, match=r"a.tif: image lies in \[0.03"):
         masked(chips, odd="error")[0]
     report = masked(chips, odd="error").summary()
-    assert "2 samples of 32 x 32" in report and "refused" in report and "98%" in report and "water 3" in report
+    assert "2 of 3 samples of (32, 32)" in report and "refused" in report and "98%" in report and "water 3" in report
 
 
 def test_masks_by_pattern_with_values_of_their_own(chips):  # noqa: F811

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from peftlib.data.dataset import EarthDataset, opened
-from peftlib.data.places import RASTERS, SHAPES, column, drawn_on, matching, near_groups, place, shapes_on
+from peftlib.data.places import RASTERS, SHAPES, column, matching, near_groups, place, shapes_on
 from peftlib.data.reading import Reading, days_of, per_band, read_window
 from peftlib.data.subsets import group_folds
 from peftlib.data.summary import summary
@@ -21,7 +21,7 @@ from peftlib.sensors.bands import BandSet, band_set
 
 
 class Item(NamedTuple):
-    """Files (one, or one a date), what the truth is or where it stands, the part, and where the window begins."""
+    """Files (one, or one a date), class number, mask file or drawn mask, the part, and where the window begins."""
 
     paths: tuple[Path, ...]
     truth: Any
@@ -78,9 +78,9 @@ class ImageFolder(EarthDataset):
         if (labels is None) == (masks is None):
             raise ValueError(f"it needs labels= (a CSV) or masks= (a folder), got labels={labels}, masks={masks}")
         if (tile is not None and tile < 1) or (folds and (folds < 2 or split is None or splits)):
-            raise ValueError(
-                f"tile={tile}, folds={folds}, split={split}: tile at least 1, folds at least 2 and with split="
-            )
+            raise ValueError(f"tile={tile}, folds={folds}, split={split}: tile from 1, folds from 2 and with split=")
+        if dates and rgb_date not in ("best", *range(-len(dates), len(dates))):
+            raise ValueError(f"rgb_date={rgb_date!r}; give 'best', or the number of one of {[*dates]}, from 0")
         self.name, self.classes, self.gsd, self.rgb_white, self.looked = "folder", tuple(classes), gsd, rgb_white, False
         self.task, self.truth = "segmentation" if labels is None else "classification", str(labels or masks)
         self.tile, self.table, self.folds, self.apart = tile, splits, folds, apart
@@ -100,7 +100,7 @@ class ImageFolder(EarthDataset):
         self.wavelengths = dict(zip(chosen, chosen.wavelengths, strict=True))
         if isinstance(scale, str):
             mean, std = one.statistics()
-            undo = {"standardised": (1 / std, mean / std), "divided by mean": (1 / mean, 0 * mean)}
+            undo = {"standardised": (1 / std, mean / std), "divided by mean": (1 / mean.where(mean > 0, 1), 0 * mean)}
             if scale not in undo:
                 raise ValueError(f"scale={scale!r}; give numbers, or one of {[*undo]}")
             scale, offset = (values.tolist() for values in undo[scale])
@@ -112,8 +112,9 @@ class ImageFolder(EarthDataset):
             per_band("offset", offset, one), [] if fill is None else [fill], 0 if channels else len(one), odd,
             dates=[*(dates or {})], rgb_date=rgb_date,
         )  # fmt: skip
-        self.parts = None if split is None else [str(s) for s in ([split] if isinstance(split, str | int) else split)]
-        self.splits = ("" if self.parts is None else ", ".join(self.parts),)
+        parts = [split] if isinstance(split, str | int) else split or []
+        self.parts = [str(part) for part in parts]
+        self.splits = (", ".join(self.parts),)
         super().__init__(self.splits[0], folder, nodata="error" if fill is None else "nan")
         self.how = replace(self.how, size=self.size)
         self.reading = asdict(self.how)  # what ``fit_normalization`` hands to the model
@@ -136,16 +137,20 @@ class ImageFolder(EarthDataset):
         return [*item.paths, *([item.truth] if isinstance(item.truth, Path) else [])]
 
     def __getitem__(self, index: int) -> dict:
-        if not self.looked:  # at first, at some of the images: all their values pass for reflectance, and show nothing
-            some = [super(ImageFolder, self).__getitem__(i)["image"] for i in range(0, len(self), len(self) // 8 + 1)]
-            rgb = torch.cat([image[list(self.band_set.rgb)].flatten() for image in some])
-            if (rgb >= self.rgb_white).sum() > 0.75 * rgb.isfinite().sum():
-                raise ValueError(
-                    f"{self.root}: most of RGB is above rgb_white={self.rgb_white}, the ViT would see white. Digital "
-                    "numbers? Landsat: scale=1/2.75e-5, offset=-0.2/2.75e-5. Snow? Raise rgb_white, in adapt too"
-                )
-            self.looked = True
+        if not self.looked:
+            self.look()
         return super().__getitem__(index)
+
+    def look(self) -> None:
+        """ValueError where some of the images, all of whose values pass for reflectance, would show nothing."""
+        some = [super(ImageFolder, self).__getitem__(i)["image"] for i in range(0, len(self), len(self) // 8 + 1)]
+        rgb = torch.cat([image[list(self.band_set.rgb)].flatten() for image in some])
+        if (rgb >= self.rgb_white).sum() > 0.75 * rgb.isfinite().sum():
+            raise ValueError(
+                f"{self.root}: most of RGB is above rgb_white={self.rgb_white}, the ViT would see white. Digital "
+                "numbers? Landsat: scale=1/2.75e-5, offset=-0.2/2.75e-5. Snow? Raise rgb_white, in adapt too"
+            )
+        self.looked = True
 
     def read(self, item: Item) -> dict:
         box = (item.top, item.left, *self.size)
@@ -153,11 +158,10 @@ class ImageFolder(EarthDataset):
         meta = {"source": str(item.paths[0])} | ({} if where is None else {"location": where})
         truth = {"label": item.truth} if self.task == "classification" else {"mask": self.mask(item)}
         one: BandSet = self.series.one if self.series else self.band_set
-        images = [self.how.image(path, box, one) for path in item.paths]
-        image = images[0]
+        images = torch.stack([self.how.image(path, box, one) for path in item.paths])
         if self.series:
-            image = stack(torch.stack(images), days_of(self.how.dates), one, day="since", rgb=self.how.rgb_date)
-        return {"image": image, "meta": meta} | truth
+            images = stack(images, days_of(self.how.dates), one, day="since", rgb=self.how.rgb_date)[None]
+        return {"image": images[0], "meta": meta} | truth
 
     def mask(self, item: Item) -> Tensor:
         """(h, w) class numbers of a sample."""
@@ -204,7 +208,7 @@ class ImageFolder(EarthDataset):
             truth = self.masks_of(dates[0], below)
         if lacking := [name for name in truth if not all(name in date for date in dates)]:
             names = [pattern.replace("{id}", lacking[0]) for pattern in self.patterns]
-            raise FileNotFoundError(f"{folder} has not {' and '.join(names)} ({len(lacking)} such images in all)")
+            raise FileNotFoundError(f"{folder} lacks {' or '.join(names)} ({len(lacking)} images lack a file)")
         return [Item(tuple(date[name] for date in dates), truth[name], name) for name in sorted(truth)]
 
     def masks_of(self, images: Mapping[str, Path], below: str) -> dict[str, Any]:
@@ -224,49 +228,47 @@ class ImageFolder(EarthDataset):
         return found
 
     def on_scene(self) -> list[Item]:
-        path, side = Path(self.truth), self.tile or 0
-        if not self.root.is_file() or (self.task == "classification" and not side):
-            raise ValueError(
-                f"{path}: folder= must be the scene's GeoTIFF, labels= needs tile=; got {self.root}, {side}"
-            )
-        shapes, size = shapes_on(self.root, path)
+        from rasterio.features import rasterize
+
+        path, side, points = Path(self.truth), self.tile or 0, self.task == "classification"
+        if not self.root.is_file() or (points and not side) or (self.parts and not self.folds):
+            raise ValueError(f"{path}: folder= is the scene's GeoTIFF, labels= needs tile=, and split= needs folds=")
+        shapes, (height, width) = shapes_on(self.root, path)
         numbers = [self.number(name, path) for name in shapes["label"]]
-        if self.task == "segmentation":
-            drawn = np.pad(
-                drawn_on(size, shapes, numbers, self.ignore_index), (0, side), constant_values=self.ignore_index
-            )
-            return [Item((self.root,), drawn)]
-        middle = shapes.representative_point()
-        rows, columns = (
-            np.clip(v, 0, n - 1).astype(int) - side // 2 for v, n in zip((middle.y, middle.x), size, strict=True)
-        )
-        places = zip(numbers, rows.tolist(), columns.tolist(), strict=True)
-        return [Item((self.root,), number, "", row, column) for number, row, column in places]
+        if points:
+            middles = shapes.representative_point()
+            corners = zip(numbers, middles.y.astype(int) - side // 2, middles.x.astype(int) - side // 2, strict=True)
+            return [Item((self.root,), number, "", *corner) for number, *corner in corners]
+        pairs, size = zip(shapes.geometry, numbers, strict=True), (height + side, width + side)
+        return [Item((self.root,), rasterize(pairs, size, fill=self.ignore_index, dtype="int16"))]
 
     def chosen(self, items: list[Item]) -> list[Item]:
         """Those of the parts that are read."""
         there = sorted({item.part for item in items})
-        if lost := [part for part in self.parts or () if part not in there]:
+        if lost := [part for part in self.parts if part not in there]:
             raise ValueError(f"{self.root}: nothing for split {lost[0]!r}; there are {there[:9]}")
-        return [item for item in items if item.part in (self.parts or there)]
+        return [item for item in items if item.part in self.parts]
 
     def look_at(self, items: list[Item]) -> tuple[int, ...]:
         """Headers of all files; (H, W) of a sample."""
         self.sizes: dict[tuple[Path, ...], tuple[int, int]] = {}
-        grids: dict = {}
-        for item in {item.paths: item for item in items}.values():
+        for item in items:
+            if item.paths in self.sizes:
+                continue
+            grids = set()
             for path in self.files(item):
                 with opened(path) as file:
                     count, size, nodata, grid = file.count, file.shape, file.nodata, file.transform
+                if size != self.sizes.setdefault(item.paths, size):
+                    raise ValueError(f"{path}: {size} pixels, and {item.paths[0]} has {self.sizes[item.paths]}")
+                if path not in item.paths and count != 1:
+                    raise ValueError(f"{path}: a mask has one band, this has {count}")
                 if path in item.paths:
                     self.how.check(path, count)
                     self.nodata = self.nodata if nodata is None else "nan"
-                    if grid != grids.setdefault(item.paths, grid):
-                        raise ValueError(f"{path} lies on another grid than {item.paths[0]}")
-                elif count != 1:
-                    raise ValueError(f"{path}: a mask has one band, this has {count}")
-                if size != self.sizes.setdefault(item.paths, size):
-                    raise ValueError(f"{path}: {size} pixels, and {item.paths[0]} has {self.sizes[item.paths]}")
+                    grids.add(grid)
+            if len(grids) > 1:
+                raise ValueError(f"{item.paths[0]} lies on another grid than its other dates")
         found = sorted(set(self.sizes.values()))
         if self.tile is None and len(found) > 1:
             raise ValueError(
@@ -284,10 +286,9 @@ class ImageFolder(EarthDataset):
 
     def folded(self, items: list[Item]) -> list[Item]:
         """Items in parts "0", "1", ... of images, or of the windows of one scene."""
-        single = len(self.sizes) == 1
-        boxes = [(i.top, i.left, *self.size) if single else (0, 0, *self.sizes[i.paths]) for i in items]
-        places = [(item.paths[0], box) for item, box in zip(items, boxes, strict=True)]
-        groups = near_groups(places, self.apart) if self.apart else list(map(str, places))
+        whole = {paths: (0, 0, *size) for paths, size in self.sizes.items()} if len(self.sizes) > 1 else {}
+        windows = [(i.paths[0], whole.get(i.paths, (i.top, i.left, *self.size))) for i in items]
+        groups = near_groups(windows, self.apart) if self.apart else list(map(str, windows))
         if (count := len(set(groups))) < self.folds:
             raise ValueError(f"{count} groups of images (apart={self.apart} m) are too few for {self.folds} folds")
         parts = enumerate(group_folds(groups, self.folds, np.random.default_rng(0)))

@@ -10,11 +10,11 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from peftlib.data.dataset import opened
+from peftlib.data.dataset import H5, opened
 from peftlib.data.reading import Box
 from peftlib.files import optional
 
-RASTERS = (".tif", ".tiff", ".png")
+RASTERS = (".tif", ".tiff", ".png", *H5)
 SHAPES = (".gpkg", ".geojson", ".json", ".shp", ".fgb")
 EARTH = 6_371_000.0  # metres, radius
 
@@ -39,7 +39,7 @@ def column(path: Path, name: str, root: Path, images: Mapping[str, Path]) -> dic
     if not {"file", name} <= set(table.columns):
         raise ValueError(f"{path} has columns {list(table.columns)}, need 'file' and {name!r}")
     ids = {Path(os.path.relpath(image, root)).with_suffix("").as_posix(): id for id, image in images.items()}
-    files = table["file"].str.replace(r"\.(tiff?|png)$", "", regex=True)
+    files = table["file"].str.replace(r"\.(tiff?|png|h5|hdf5)$", "", regex=True)
     return {ids.get(file, file): value for file, value in zip(files, table[name], strict=True)}
 
 
@@ -56,33 +56,34 @@ def place(path: Path, box: Box) -> tuple[float, float] | None:
     return latitude, longitude
 
 
-def near_groups(images: Sequence[tuple[Path, Box]], apart: float) -> list[int]:
+def near_groups(windows: Sequence[tuple[Path, Box]], apart: float) -> list[int]:
     """Group numbers of windows of files: those nearer than so many metres, also through others, share one.
 
     Distances are of middles, less the longest window's diagonal. ValueError for a file that has no place.
     """
-    points: dict = {}
-    for path, box in dict.fromkeys(images):
-        points[path, box] = middle, _ = place(path, box), place(path, (*box[:2], 0, 0))
-        if middle is None:
-            raise ValueError(f"{path} has no place, so none can be {apart:g} m apart; give splits=, or apart=0")
-    phi, theta = np.moveaxis(np.radians([points[one] for one in images]), -1, 0)  # of middle and corner, (n, 2)
+    unique = list(dict.fromkeys(windows))
+    points = [(place(path, box), place(path, (*box[:2], 0, 0))) for path, box in unique]  # middle and corner
+    if (None, None) in points:
+        path, _ = unique[points.index((None, None))]
+        raise ValueError(f"{path} has no place, so none can be {apart:g} m apart; give splits=, or apart=0")
+    phi, theta = np.moveaxis(np.radians(points), -1, 0)  # (n, 2)
     xyz = EARTH * np.stack([np.cos(phi) * np.cos(theta), np.cos(phi) * np.sin(theta), np.sin(phi)], axis=-1)
     radius = np.linalg.norm(xyz[:, 0] - xyz[:, 1], axis=1).max()
     pairs = cKDTree(xyz[:, 0]).query_pairs(apart + 2 * radius, output_type="ndarray")
-    return connected_components(coo_array((np.ones(len(pairs)), pairs.T), shape=(len(xyz),) * 2))[1].tolist()
+    _, groups = connected_components(coo_array((np.ones(len(pairs)), pairs.T), shape=(len(xyz),) * 2))
+    group = dict(zip(unique, groups.tolist(), strict=True))
+    return [group[one] for one in windows]
 
 
 def shapes_on(scene: Path, path: Path):
-    """Points or polygons as a GeoDataFrame in pixels of a scene, x its column and y its row, with the scene's (H, W).
+    """What of points or polygons lies on a scene, a GeoDataFrame in its pixels (x column, y row); the scene's (H, W).
 
     Raises:
         ValueError: no shapes with labels, no projection, or none on the scene; some outside are a warning.
     """
-    geopandas = optional("geopandas")
     try:
-        frame = geopandas.read_file(path)
-    except Exception as error:  # of several libraries
+        frame = optional("geopandas").read_file(path)
+    except RuntimeError as error:  # of pyogrio
         raise ValueError(f"{path}: no readable points or polygons ({error})") from error
     if "label" not in frame:
         raise ValueError(f"{path} has columns {list(frame.columns)}, need 'label'")
@@ -91,17 +92,11 @@ def shapes_on(scene: Path, path: Path):
     if frame.crs is None or crs is None:
         raise ValueError(f"{path if frame.crs is None else scene} names no projection; write it into the file")
     frame = frame.to_crs(crs)
-    frame = frame.set_geometry(frame.affine_transform(inverse.to_shapely()))
-    there = frame.cx[0:width, 0:height]
+    there = frame.set_geometry(frame.affine_transform(inverse.to_shapely())).clip((0, 0, width, height), sort=True)
     if there.empty:
-        raise ValueError(f"{path}: none of its {len(frame)} shapes lies on {scene}; in pixels {frame.total_bounds}")
+        raise ValueError(
+            f"{path}: none of its {len(frame)} shapes lies on {scene}; there they are at {frame.total_bounds}"
+        )
     if len(there) < len(frame):
         warnings.warn(f"{path}: {len(frame) - len(there)} of {len(frame)} shapes lie outside {scene}", stacklevel=2)
     return there, (height, width)
-
-
-def drawn_on(size: tuple[int, int], shapes, numbers: Sequence[int], outside: int) -> np.ndarray:
-    """(H, W) numbers of the shapes that cover the middle of a pixel."""
-    from rasterio.features import rasterize
-
-    return rasterize(zip(shapes.geometry, numbers, strict=True), size, fill=outside, dtype="int16")

@@ -62,13 +62,11 @@ class Reading:
         image = (image + offset) / scale
         optical = [i for i, nm in enumerate(bands.wavelengths) if nm < THERMAL_FROM]
         known = image[optical][image[optical].isfinite()]
-        if self.odd == "warn" and known.numel() and (known.max() > USUAL[1] or known.min() < USUAL[0]):
-            high, low = (float(part.float().mean()) for part in (known > USUAL[1], known < USUAL[0]))
-            odd = high + low > UNUSUAL_SHARE or known.max() > POSSIBLE[1] or known.min() < POSSIBLE[0]
-            if odd and low <= UNUSUAL_SHARE and known.median() <= POSSIBLE[1]:
-                text = f"{path}: values outside {USUAL} (snow, clouds, glint?) are clipped; odd='error' refuses them"
-                warnings.warn(text, stacklevel=2)
-                image[optical] = image[optical].clamp(*USUAL)  # NaN stays
+        odd = self.odd == "warn" and known.numel() and (known.max() > USUAL[1] or known.min() < USUAL[0])
+        if odd and (known < USUAL[0]).float().mean() <= UNUSUAL_SHARE and known.median() <= POSSIBLE[1]:
+            text = f"{path}: values outside {USUAL} (snow, clouds, glint?) are clipped; odd='error' refuses them"
+            warnings.warn(text, stacklevel=2)
+            image[optical] = image[optical].clamp(*USUAL)  # NaN stays
         return image
 
 
