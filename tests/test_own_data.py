@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import rasterio
@@ -12,6 +13,7 @@ from rasterio.transform import from_origin
 
 import peftlib as pl
 from peftlib.data import from_folder
+from peftlib.data.dataset import opened
 from peftlib.training.predict import NO_CLASS
 
 TEXT = (Path(__file__).resolve().parents[1] / "docs" / "own_data.md").read_text()
@@ -29,6 +31,13 @@ def write(path, channels, size, low=300, high=3000, dtype="uint16", **options):
     ) as file:
         file.write(values)
     return values
+
+
+def h5(path, **arrays):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        for name, values in arrays.items():
+            file[name] = values
 
 
 def geojson(path, shapes):
@@ -75,6 +84,10 @@ def folders(tmp_path_factory):
         write(root / f"forest/masks/{name}.tif", 1, size, 0, 2, "uint8")
     table(root / "forest/splits.csv", zip("abc", ("train", "val", "test"), strict=True))
     for i in range(6):
+        h5(root / f"slides/img/image_{i}.h5", img=draw.uniform(0.3, 1.7, (32, 40, 14)))
+        h5(root / f"slides/mask/mask_{i}.h5", mask=draw.integers(0, 2, (32, 40), dtype="uint8"))
+    table(root / "slides/splits.csv", [(i, ("train", "train", "train", "val", "val", "test")[i]) for i in range(6)])
+    for i in range(6):
         write(root / f"chips/{('Forest', 'River')[i % 2]}/{i}.tif", 4, (32, 32))
     parts = [(f"{('Forest', 'River')[i % 2]}/{i}.tif", ("train", "val", "test")[i // 2]) for i in range(6)]
     table(root / "chips/splits.csv", parts)
@@ -89,8 +102,8 @@ def test_the_lines_of_the_page_run(number, folders, monkeypatch):
     assert len([line for line in code.splitlines() if line]) <= 12
     known: dict = {}
     exec(re.sub(r"steps=\d+", "steps=2", code), known)
-    source, target = re.findall(r'"(\w+/[\w/]+\.tif)"', code)[-2:]
-    with rasterio.open(source) as image, rasterio.open(target) as found:
+    source, target = re.findall(r'"(\w+/[\w/]+\.(?:tif|h5))"', code)[-2:]
+    with opened(source) as image, rasterio.open(target) as found:
         assert image.shape == found.shape and set(np.unique(found.read())) <= {0, 1, NO_CLASS}
     assert known["model"].reading["names"] == known["data"].train.how.names
 

@@ -92,12 +92,9 @@ class ImageFolder(EarthDataset):
         self.stored[unknown] = self.ignore_index
         one = band_set(bands, sensor)
         if extra:
-            nm, sensor = dict(zip(one, one.wavelengths, strict=True)), "custom"
-            one = band_set(nm | dict.fromkeys(extra, nan), sensor)
-        self.series = series_bands(one, len(dates), day="since") if dates else None
-        chosen = self.series or one
-        self.sensor, self.all_bands = sensor, chosen.names
-        self.wavelengths = dict(zip(chosen, chosen.wavelengths, strict=True))
+            one = band_set(dict(zip(one, one.wavelengths, strict=True)) | dict.fromkeys(extra, nan), "custom")
+        self.one, self.stacked = one, series_bands(one, len(dates), day="since") if dates else one
+        self.all_bands = self.stacked.names
         if isinstance(scale, str):
             mean, std = one.statistics()
             undo = {"standardised": (1 / std, mean / std), "divided by mean": (1 / mean.where(mean > 0, 1), 0 * mean)}
@@ -112,16 +109,15 @@ class ImageFolder(EarthDataset):
             per_band("offset", offset, one), [] if fill is None else [fill], 0 if channels else len(one), odd,
             dates=[*(dates or {})], rgb_date=rgb_date,
         )  # fmt: skip
-        parts = [split] if isinstance(split, str | int) else split or []
-        self.parts = [str(part) for part in parts]
+        self.parts = [str(part) for part in ([split] if isinstance(split, str | int) else split or [])]
         self.splits = (", ".join(self.parts),)
         super().__init__(self.splits[0], folder, nodata="error" if fill is None else "nan")
         self.how = replace(self.how, size=self.size)
         self.reading = asdict(self.how)  # what ``fit_normalization`` hands to the model
 
     def resolve_bands(self) -> BandSet:
-        self.bands = self.series or self.bands  # names alone do not say that they are dates
-        return super().resolve_bands()
+        self.bands, self.sensor = self.stacked, self.stacked.sensor  # names alone say no wavelengths, and no dates
+        return self.stacked
 
     def missing(self, what: str | Path) -> str:
         return f"no .tif with a label or a mask in {self.root}" + (f" for split {self.split!r}" if self.split else "")
@@ -157,11 +153,10 @@ class ImageFolder(EarthDataset):
         where = place(item.paths[0], box)
         meta = {"source": str(item.paths[0])} | ({} if where is None else {"location": where})
         truth = {"label": item.truth} if self.task == "classification" else {"mask": self.mask(item)}
-        one: BandSet = self.series.one if self.series else self.band_set
-        images = torch.stack([self.how.image(path, box, one) for path in item.paths])
-        if self.series:
-            images = stack(images, days_of(self.how.dates), one, day="since", rgb=self.how.rgb_date)[None]
-        return {"image": images[0], "meta": meta} | truth
+        image = images = torch.stack([self.how.image(path, box, self.one) for path in item.paths])
+        if self.how.dates:
+            image = stack(images, days_of(self.how.dates), self.one, day="since", rgb=self.how.rgb_date)
+        return {"image": image.squeeze(0), "meta": meta} | truth
 
     def mask(self, item: Item) -> Tensor:
         """(h, w) class numbers of a sample."""
@@ -252,23 +247,16 @@ class ImageFolder(EarthDataset):
     def look_at(self, items: list[Item]) -> tuple[int, ...]:
         """Headers of all files; (H, W) of a sample."""
         self.sizes: dict[tuple[Path, ...], tuple[int, int]] = {}
-        for item in items:
-            if item.paths in self.sizes:
-                continue
-            grids = set()
+        for item in {item.paths: item for item in items}.values():
+            grid = self.how.grid(item.paths)
+            size = self.sizes[item.paths] = grid["height"], grid["width"]
             for path in self.files(item):
                 with opened(path) as file:
-                    count, size, nodata, grid = file.count, file.shape, file.nodata, file.transform
-                if size != self.sizes.setdefault(item.paths, size):
-                    raise ValueError(f"{path}: {size} pixels, and {item.paths[0]} has {self.sizes[item.paths]}")
-                if path not in item.paths and count != 1:
-                    raise ValueError(f"{path}: a mask has one band, this has {count}")
+                    count, there, nodata = file.count, file.shape, file.nodata
                 if path in item.paths:
-                    self.how.check(path, count)
                     self.nodata = self.nodata if nodata is None else "nan"
-                    grids.add(grid)
-            if len(grids) > 1:
-                raise ValueError(f"{item.paths[0]} lies on another grid than its other dates")
+                elif count != 1 or there != size:
+                    raise ValueError(f"{path}: {count} bands of {there} pixels; a mask has 1 of {size}")
         found = sorted(set(self.sizes.values()))
         if self.tile is None and len(found) > 1:
             raise ValueError(

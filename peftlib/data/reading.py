@@ -16,6 +16,7 @@ from peftlib.data.dataset import opened
 from peftlib.sensors.bands import THERMAL_FROM, BandSet
 from peftlib.sensors.reflectance import POSSIBLE, UNUSUAL_SHARE, USUAL
 
+GRID = ("height", "width", "crs", "transform")  # of a rasterio profile
 Box = tuple[int, ...]  # top, left, height, width in pixels; it may reach over the border
 
 
@@ -42,13 +43,21 @@ class Reading:
     dates: Sequence[str] = ()
     rgb_date: int | str = -1
 
-    def check(self, path: Path, count: int) -> None:
-        """Raise ValueError for a file whose number of channels does not fit."""
-        if self.count not in (0, count):
-            cure = f"; channels=range({self.count}), say, numbers from 0" if count > self.count else ""
-            raise ValueError(f"{path} has {count} bands, and {self.count} are named{cure}")
-        if max(self.channels) >= count:
-            raise ValueError(f"{path} has no channel {max(self.channels)}, only 0 to {count - 1}")
+    def grid(self, paths: Sequence[Path]) -> dict:
+        """The ``GRID`` of files. ValueError: they lie elsewhere than the first, or their channels do not fit."""
+        grids = []
+        for path in paths:
+            with opened(path) as file:
+                count, profile = file.count, file.profile
+            if self.count not in (0, count):
+                cure = f"; channels=range({self.count}), say, numbers from 0" if count > self.count else ""
+                raise ValueError(f"{path} has {count} bands, and {self.count} are named{cure}")
+            if max(self.channels) >= count:
+                raise ValueError(f"{path} has no channel {max(self.channels)}, only 0 to {count - 1}")
+            grids.append({name: profile[name] for name in GRID})
+            if grids[-1] != grids[0]:
+                raise ValueError(f"{path} lies elsewhere than {paths[0]}, or on another grid")
+        return grids[0]
 
     def image(self, path: Path, box: Box, bands: BandSet) -> Tensor:
         """(C, h, w) reflectance of a window of a file; beyond the border by mirroring. Odd values are clipped.

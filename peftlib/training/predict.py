@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peftlib.data.dataset import opened
 from peftlib.data.reading import days_of, reading_of
 from peftlib.deflect.time_series import TimeSeriesBands, stack
 from peftlib.files import atomic_path, optional
@@ -64,16 +63,9 @@ def predict_map(
     if probabilities:
         facts |= {"count": len(task.classes), "dtype": "float32", "nodata": np.nan}
     task.eval()
-    places = []
-    for path in paths:
-        with opened(path) as image:
-            count, profile = image.count, image.profile
-        reading.check(path, count)
-        places.append({name: profile[name] for name in ("height", "width", "crs", "transform")})
-        if places[-1] != places[0]:
-            raise ValueError(f"{path} lies elsewhere than {paths[0]}, or on another grid")
-    height, width = places[0]["height"], places[0]["width"]
-    with atomic_path(Path(target)) as temporary, rasterio.open(temporary, "w", **facts, **places[0]) as file:
+    grid = reading.grid(paths)
+    height, width = grid["height"], grid["width"]
+    with atomic_path(Path(target)) as temporary, rasterio.open(temporary, "w", **facts, **grid) as file:
         file.update_tags(classes=", ".join(task.classes))
         for top, *rows in tiles(height, down, overlap):
             box = (top, 0, down, max(width, across))
