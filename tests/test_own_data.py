@@ -108,6 +108,21 @@ def test_the_lines_of_the_page_run(number, folders, monkeypatch):
     assert known["model"].reading["names"] == known["data"].train.how.names
 
 
+def test_an_hdf5_file_holds_one_array_with_channels_first_or_last(tmp_path):
+    values = draw.uniform(size=(4, 8, 9))
+    h5(tmp_path / "first.h5", img=values)
+    h5(tmp_path / "last.h5", **{"group/img": np.moveaxis(values, 0, 2), "names": np.arange(4)})
+    h5(tmp_path / "two.h5", img=values, mask=values[0])
+    for name in ("first.h5", "last.h5"):
+        with opened(tmp_path / name) as file:
+            np.testing.assert_array_equal(file.read(), values.astype("float32"))
+    with (
+        pytest.raises(ValueError, match=r"two.h5 is not a readable HDF5 file.*\['img', 'mask'\], need one"),
+        opened(tmp_path / "two.h5"),
+    ):
+        pass
+
+
 def test_patches_and_masks_lie_where_the_shapes_do(folders):
     own = dict(
         folder=folders / "scene/landsat.tif", classes=("crop", "forest"), scale=1 / 2.75e-5, offset=-7272.7, tile=16
@@ -146,3 +161,5 @@ def test_shapes_that_do_not_fit_are_named(change, says, folders, tmp_path):
         return
     with pytest.raises(ValueError, match=says):
         from_folder(**own)
+    with pytest.raises(ValueError, match="split= needs folds="):  # each part would have been the whole
+        from_folder(**own, split="train")

@@ -9,14 +9,16 @@ import torch
 from helpers import SAVANNA, adapted, tiny_vit
 from rasterio.transform import from_origin
 from test_folder import BANDS, CLASSES, chips, labelled, masked, write  # noqa: F401 (chips is a fixture)
+from test_predict import undecided
 from torch.utils.data import DataLoader
 
 import peftlib as pl
 from peftlib.data import EarthData, collate, from_folder
-from peftlib.data.reading import Reading, reading_of
+from peftlib.data.reading import Reading, read_window, reading_of
 from peftlib.deflect.time_series import SeriesEMB, series_bands, stack
 from peftlib.sensors.bands import band_set
-from peftlib.training.fit import fit, restore
+from peftlib.training.fit import fit, quiet_trainer, restore
+from peftlib.training.metrics import ClassScores
 from peftlib.training.predict import predict_map
 from peftlib.training.tasks import Segmentation
 
@@ -112,6 +114,33 @@ def test_tiles_cover_every_pixel_and_what_is_beyond_does_not_count(size, chips):
     assert size[0] > 32 or torch.equal(tiles[0]["image"][:, size[0] : 2 * size[0]], beyond.flip(1)[:, : 32 - size[0]])
 
 
+def test_maps_and_evaluation_of_tiles_agree_in_every_pixel(chips, tmp_path):  # noqa: F811
+    for name, size in {"a": (64, 96), "b": (20, 32), "deep/c": (32, 24)}.items():
+        image = numbers(chips / f"chips/{name}.tif", 300, 5000, size)
+        image[3, 4:8, 4:20] = 25_000  # glint: a sixteenth of a tile, less of what a map reads at once
+        image[0, 12:20, 5] = 0
+        write(chips / f"chips/{name}.tif", image)
+        numbers(chips / f"masks/{name}.tif", 0, 2, size, 1, "uint8")
+    own = dict(tile=32, fill=0, classes=("low", "high"))
+    with pytest.warns(UserWarning, match="clipped"):
+        data = masked(chips, **own)
+        model = adapted(pl.Deflect(), SAVANNA, nodata="zero").fit_normalization(DataLoader(data, 8, collate_fn=collate))
+        task = undecided(Segmentation(model, data.classes), torch.stack([sample["image"] for sample in data]))
+        (expected,) = quiet_trainer(accelerator="cpu").test(
+            task, EarthData(data, data, data, batch_size=8), verbose=False
+        )
+        scores = ClassScores(task.classes, -1, True)
+        for name in ("a", "b", "deep/c"):
+            predict_map(task, chips / f"chips/{name}.tif", tmp_path / "map.tif", overlap=0)
+            made, truth = (
+                torch.from_numpy(read_window(p, [0], (0, 0, *data.sizes[(chips / f"chips/{name}.tif",)]), 0))
+                for p in (tmp_path / "map.tif", chips / f"masks/{name}.tif")
+            )
+            scores.update(made.long(), truth.long())
+    assert scores.confmat.min() > 0
+    assert scores.compute() == {name: value for name, value in expected.items() if name != "loss"}
+
+
 def test_odd_values_and_declared_holes(chips):  # noqa: F811
     image = numbers(chips / "chips" / "a.tif", 300, 3000)
     image[:, :8] = 25_000  # a quarter is snow
@@ -183,11 +212,18 @@ def resized(chips, folder, size=(32, 40), channels=4):  # noqa: F811
     return masked(chips)
 
 
+def dated(chips, folder="2021"):  # noqa: F811
+    numbers(chips / "chips" / "2021" / "a.tif", 300, 3000, transform=from_origin(0, 0, 10, 10))
+    patterns = {"2020-05-01": "{id}.tif", "2021-05-01": folder + "/{id}.tif"}
+    (chips / "labels.csv").write_text("file,label\na.tif,0")
+    return masked(chips, dates=patterns) if folder == "x" else labelled(chips, dates=patterns)
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
         (lambda c: (c / "chips/b.tif").write_text("no image") and masked(c), r"b.tif is not a readable GeoTIFF"),
-        (lambda c: resized(c, "masks", channels=1), r"masks/b.tif: 1 bands of \(32, 40\) pixels; a mask has 1 of \(32, 32\)"),
+        (lambda c: resized(c, "masks", channels=1), r"b.tif: 1 bands of \(32, 40\) pixels; a mask has 1 of \(32, 32\)"),
         (lambda c: resized(c, "masks", (32, 32), 3), r"masks/b.tif: 3 bands of \(32, 32\)"),
         (lambda c: resized(c, "chips"), r"masks/b.tif: 1 bands of \(32, 32\) pixels; a mask has 1 of \(32, 40\)"),
         (lambda c: resized(c, "chips", (32, 32), 7), r"b.tif has 7 bands, and 4 are named; channels=range\(4\), say"),
@@ -203,6 +239,10 @@ def resized(chips, folder, size=(32, 40), channels=4):  # noqa: F811
         (lambda c: masked(c, folds=3), r"folds=3, split=None"),
         (lambda c: masked(c, folds=4, split=0), r"3 groups of images .* too few for 4 folds"),
         (lambda c: masked(c, tile=0), r"tile=0"),
+        (lambda c: masked(c, dates={"2020-05-01": "{id}.tif"}, rgb_date=1), r"rgb_date=1; give 'best', or"),
+        (lambda c: masked(c, dates={"May": "{id}.tif"}), r"Invalid isoformat string: 'May'"),
+        (lambda c: dated(c), r"2021/a.tif lies elsewhere than .*chips/a.tif"),
+        (lambda c: dated(c, "x"), r"chips lacks x/2021/a.tif \(4 images lack a file\)"),
     ],
 )  # fmt: skip
 def test_bad_input_is_named_with_its_cure(make, says, chips):  # noqa: F811

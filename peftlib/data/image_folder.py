@@ -84,7 +84,7 @@ class ImageFolder(EarthDataset):
         self.name, self.classes, self.gsd, self.rgb_white, self.looked = "folder", tuple(classes), gsd, rgb_white, False
         self.task, self.truth = "segmentation" if labels is None else "classification", str(labels or masks)
         self.tile, self.table, self.folds, self.apart = tile, splits, folds, apart
-        self.patterns = [*(dates or {}).values()] or [images]
+        self.patterns, self.days = list((dates or {}).values()) or [images], days_of(list(dates or ()))
         named = dict(enumerate(self.classes)) if mask_values is None else mask_values
         self.stored = {v: self.ignore_index if n is None else self.number(n, "mask_values") for v, n in named.items()}
         if lacking := [name for number, name in enumerate(self.classes) if number not in self.stored.values()]:
@@ -154,8 +154,8 @@ class ImageFolder(EarthDataset):
         meta = {"source": str(item.paths[0])} | ({} if where is None else {"location": where})
         truth = {"label": item.truth} if self.task == "classification" else {"mask": self.mask(item)}
         image = images = torch.stack([self.how.image(path, box, self.one) for path in item.paths])
-        if self.how.dates:
-            image = stack(images, days_of(self.how.dates), self.one, day="since", rgb=self.how.rgb_date)
+        if self.days:
+            image = stack(images, self.days, self.one, day="since", rgb=self.how.rgb_date)
         return {"image": image.squeeze(0), "meta": meta} | truth
 
     def mask(self, item: Item) -> Tensor:
@@ -202,8 +202,9 @@ class ImageFolder(EarthDataset):
         else:
             truth = self.masks_of(dates[0], below)
         if lacking := [name for name in truth if not all(name in date for date in dates)]:
-            names = [pattern.replace("{id}", lacking[0]) for pattern in self.patterns]
-            raise FileNotFoundError(f"{folder} lacks {' or '.join(names)} ({len(lacking)} images lack a file)")
+            lost = [p for p, date in zip(self.patterns, dates, strict=True) if lacking[0] not in date]
+            names = " and ".join(lost).replace("{id}", lacking[0])
+            raise FileNotFoundError(f"{folder} lacks {names} ({len(lacking)} images lack a file)")
         return [Item(tuple(date[name] for date in dates), truth[name], name) for name in sorted(truth)]
 
     def masks_of(self, images: Mapping[str, Path], below: str) -> dict[str, Any]:
