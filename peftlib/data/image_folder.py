@@ -1,9 +1,10 @@
 """Your own images: a folder of GeoTIFFs, or one scene, with labels or masks. ``docs/own_data.md`` shows each kind."""
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import product
-from math import nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +13,13 @@ import torch
 from torch import Tensor
 
 from peftlib.data.dataset import EarthDataset, opened
-from peftlib.data.places import RASTERS, SHAPES, column, matching, near_groups, place, shapes_on
+from peftlib.data.places import SHAPES, column, masks_of, matching, near_groups, place, shapes_on
 from peftlib.data.reading import Reading, days_of, per_band, read_window
 from peftlib.data.subsets import group_folds
-from peftlib.data.summary import summary
 from peftlib.deflect.time_series import series_bands, stack
 from peftlib.sensors.bands import BandSet, band_set
+
+SUMMARY = 1000  # pixels of each sample that percentiles are made of
 
 
 class Item(NamedTuple):
@@ -35,13 +37,12 @@ class ImageFolder(EarthDataset):
 
     Args:
         folder: with the images, in it or in folders below; or one GeoTIFF, a scene.
-        bands: names of what is read, in the order of the files (``sensor="custom"``: name -> nm).
+        bands, sensor, rgb_white: as in ``pl.adapt``, bands in the order of the files.
         classes: names; labels and masks hold them, or their numbers from 0.
         labels: a CSV with columns ``file`` and ``label``; ``"folders"``, whose names are classes; or points or polygons
             on a scene (GeoPackage, GeoJSON, ...), each the middle of a patch.
-        masks: a folder of images (.tif, .png) of the same names; a pattern inside ``folder``, ``"masks/m_{id}.png"``;
-            or points or polygons on a scene, which leave the rest unknown.
-        sensor: as in ``pl.adapt``.
+        masks: a folder of images (.tif, .png, .h5) of the same names; a pattern inside ``folder``,
+            ``"masks/m_{id}.png"``; or points or polygons on a scene, which leave the rest unknown.
         scale, offset: reflectance is (value + offset) / scale, each one number or one a band. ``scale="standardised"``
             and ``"divided by mean"`` undo that, with the sensor's usual mean and deviation.
         fill: stored value of pixels without data, beside what files declare; adapt with ``nodata="zero"`` for them.
@@ -59,11 +60,9 @@ class ImageFolder(EarthDataset):
         odd: ``"warn"`` names images with values above reflectance and clips them, ``"error"`` refuses them.
         dates: of a series, YYYY-MM-DD -> pattern of its images; rgb_date: number of the date that RGB shows, or
             ``"best"``, the clearest.
-        rgb_white: as in ``pl.adapt``.
     """
 
     folder = ""
-    summary = summary
 
     def __init__(
         self, folder: str | Path, bands: Sequence[str] | Mapping[str, float], classes: Sequence[str],
@@ -92,7 +91,7 @@ class ImageFolder(EarthDataset):
         self.stored[unknown] = self.ignore_index
         one = band_set(bands, sensor)
         if extra:
-            one = band_set(dict(zip(one, one.wavelengths, strict=True)) | dict.fromkeys(extra, nan), "custom")
+            one = band_set(dict(zip(one, one.wavelengths, strict=True)) | dict.fromkeys(extra, math.nan), "custom")
         self.one, self.stacked = one, series_bands(one, len(dates), day="since") if dates else one
         self.all_bands = self.stacked.names
         if isinstance(scale, str):
@@ -134,19 +133,46 @@ class ImageFolder(EarthDataset):
 
     def __getitem__(self, index: int) -> dict:
         if not self.looked:
-            self.look()
+            some = [super(ImageFolder, self).__getitem__(i)["image"] for i in range(0, len(self), len(self) // 8 + 1)]
+            if white := self.white(torch.stack(some, dim=1)):
+                raise ValueError(white)
+            self.looked = True
         return super().__getitem__(index)
 
-    def look(self) -> None:
-        """ValueError where some of the images, all of whose values pass for reflectance, would show nothing."""
-        some = [super(ImageFolder, self).__getitem__(i)["image"] for i in range(0, len(self), len(self) // 8 + 1)]
-        rgb = torch.cat([image[list(self.band_set.rgb)].flatten() for image in some])
-        if (rgb >= self.rgb_white).sum() > 0.75 * rgb.isfinite().sum():
-            raise ValueError(
-                f"{self.root}: most of RGB is above rgb_white={self.rgb_white}, the ViT would see white. Digital "
-                "numbers? Landsat: scale=1/2.75e-5, offset=-0.2/2.75e-5. Snow? Raise rgb_white, in adapt too"
-            )
-        self.looked = True
+    def white(self, images: Tensor) -> str:
+        """What is wrong where values (C, ...) pass for reflectance and RGB would show nothing; else nothing."""
+        rgb = images[list(self.band_set.rgb)]
+        if (rgb >= self.rgb_white).sum() <= 0.75 * rgb.isfinite().sum():
+            return ""
+        return (
+            f"{self.root}: most of RGB is above rgb_white={self.rgb_white}, the ViT would see white. Digital numbers? "
+            "Landsat: scale=1/2.75e-5, offset=-0.2/2.75e-5. Snow? Raise rgb_white, in adapt too"
+        )
+
+    def summary(self) -> str:
+        """What one reading of all samples finds: sizes, shares of classes, values of bands, what is refused and why."""
+        import pandas
+
+        counts: Counter = Counter()
+        pixels, refused, sizes = [torch.empty(len(self.all_bands), 0)], set(), self.sizes.values()
+        for i in range(len(self)):
+            try:
+                sample = super().__getitem__(i)
+            except (ValueError, FileNotFoundError) as error:
+                refused.add(str(error))
+                continue
+            pixels.append(sample["image"].flatten(1)[:, :: math.prod(self.size) // SUMMARY + 1])
+            counts.update(np.ravel(sample["mask" if "mask" in sample else "label"]).tolist())
+        values, names = torch.cat(pixels, dim=1), dict(enumerate(self.classes)) | {self.ignore_index: "unknown"}
+        frame = pandas.DataFrame(values.T.numpy(), columns=list(self.all_bands))
+        table = frame.describe(percentiles=[0.02, 0.5, 0.98]).T.drop(columns="count")
+        return "\n".join([
+            f"{len(sizes)} images of {min(sizes)} to {max(sizes)} pixels",
+            f"{len(pixels) - 1} of {len(self)} samples of {self.size} pixels can be read",
+            ", ".join(f"{name} {counts[number] / max(1, counts.total()):.2%}" for number, name in names.items()),
+            table.assign(**{"no data": frame.isna().mean()}).round(4).to_string(),
+            *(f"refused: {text}" for text in sorted({*refused, self.white(values)} - {""})),
+        ])  # fmt: skip
 
     def read(self, item: Item) -> dict:
         box = (item.top, item.left, *self.size)
@@ -163,7 +189,7 @@ class ImageFolder(EarthDataset):
         box = (item.top, item.left, *self.size)
         if not isinstance(item.truth, Path):
             return torch.from_numpy(item.truth[box[0] : box[0] + box[2], box[1] : box[1] + box[3]]).long()
-        mask = torch.from_numpy(read_window(item.truth, [0], box, outside=nan)[0])
+        mask = torch.from_numpy(read_window(item.truth, [0], box, outside=math.nan)[0])
         if odd := sorted(set(mask[mask.isfinite()].unique().tolist()) - set(self.stored)):
             raise ValueError(
                 f"{item.truth}: mask holds {[int(v) for v in odd]}, and {[*self.stored]} are known: name them in "
@@ -200,28 +226,12 @@ class ImageFolder(EarthDataset):
         elif self.task == "classification":
             truth = {name: self.number(path.parent.name, path) for name, path in dates[0].items()}
         else:
-            truth = self.masks_of(dates[0], below)
+            truth = masks_of(dates[0], self.truth, self.root, below)
         if lacking := [name for name in truth if not all(name in date for date in dates)]:
             lost = [p for p, date in zip(self.patterns, dates, strict=True) if lacking[0] not in date]
             names = " and ".join(lost).replace("{id}", lacking[0])
             raise FileNotFoundError(f"{folder} lacks {names} ({len(lacking)} images lack a file)")
         return [Item(tuple(date[name] for date in dates), truth[name], name) for name in sorted(truth)]
-
-    def masks_of(self, images: Mapping[str, Path], below: str) -> dict[str, Any]:
-        masks, found = Path(self.truth), {}
-        masks = (masks if masks.exists() else self.root / masks) / below
-        for name, path in images.items():
-            tried = [masks / f"{stem}{suffix}" for stem in (name, path.stem) for suffix in RASTERS]
-            tried = [self.root / self.truth.replace("{id}", name)] if "{id}" in self.truth else [masks, *tried]
-            found[name] = next((one for one in tried if one.is_file()), None)
-        taken = set(found.values())  # masks that lie below the images are no images
-        found = {name: mask for name, mask in found.items() if images[name] not in taken}
-        if without := [images[name].name for name, mask in found.items() if mask is None]:
-            raise FileNotFoundError(
-                f"no mask in {masks} for {without[:3]} ({len(without)} images in all); say how they are named: "
-                "images='images/s2_{id}.tif', masks='masks/m_{id}.png'"
-            )
-        return found
 
     def on_scene(self) -> list[Item]:
         from rasterio.features import rasterize
@@ -250,13 +260,12 @@ class ImageFolder(EarthDataset):
         self.sizes: dict[tuple[Path, ...], tuple[int, int]] = {}
         for item in {item.paths: item for item in items}.values():
             grid = self.how.grid(item.paths)
+            self.nodata = self.nodata if grid["nodata"] is None else "nan"
             size = self.sizes[item.paths] = grid["height"], grid["width"]
-            for path in self.files(item):
+            for path in set(self.files(item)) - set(item.paths):
                 with opened(path) as file:
-                    count, there, nodata = file.count, file.shape, file.nodata
-                if path in item.paths:
-                    self.nodata = self.nodata if nodata is None else "nan"
-                elif count != 1 or there != size:
+                    count, there = file.count, file.shape
+                if count != 1 or there != size:
                     raise ValueError(f"{path}: {count} bands of {there} pixels; a mask has 1 of {size}")
         found = sorted(set(self.sizes.values()))
         if self.tile is None and len(found) > 1:
@@ -278,9 +287,7 @@ class ImageFolder(EarthDataset):
         whole = {paths: (0, 0, *size) for paths, size in self.sizes.items()} if len(self.sizes) > 1 else {}
         windows = [(i.paths[0], whole.get(i.paths, (i.top, i.left, *self.size))) for i in items]
         groups = near_groups(windows, self.apart) if self.apart else list(map(str, windows))
-        if (count := len(set(groups))) < self.folds:
-            raise ValueError(f"{count} groups of images (apart={self.apart} m) are too few for {self.folds} folds")
-        parts = enumerate(group_folds(groups, self.folds, np.random.default_rng(0)))
+        parts = enumerate(group_folds(groups, self.folds, np.random.default_rng(0), f"groups (apart={self.apart} m)"))
         return [items[i]._replace(part=str(number)) for number, part in parts for i in part]
 
 

@@ -43,6 +43,24 @@ def column(path: Path, name: str, root: Path, images: Mapping[str, Path]) -> dic
     return {ids.get(file, file): value for file, value in zip(files, table[name], strict=True)}
 
 
+def masks_of(images: Mapping[str, Path], given: str, root: Path, below: str) -> dict[str, Path | None]:
+    """What ``{id}`` stands for -> its mask, of a pattern below the root, or of a folder with one ``below`` it."""
+    masks = Path(given) if Path(given).exists() else root / given
+    found = {}
+    for name, path in images.items():
+        tried = [masks / below / f"{stem}{suffix}" for stem in (name, path.stem) for suffix in RASTERS]
+        tried = [root / given.replace("{id}", name)] if "{id}" in given else [masks / below, *tried]
+        found[name] = next((one for one in tried if one.is_file()), None)
+    taken = set(found.values())  # masks that lie below the images are no images
+    found = {name: mask for name, mask in found.items() if images[name] not in taken}
+    if without := [images[name].name for name, mask in found.items() if mask is None]:
+        raise FileNotFoundError(
+            f"no mask in {masks / below} for {without[:3]} ({len(without)} images in all); say how they are named: "
+            "images='images/s2_{id}.tif', masks='masks/m_{id}.png'"
+        )
+    return found
+
+
 def place(path: Path, box: Box) -> tuple[float, float] | None:
     """Latitude and longitude of the middle of a window, or None where the file has no place."""
     from rasterio.warp import transform
@@ -63,10 +81,9 @@ def near_groups(windows: Sequence[tuple[Path, Box]], apart: float) -> list[int]:
     """
     unique = list(dict.fromkeys(windows))
     points = [(place(path, box), place(path, (*box[:2], 0, 0))) for path, box in unique]  # middle and corner
-    if (None, None) in points:
-        path, _ = unique[points.index((None, None))]
-        raise ValueError(f"{path} has no place, so none can be {apart:g} m apart; give splits=, or apart=0")
-    phi, theta = np.moveaxis(np.radians(points), -1, 0)  # (n, 2)
+    if lost := [path for (path, _), at in zip(unique, points, strict=True) if None in at]:
+        raise ValueError(f"{lost[0]} has no place, so none can be {apart:g} m apart; give splits=, or apart=0")
+    phi, theta = np.moveaxis(np.radians(np.array(points, dtype=float)), -1, 0)  # (n, 2)
     xyz = EARTH * np.stack([np.cos(phi) * np.cos(theta), np.cos(phi) * np.sin(theta), np.sin(phi)], axis=-1)
     radius = np.linalg.norm(xyz[:, 0] - xyz[:, 1], axis=1).max()
     pairs = cKDTree(xyz[:, 0]).query_pairs(apart + 2 * radius, output_type="ndarray")

@@ -44,20 +44,20 @@ class Reading:
     rgb_date: int | str = -1
 
     def grid(self, paths: Sequence[Path]) -> dict:
-        """The ``GRID`` of files. ValueError: they lie elsewhere than the first, or their channels do not fit."""
-        grids = []
+        """``GRID`` and nodata of files. ValueError: they lie elsewhere than the first, or their channels do not fit."""
+        found, nodata = [], None
         for path in paths:
             with opened(path) as file:
-                count, profile = file.count, file.profile
+                count, profile, nodata = file.count, file.profile, file.nodata if nodata is None else nodata
+            found.append({name: profile[name] for name in GRID})
             if self.count not in (0, count):
                 cure = f"; channels=range({self.count}), say, numbers from 0" if count > self.count else ""
                 raise ValueError(f"{path} has {count} bands, and {self.count} are named{cure}")
             if max(self.channels) >= count:
                 raise ValueError(f"{path} has no channel {max(self.channels)}, only 0 to {count - 1}")
-            grids.append({name: profile[name] for name in GRID})
-            if grids[-1] != grids[0]:
+            if found[-1] != found[0]:
                 raise ValueError(f"{path} lies elsewhere than {paths[0]}, or on another grid")
-        return grids[0]
+        return found[0] | {"nodata": nodata}
 
     def image(self, path: Path, box: Box, bands: BandSet) -> Tensor:
         """(C, h, w) reflectance of a window of a file; beyond the border by mirroring. Odd values are clipped.

@@ -99,15 +99,14 @@ def folds(dataset: Dataset, number: int, seed: int = 0) -> list[list[int]]:
             labels = np.array([int(dataset[i]["label"]) for i in range(count)])
             order = order[np.argsort(labels[order], kind="stable")]
         return [sorted(order[i::number].tolist()) for i in range(number)]
-    groups = [dataset[i]["meta"][entry] for i in range(count)]
-    if (values := len(set(groups))) < number:
-        raise ValueError(f"{number} folds of images with {values} values of {entry!r}; choose no more folds")
-    return group_folds(groups, number, draw)
+    return group_folds([dataset[i]["meta"][entry] for i in range(count)], number, draw, f"values of {entry!r}")
 
 
-def group_folds(groups: Sequence, number: int, draw: np.random.Generator) -> list[list[int]]:
-    """Positions in parts of nearly the same size; what is of one group is in one part."""
+def group_folds(groups: Sequence, number: int, draw: np.random.Generator, what: str) -> list[list[int]]:
+    """Positions in parts of nearly the same size; what is of one group is in one part. ``what`` is for the error."""
     names, place, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    if len(names) < number:
+        raise ValueError(f"{number} folds of images with {len(names)} {what}; choose no more folds")
     parts: list[list[int]] = [[] for _ in range(number)]
     order = draw.permutation(len(names))
     for group in order[np.argsort(-sizes[order], kind="stable")]:  # the largest first, into the smallest part by then

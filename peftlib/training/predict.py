@@ -65,7 +65,7 @@ def predict_map(
     task.eval()
     grid = reading.grid(paths)
     height, width = grid["height"], grid["width"]
-    with atomic_path(Path(target)) as temporary, rasterio.open(temporary, "w", **facts, **grid) as file:
+    with atomic_path(Path(target)) as temporary, rasterio.open(temporary, "w", **(grid | facts)) as file:
         file.update_tags(classes=", ".join(task.classes))
         for top, *rows in tiles(height, down, overlap):
             box = (top, 0, down, max(width, across))
@@ -99,7 +99,7 @@ def tile_map(
 
     T is 1, or the number of dates.
     """
-    x, bands, size = dates[0], task.model.bands, dates.shape[2:]
+    x, bands, size = dates[0], task.model.bands, (dates.shape[2], dates.shape[3])
     if days is not None and isinstance(bands, TimeSeriesBands):
         x = stack(dates, days, bands.one, day=bands.day, rgb=task.model.reading.get("rgb_date", "best"))
     logits = task(resize_image(x[None].to(task.device), task.model.image_size))
