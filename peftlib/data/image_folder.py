@@ -154,7 +154,7 @@ class ImageFolder(EarthDataset):
         import pandas
 
         counts: Counter = Counter()
-        pixels, refused, sizes = [torch.empty(len(self.all_bands), 0)], set(), self.sizes.values()
+        pixels, refused, sides = [torch.empty(len(self.all_bands), 0)], set(), np.array([*self.sizes.values()])
         for i in range(len(self)):
             try:
                 sample = super().__getitem__(i)
@@ -167,11 +167,11 @@ class ImageFolder(EarthDataset):
         frame = pandas.DataFrame(values.T.numpy(), columns=list(self.all_bands))
         table = frame.describe(percentiles=[0.02, 0.5, 0.98]).T.drop(columns="count")
         return "\n".join([
-            f"{len(sizes)} images of {min(sizes)} to {max(sizes)} pixels",
+            f"{len(self.sizes)} images with sides of {sides.min()} to {sides.max()} pixels",
             f"{len(pixels) - 1} of {len(self)} samples of {self.size} pixels can be read",
             ", ".join(f"{name} {counts[number] / max(1, counts.total()):.2%}" for number, name in names.items()),
             table.assign(**{"no data": frame.isna().mean()}).round(4).to_string(),
-            *(f"refused: {text}" for text in sorted({*refused, self.white(values)} - {""})),
+            *(f"refused: {text}" for text in sorted({*refused, self.white(values)} - {""})[:20]),
         ])  # fmt: skip
 
     def read(self, item: Item) -> dict:

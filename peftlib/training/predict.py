@@ -11,7 +11,6 @@ from torch import Tensor
 from peftlib.data.reading import days_of, reading_of
 from peftlib.deflect.time_series import TimeSeriesBands, stack
 from peftlib.files import atomic_path, optional
-from peftlib.sensors.bands import BandSet
 from peftlib.sensors.reflectance import check_reflectance
 from peftlib.training.augmentation import resize_image
 from peftlib.training.tasks import Classification, Segmentation
@@ -49,8 +48,11 @@ def predict_map(
         OSError: the map cannot be written.
     """
     paths, model = [Path(source)] if isinstance(source, str | Path) else list(map(Path, source)), task.model
-    days = days if days is not None else days_of(model.reading.get("dates", ())) or None
-    one = bands_of_a_file(model.bands, len(paths), days)
+    days = days_of(model.reading.get("dates", ())) if days is None else days
+    one, dates = getattr(model.bands, "one", model.bands), getattr(model.bands, "dates", 0)  # of a time series
+    if len(paths) != max(1, dates) or len(days) != dates:
+        need = f"{dates} images and days" if dates else "one image without days"
+        raise ValueError(f"{len(paths)} images with days={days}; this model reads {need}")
     reading = reading_of(model.reading, one, bands, scale=scale, offset=offset)
     if (tile is not None and tile < 1) or not 0 <= overlap < 1:
         raise ValueError(f"tile={tile}, overlap={overlap}; tile must be at least 1, overlap from 0 to below 1")
@@ -81,26 +83,16 @@ def predict_map(
                 file.write(inner, window=(tuple(rows), tuple(columns)))
 
 
-def bands_of_a_file(bands: BandSet, files: int, days: Sequence[float] | None) -> BandSet:
-    """What each file holds; ValueError but for one file, or one and its day for each date of a time series."""
-    if days is None and files == 1:
-        return bands
-    if not isinstance(bands, TimeSeriesBands) or not files == len(days or ()) == bands.dates:
-        need = f"{bands.dates} images and days" if isinstance(bands, TimeSeriesBands) else "one image without days"
-        raise ValueError(f"{files} images with days={days}; this model reads {need}")
-    return bands.one
-
-
 @torch.inference_mode()
 def tile_map(
-    task: Segmentation | Classification, dates: Tensor, days: Sequence[float] | None, probabilities: bool
+    task: Segmentation | Classification, dates: Tensor, days: Sequence[float], probabilities: bool
 ) -> np.ndarray:
     """Reflectance (T, C, h, w) of a tile -> class numbers (1, h, w), or probabilities (K, h, w).
 
     T is 1, or the number of dates.
     """
     x, bands, size = dates[0], task.model.bands, (dates.shape[2], dates.shape[3])
-    if days is not None and isinstance(bands, TimeSeriesBands):
+    if isinstance(bands, TimeSeriesBands):
         x = stack(dates, days, bands.one, day=bands.day, rgb=task.model.reading.get("rgb_date", "best"))
     logits = task(resize_image(x[None].to(task.device), task.model.image_size))
     logits = logits if logits.ndim == 4 else logits[..., None, None].expand(-1, -1, *size)
