@@ -146,6 +146,9 @@ def test_shapes_that_do_not_fit_are_named(change, says, folders, tmp_path):
         on_scene(folders, labels=tmp_path / "shapes.geojson")
 
 
-def test_parts_of_a_scene_need_folds(folders):  # each would have been the whole
-    with pytest.raises(ValueError, match="split= needs folds="):
-        on_scene(folders, labels=folders / "scene/points.geojson", split="train")
+def test_a_scene_needs_folds_for_its_parts_and_a_projection_for_shapes(folders):
+    points = folders / "scene/points.geojson"
+    with pytest.raises(ValueError, match="split= needs folds="):  # each part would have been the whole
+        on_scene(folders, labels=points, split="train")
+    with pytest.raises(ValueError, match=r"image_0.h5 names no projection"):
+        from_folder(folders / "slides/img/image_0.h5", ("B02", "B03", "B04"), ("crop", "forest"), masks=points)

@@ -114,7 +114,8 @@ def test_tiles_cover_every_pixel_and_what_is_beyond_does_not_count(size, chips):
     assert size[0] > 32 or torch.equal(tiles[0]["image"][:, size[0] : 2 * size[0]], beyond.flip(1)[:, : 32 - size[0]])
 
 
-def test_maps_and_evaluation_of_tiles_agree_in_every_pixel(chips, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("decoder", ["linear", "unet"])
+def test_maps_and_evaluation_of_tiles_agree_in_every_pixel(decoder, chips, tmp_path):  # noqa: F811
     truth = {}
     for name, size in {"a": (64, 96), "b": (20, 32), "deep/c": (32, 24)}.items():
         image = numbers(chips / f"chips/{name}.tif", 300, 5000, size)
@@ -124,7 +125,8 @@ def test_maps_and_evaluation_of_tiles_agree_in_every_pixel(chips, tmp_path):  # 
         truth[name] = numbers(chips / f"masks/{name}.tif", 0, 2, size, 1, "uint8")
     data = masked(chips, tile=32, fill=0, classes=("low", "high"))
     model = adapted(pl.Deflect(), SAVANNA, nodata="zero").fit_normalization(DataLoader(data, 8, collate_fn=collate))
-    task = undecided(Segmentation(model, data.classes), torch.stack([sample["image"] for sample in data]))
+    made = Segmentation(model, data.classes, decoder=decoder)
+    task = undecided(made, torch.stack([sample["image"] for sample in data]))
     scores, every = ClassScores(task.classes, -1, True), EarthData(data, data, data, batch_size=8)
     (expected,) = quiet_trainer(accelerator="cpu").test(task, every, verbose=False)
     for name, mask in truth.items():
@@ -133,6 +135,21 @@ def test_maps_and_evaluation_of_tiles_agree_in_every_pixel(chips, tmp_path):  # 
         scores.update(*(torch.from_numpy(v.astype(int)) for v in (made, mask)))
     assert scores.confmat.min() > 0  # right and wrong pixels of both classes: one that changes changes a score
     assert scores.compute() == {name: value for name, value in expected.items() if name != "loss"}
+
+
+def test_two_dates_from_files_to_a_map(chips, tmp_path):  # noqa: F811
+    paths = [chips / f"chips/{year}/a.tif" for year in (2020, 2021)]
+    first, _ = (numbers(path, 300 * i, 3000) for i, path in enumerate(paths, 1))
+    dates = {"2020-09-14": "2020/{id}.tif", "2021-09-14": "2021/{id}.tif"}
+    data = masked(chips, dates=dates, rgb_date=0)
+    image = data[0]["image"][None]
+    np.testing.assert_allclose(image[0, :3], first[[2, 1, 0]] / 1e4, rtol=1e-6)  # the last is the default
+    assert torch.equal(image[0], stack(image[0, 3:].unflatten(0, (2, 7))[:, :4], (258, 623), BANDS, day="since", rgb=0))
+    model = adapted(pl.Deflect(), data.bands, input=SeriesEMB()).fit_normalization(DataLoader(data, collate_fn=collate))
+    task = undecided(Segmentation(model, ("low", "high")), image)
+    predict_map(task, paths, tmp_path / "map.tif")
+    made = read_window(tmp_path / "map.tif", [0], (0, 0, 32, 32), 0)
+    assert np.array_equal(made, task(image).argmax(1)) and 0 < made.mean() < 1
 
 
 def test_odd_values_and_declared_holes(chips):  # noqa: F811
