@@ -150,6 +150,12 @@ def test_two_dates_from_files_to_a_map(chips, tmp_path):  # noqa: F811
     predict_map(task, paths, tmp_path / "map.tif")
     made = read_window(tmp_path / "map.tif", [0], (0, 0, 32, 32), 0)
     assert np.array_equal(made, task(image).argmax(1)) and 0 < made.mean() < 1
+    numbers(paths[1], 300, 3000, transform=from_origin(0, 0, 10, 10))
+    with pytest.raises(ValueError, match=r"2021/a.tif lies elsewhere than .*2020/a.tif"):
+        masked(chips, dates=dates)
+    paths[1].unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks 2021/a.tif \(1 images in all\)"):
+        masked(chips, dates=dates)
 
 
 def test_odd_values_and_declared_holes(chips):  # noqa: F811
@@ -221,13 +227,6 @@ def resized(chips, folder, size=(32, 40), channels=4):  # noqa: F811
     return masked(chips)
 
 
-def dated(chips, folder="2021"):  # noqa: F811
-    numbers(chips / "chips" / "2021" / "a.tif", 300, 3000, transform=from_origin(0, 0, 10, 10))
-    patterns = {"2020-05-01": "{id}.tif", "2021-05-01": folder + "/{id}.tif"}
-    (chips / "labels.csv").write_text("file,label\na.tif,0")
-    return masked(chips, dates=patterns) if folder == "x" else labelled(chips, dates=patterns)
-
-
 @pytest.mark.parametrize(
     ("make", "says"),
     [
@@ -249,8 +248,6 @@ def dated(chips, folder="2021"):  # noqa: F811
         (lambda c: masked(c, tile=0), r"tile=0"),
         (lambda c: masked(c, dates={"2020-05-01": "{id}.tif"}, rgb_date=1), r"rgb_date=1; give 'best', or"),
         (lambda c: masked(c, dates={"May": "{id}.tif"}), r"Invalid isoformat string: 'May'"),
-        (lambda c: dated(c), r"2021/a.tif lies elsewhere than .*chips/a.tif"),
-        (lambda c: dated(c, "x"), r"chips lacks x/2021/a.tif \(4 images lack a file\)"),
     ],
 )  # fmt: skip
 def test_bad_input_is_named_with_its_cure(make, says, chips):  # noqa: F811

@@ -230,7 +230,7 @@ class ImageFolder(EarthDataset):
         if lacking := [name for name in truth if not all(name in date for date in dates)]:
             lost = [p for p, date in zip(self.patterns, dates, strict=True) if lacking[0] not in date]
             names = " and ".join(lost).replace("{id}", lacking[0])
-            raise FileNotFoundError(f"{folder} lacks {names} ({len(lacking)} images lack a file)")
+            raise FileNotFoundError(f"{folder} lacks {names} ({len(lacking)} images in all)")
         return [Item(tuple(date[name] for date in dates), truth[name], name) for name in sorted(truth)]
 
     def on_scene(self) -> list[Item]:
