@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from peftlib.data import DATASETS, load
+from peftlib.data import DATASETS, from_folder, load
 
 SPLITS = {"eurosat": ("train", "test"), "marida": ("train", "val", "test"), "water": ("train", "val", "test")}
 SPLITS["calfire"] = SPLITS["water"]
@@ -56,6 +56,16 @@ def test_vegetation_is_where_the_labels_say():
             ndvi[path.parent.name].append(float((mean[nir] - mean[red]) / (mean[nir] + mean[red])))
             assert path.parent.name != "Forest" or mean[b8a] > 2 * mean[vapour]  # B8A is last, not ninth
     assert min(ndvi["Forest"]) > 0.5 > 0.2 > sum(ndvi["SeaLake"]) / len(ndvi["SeaLake"])
+
+
+def test_a_folder_is_read_as_its_reader_reads_it():
+    water = real("water")["test"]
+    masks = dict(masks="masks/{id}.png", mask_values={0: "not water", 1: "water"}, images="images/{id}.tif")
+    own = from_folder(water.root, water.all_bands, water.classes, sensor="landsat8", **masks)
+    numbers = {item.paths[0]: i for i, item in enumerate(own.items)}
+    for (path, _), expected in zip(water.items, water, strict=True):
+        sample = own[numbers[path]]
+        assert torch.equal(sample["image"], expected["image"]) and torch.equal(sample["mask"], expected["mask"])
 
 
 @pytest.mark.parametrize("name", SPLITS)

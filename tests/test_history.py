@@ -70,6 +70,14 @@ def test_a_training_that_diverges_is_warned_of(tmp_path):
 
 
 @pytest.mark.parametrize("make", [classification, segmentation])
+def test_a_class_that_no_training_image_has_is_named(make, tmp_path):
+    data, task = toy_data(), make()
+    data.train = [s | {task.truth: torch.as_tensor(s[task.truth]).clamp(max=0)} for s in data.train]
+    with pytest.warns(UserWarning, match=f"no training label in the first 2 steps: {', '.join(task.classes[1:])}$"):
+        fit(task, data, tmp_path, 5, accelerator="cpu")
+
+
+@pytest.mark.parametrize("make", [classification, segmentation])
 def test_a_class_that_is_never_predicted_is_named(make, tmp_path):
     task = make(lr=1e-5, head_lr=1e-5)
     head = task.head if make is classification else task.decoder.linear

@@ -10,13 +10,10 @@ from helpers import SAVANNA, adapted, images, randomise
 from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.transform import from_origin
-from toy_data import Toy, classification, segmentation
+from toy_data import classification, segmentation
 
 import peftlib as pl
-from peftlib.data import EarthData
 from peftlib.deflect.time_series import SeriesEMB, series_bands, stack
-from peftlib.training.fit import quiet_trainer
-from peftlib.training.metrics import ClassScores
 from peftlib.training.predict import NO_CLASS, OVERLAP, predict_map, tiles
 from peftlib.training.tasks import Segmentation
 
@@ -133,21 +130,6 @@ def undecided(task, x):
     return task
 
 
-@pytest.mark.parametrize("decoder", ["linear", "unet"])
-def test_maps_and_evaluation_agree_in_every_pixel(decoder, tmp_path):
-    samples = [s | {"image": (s["image"] * 1e4).round() / 1e4} for s in Toy(5, seed=2)]  # as uint16 holds them
-    task = undecided(segmentation(pl.Deflect(), decoder=decoder), torch.stack([s["image"] for s in samples]))
-    data, scores = EarthData(samples, samples, samples, batch_size=4), ClassScores(task.classes, -1, True)
-    (expected,) = quiet_trainer(accelerator="cpu").test(task, data, verbose=False)
-    for sample in samples:
-        with rasterio.open(tmp_path / "a.tif", "w", "GTiff", 32, 32, 4, dtype="uint16", **WHERE) as file:
-            file.write((sample["image"] * 1e4).round().numpy().astype("uint16"))
-        predict_map(task, tmp_path / "a.tif", tmp_path / "map.tif", SAVANNA)
-        scores.update(torch.from_numpy(read(tmp_path / "map.tif")[0].astype(int)), sample["mask"])
-    assert scores.confmat.min() > 0  # right and wrong pixels of both classes: one that changes changes a score
-    assert scores.compute() == {name: value for name, value in expected.items() if name != "loss"}
-
-
 def test_probabilities_are_a_band_a_class(tmp_path):
     tolerant = Segmentation(randomise(adapted(pl.LoRA(), SAVANNA, nodata="zero")), ("low", "high"))
     write(tmp_path / "images" / "a.tif", (48, 70), holes=np.s_[:, 10:15, 20:60], nodata=65535)
@@ -193,8 +175,8 @@ def test_the_dates_of_a_series_are_stacked_in_each_tile(series_task, tmp_path):
     ("files", "days", "says"),
     [
         (("a.tif",), DAYS, r"1 images with days=\(100, 200\); this model reads 2 images and days"),
-        (("a.tif", "b.tif"), None, "2 images with days=None; this model reads 2 images"),
-        (("a.tif", "b.tif"), DAYS, r"b\.tif: it lies elsewhere than .*a\.tif"),
+        (("a.tif", "b.tif"), None, r"2 images with days=\[\]; this model reads 2 images"),
+        (("a.tif", "b.tif"), DAYS, r"b\.tif lies elsewhere than .*a\.tif"),
     ],
 )
 def test_files_that_are_no_series_are_refused(files, days, says, series_task, tmp_path):
@@ -248,7 +230,7 @@ def test_a_file_that_does_not_fit_leaves_no_map(task, tmp_path):
         ("few", "3 bands, and 5 are"),
         ("holes", "nodata='zero'"),
     ):
-        with pytest.raises(ValueError, match=rf"{name}\.tif: .*{says}"):
+        with pytest.raises(ValueError, match=rf"{name}\.tif.*{says}"):
             predict(task, tmp_path, f"{name}.tif")
     assert not list((tmp_path / "maps").glob("*"))
     with pytest.raises(ValueError, match="would replace its image"):

@@ -8,16 +8,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from peftlib.files import data_dir
+from peftlib.files import data_dir, optional
 from peftlib.sensors.bands import BandSet, band_set
 from peftlib.sensors.reflectance import check_reflectance
 
 NODATA = ("error", "nan")
 MAX_VALUES = 2**30  # of an image that is read whole
+H5 = (".h5", ".hdf5")
 DATASETS: dict[str, type["EarthDataset"]] = {}  # every subclass that has a ``name``
 
 
@@ -207,7 +209,7 @@ def date_in(path: Path, pattern: str, form: str) -> str:
 
 @contextmanager
 def opened(path: Path):
-    """A raster to read from.
+    """A raster to read from; of an HDF5 file, its one array (see ``h5_raster``).
 
     Raises:
         FileNotFoundError: no such file.
@@ -218,14 +220,31 @@ def opened(path: Path):
 
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}")
+    h5 = Path(path).suffix in H5
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # many published chips have no place
-            file = rasterio.open(path)
+            file = h5_raster(path) if h5 else rasterio.open(path)
         with file:
             yield file
     except (RasterioError, OSError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a readable GeoTIFF; truncated or damaged? ({error})") from error
+        kind = "HDF5 file" if h5 else "GeoTIFF"
+        raise ValueError(f"{path} is not a readable {kind}; truncated or damaged? ({error})") from error
+
+
+def h5_raster(path: Path):
+    """The one array of an HDF5 file, float32, in memory. Of its first and last axis the shorter counts channels."""
+    found: dict[str, np.ndarray] = {}
+    with optional("h5py").File(path) as file:
+        file.visititems(lambda name, x: found.update({name: x[()]}) if getattr(x, "ndim", 0) in (2, 3) else None)
+    if len(found) != 1:
+        raise ValueError(f"it holds the arrays {[*found]}, need one of 2 or 3 axes")
+    values = np.atleast_3d(*found.values()).astype(np.float32)
+    values = values if values.shape[0] < values.shape[2] else np.moveaxis(values, 2, 0)
+    shape = dict(zip(("count", "height", "width"), values.shape, strict=True))
+    raster = optional("rasterio").open("", "w+", driver="MEM", dtype="float32", **shape)
+    raster.write(values)
+    return raster
 
 
 def read_tif(path: Path) -> tuple[Tensor, dict]:

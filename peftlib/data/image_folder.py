@@ -1,28 +1,33 @@
-"""Your own images: a folder of GeoTIFFs, with labels or masks. ``docs/own_data.md`` shows each kind."""
+"""Your own images: a folder of GeoTIFFs, or one scene, with labels or masks. ``docs/own_data.md`` shows each kind."""
 
-import os
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import product
-from math import nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from peftlib.data.dataset import EarthDataset, opened
-from peftlib.data.places import RASTERS, matching, place
-from peftlib.data.reading import Reading, per_band, read_window
-from peftlib.sensors.bands import band_set
+from peftlib.data.places import SHAPES, column, masks_of, matching, near_groups, place, shapes_on
+from peftlib.data.reading import Reading, days_of, per_band, read_window
+from peftlib.data.subsets import group_folds
+from peftlib.deflect.time_series import series_bands, stack
+from peftlib.sensors.bands import BandSet, band_set
+
+SUMMARY = 1000  # pixels of each sample that percentiles are made of
 
 
 class Item(NamedTuple):
-    """The image, number of its class or its mask, what ``{id}`` stands for, and where the window begins."""
+    """Files (one, or one a date), class number, mask file or drawn mask, the part, and where the window begins."""
 
-    path: Path
+    paths: tuple[Path, ...]
     truth: Any
-    name: str
+    part: str = ""
     top: int = 0
     left: int = 0
 
@@ -31,26 +36,30 @@ class ImageFolder(EarthDataset):
     """Images of your own as a data set. What it cannot read it refuses, by file and with the cure.
 
     Args:
-        folder: with the images, in it or in folders below.
-        bands: names of what is read, in the order of the files (``sensor="custom"``: name -> nm).
+        folder: with the images, in it or in folders below; or one GeoTIFF, a scene.
+        bands, sensor, rgb_white: as in ``pl.adapt``, bands in the order of the files.
         classes: names; labels and masks hold them, or their numbers from 0.
-        labels: a CSV with columns ``file`` and ``label``; or ``"folders"``, whose names are classes.
-        masks: a folder of images (.tif, .png) of the same names; or their pattern in it, ``"masks/m_{id}.png"``.
-        sensor: as in ``pl.adapt``.
+        labels: a CSV with columns ``file`` and ``label``; ``"folders"``, whose names are classes; or points or polygons
+            on a scene (GeoPackage, GeoJSON, ...), each the middle of a patch.
+        masks: a folder of images (.tif, .png, .h5) of the same names; a pattern inside ``folder``,
+            ``"masks/m_{id}.png"``; or points or polygons on a scene, which leave the rest unknown.
         scale, offset: reflectance is (value + offset) / scale, each one number or one a band. ``scale="standardised"``
             and ``"divided by mean"`` undo that, with the sensor's usual mean and deviation.
         fill: stored value of pixels without data, beside what files declare; adapt with ``nodata="zero"`` for them.
         unknown: value of mask pixels whose class is not known.
-        split: only this part, or these: of a table's column ``split``, or else a folder in both.
+        split: only this part, or these: of a table's column ``split``, of ``folds``, or else a folder in both.
         gsd: ground sampling distance in metres.
         channels: which of a file's channels are read, numbers from 0; None is all.
+        extra: names of channels behind the bands that are no reflectance (slope, radar), for EMB and Inflated.
         images: pattern of the images inside ``folder``.
         mask_values: stored number -> name of its class, None where that is not known.
         tile: side in pixels of the squares that masked images are cut into, or of patches. Over the border images are
             mirrored and masks unknown; tiles without a known pixel are left out.
         splits: a CSV with columns ``file`` and ``split``; files are named by path, or by what ``{id}`` stands for.
+        folds: parts 0, 1, ... to make; images nearer than ``apart`` metres, through others too, are in the same one.
         odd: ``"warn"`` names images with values above reflectance and clips them, ``"error"`` refuses them.
-        rgb_white: as in ``pl.adapt``.
+        dates: of a series, YYYY-MM-DD -> pattern of its images; rgb_date: number of the date that RGB shows, or
+            ``"best"``, the clearest.
     """
 
     folder = ""
@@ -60,28 +69,34 @@ class ImageFolder(EarthDataset):
         labels: str | Path | None = None, masks: str | Path | None = None, sensor: str = "sentinel2",
         scale: float | str | Sequence[float] = 1e4, fill: float | None = None, unknown: int = -1,
         split: str | int | Sequence[str | int] | None = None, gsd: float = 10.0, *,
-        offset: float | Sequence[float] = 0.0, channels: Sequence[int] | None = None, images: str = "{id}.tif",
-        mask_values: Mapping[int, str | None] | None = None, tile: int | None = None,
-        splits: str | Path | None = None, odd: str = "warn", rgb_white: float = 0.3,
+        offset: float | Sequence[float] = 0.0, channels: Sequence[int] | None = None, extra: Sequence[str] = (),
+        images: str = "{id}.tif", mask_values: Mapping[int, str | None] | None = None, tile: int | None = None,
+        splits: str | Path | None = None, folds: int = 0, apart: float = 0.0, odd: str = "warn",
+        dates: Mapping[str, str] | None = None, rgb_date: int | str = -1, rgb_white: float = 0.3,
     ):  # fmt: skip
         if (labels is None) == (masks is None):
             raise ValueError(f"it needs labels= (a CSV) or masks= (a folder), got labels={labels}, masks={masks}")
-        if tile is not None and tile < 1:
-            raise ValueError(f"tile={tile}; give at least 1")
+        if (tile is not None and tile < 1) or (folds and (folds < 2 or split is None or splits)):
+            raise ValueError(f"tile={tile}, folds={folds}, split={split}: tile from 1, folds from 2 and with split=")
+        if dates and rgb_date not in ("best", *range(-len(dates), len(dates))):
+            raise ValueError(f"rgb_date={rgb_date!r}; give 'best', or the number of one of {[*dates]}, from 0")
         self.name, self.classes, self.gsd, self.rgb_white, self.looked = "folder", tuple(classes), gsd, rgb_white, False
         self.task, self.truth = "segmentation" if labels is None else "classification", str(labels or masks)
-        self.tile, self.table, self.pattern = tile, splits, images
+        self.tile, self.table, self.folds, self.apart = tile, splits, folds, apart
+        self.patterns, self.days = list((dates or {}).values()) or [images], days_of(list(dates or ()))
         named = dict(enumerate(self.classes)) if mask_values is None else mask_values
         self.stored = {v: self.ignore_index if n is None else self.number(n, "mask_values") for v, n in named.items()}
         if lacking := [name for number, name in enumerate(self.classes) if number not in self.stored.values()]:
             raise ValueError(f"mask_values={mask_values} has nothing for the classes {lacking}")
         self.stored[unknown] = self.ignore_index
         one = band_set(bands, sensor)
-        self.sensor, self.all_bands = sensor, one.names
-        self.wavelengths = dict(zip(one, one.wavelengths, strict=True))
+        if extra:
+            one = band_set(dict(zip(one, one.wavelengths, strict=True)) | dict.fromkeys(extra, math.nan), "custom")
+        self.one, self.stacked = one, series_bands(one, len(dates), day="since") if dates else one
+        self.all_bands = self.stacked.names
         if isinstance(scale, str):
             mean, std = one.statistics()
-            undo = {"standardised": (1 / std, mean / std), "divided by mean": (1 / mean, 0 * mean)}
+            undo = {"standardised": (1 / std, mean / std), "divided by mean": (1 / mean.where(mean > 0, 1), 0 * mean)}
             if scale not in undo:
                 raise ValueError(f"scale={scale!r}; give numbers, or one of {[*undo]}")
             scale, offset = (values.tolist() for values in undo[scale])
@@ -91,12 +106,17 @@ class ImageFolder(EarthDataset):
         self.how = Reading(
             list(one), numbers, per_band("scale", scale, one),
             per_band("offset", offset, one), [] if fill is None else [fill], 0 if channels else len(one), odd,
+            dates=[*(dates or {})], rgb_date=rgb_date,
         )  # fmt: skip
-        self.parts = None if split is None else [str(s) for s in ([split] if isinstance(split, str | int) else split)]
-        self.splits = ("" if self.parts is None else ", ".join(self.parts),)
+        self.parts = [str(part) for part in ([split] if isinstance(split, str | int) else split or [])]
+        self.splits = (", ".join(self.parts),)
         super().__init__(self.splits[0], folder, nodata="error" if fill is None else "nan")
         self.how = replace(self.how, size=self.size)
         self.reading = asdict(self.how)  # what ``fit_normalization`` hands to the model
+
+    def resolve_bands(self) -> BandSet:
+        self.bands, self.sensor = self.stacked, self.stacked.sensor  # names alone say no wavelengths, and no dates
+        return self.stacked
 
     def missing(self, what: str | Path) -> str:
         return f"no .tif with a label or a mask in {self.root}" + (f" for split {self.split!r}" if self.split else "")
@@ -108,28 +128,68 @@ class ImageFolder(EarthDataset):
             raise ValueError(f"{where}: label {name!r}; classes are {self.classes}")
         return names.index(str(name)) % len(self.classes)
 
+    def files(self, item: Item) -> list[Path]:
+        return [*item.paths, *([item.truth] if isinstance(item.truth, Path) else [])]
+
     def __getitem__(self, index: int) -> dict:
-        if not self.looked:  # at first, at some of the images: all their values pass for reflectance, and show nothing
+        if not self.looked:
             some = [super(ImageFolder, self).__getitem__(i)["image"] for i in range(0, len(self), len(self) // 8 + 1)]
-            rgb = torch.cat([image[list(self.band_set.rgb)].flatten() for image in some])
-            if (rgb >= self.rgb_white).sum() > 0.75 * rgb.isfinite().sum():
-                raise ValueError(
-                    f"{self.root}: most of RGB is above rgb_white={self.rgb_white}, the ViT would see white. Digital "
-                    "numbers? Landsat: scale=1/2.75e-5, offset=-0.2/2.75e-5. Snow? Raise rgb_white, in adapt too"
-                )
+            if white := self.white(torch.stack(some, dim=1)):
+                raise ValueError(white)
             self.looked = True
         return super().__getitem__(index)
 
+    def white(self, images: Tensor) -> str:
+        """What is wrong where values (C, ...) pass for reflectance and RGB would show nothing; else nothing."""
+        rgb = images[list(self.band_set.rgb)]
+        if (rgb >= self.rgb_white).sum() <= 0.75 * rgb.isfinite().sum():
+            return ""
+        return (
+            f"{self.root}: most of RGB is above rgb_white={self.rgb_white}, the ViT would see white. Digital numbers? "
+            "Landsat: scale=1/2.75e-5, offset=-0.2/2.75e-5. Snow? Raise rgb_white, in adapt too"
+        )
+
+    def summary(self) -> str:
+        """What one reading of all samples finds: sizes, shares of classes, values of bands, what is refused and why."""
+        import pandas
+
+        counts: Counter = Counter()
+        pixels, refused, sides = [torch.empty(len(self.all_bands), 0)], set(), np.array([*self.sizes.values()])
+        for i in range(len(self)):
+            try:
+                sample = super().__getitem__(i)
+            except (ValueError, FileNotFoundError) as error:
+                refused.add(str(error))
+                continue
+            pixels.append(sample["image"].flatten(1)[:, :: math.prod(self.size) // SUMMARY + 1])
+            counts.update(np.ravel(sample["mask" if "mask" in sample else "label"]).tolist())
+        values, names = torch.cat(pixels, dim=1), dict(enumerate(self.classes)) | {self.ignore_index: "unknown"}
+        frame = pandas.DataFrame(values.T.numpy(), columns=list(self.all_bands))
+        table = frame.describe(percentiles=[0.02, 0.5, 0.98]).T.drop(columns="count")
+        return "\n".join([
+            f"{len(self.sizes)} images with sides of {sides.min()} to {sides.max()} pixels",
+            f"{len(pixels) - 1} of {len(self)} samples of {self.size} pixels can be read",
+            ", ".join(f"{name} {counts[number] / max(1, counts.total()):.2%}" for number, name in names.items()),
+            table.assign(**{"no data": frame.isna().mean()}).round(4).to_string(),
+            *(f"refused: {text}" for text in sorted({*refused, self.white(values)} - {""})[:20]),
+        ])  # fmt: skip
+
     def read(self, item: Item) -> dict:
         box = (item.top, item.left, *self.size)
-        where = place(item.path, box)
-        meta = {"source": str(item.path)} | ({} if where is None else {"location": where})
+        where = place(item.paths[0], box)
+        meta = {"source": str(item.paths[0])} | ({} if where is None else {"location": where})
         truth = {"label": item.truth} if self.task == "classification" else {"mask": self.mask(item)}
-        return {"image": self.how.image(item.path, box, self.band_set), "meta": meta} | truth
+        image = images = torch.stack([self.how.image(path, box, self.one) for path in item.paths])
+        if self.days:
+            image = stack(images, self.days, self.one, day="since", rgb=self.how.rgb_date)
+        return {"image": image.squeeze(0), "meta": meta} | truth
 
     def mask(self, item: Item) -> Tensor:
         """(h, w) class numbers of a sample."""
-        mask = torch.from_numpy(read_window(item.truth, [0], (item.top, item.left, *self.size), outside=nan)[0])
+        box = (item.top, item.left, *self.size)
+        if not isinstance(item.truth, Path):
+            return torch.from_numpy(item.truth[box[0] : box[0] + box[2], box[1] : box[1] + box[3]]).long()
+        mask = torch.from_numpy(read_window(item.truth, [0], box, outside=math.nan)[0])
         if odd := sorted(set(mask[mask.isfinite()].unique().tolist()) - set(self.stored)):
             raise ValueError(
                 f"{item.truth}: mask holds {[int(v) for v in odd]}, and {[*self.stored]} are known: name them in "
@@ -143,89 +203,92 @@ class ImageFolder(EarthDataset):
     # --- what there is ---
 
     def find(self) -> list[Item]:
-        by_csv = self.truth.endswith(".csv")
-        table = self.table or (self.truth if by_csv and self.parts else None)
-        below = "" if table or by_csv else self.split
-        images = matching(self.root / below, self.pattern)
-        if by_csv:
-            rows = self.column(self.truth, "label", images)
-            truth: dict = {name: self.number(label, f"{self.truth}, {name}") for name, label in rows.items()}
-        elif self.task == "classification":
-            truth = {name: self.number(path.parent.name, path) for name, path in images.items()}
-        else:
-            truth = self.masks_of(images, below)
-        if lacking := [self.pattern.replace("{id}", name) for name in truth if name not in images]:
-            raise FileNotFoundError(
-                f"{self.truth} names {lacking[:3]}, which {self.root} lacks ({len(lacking)} in all)"
-            )
-        items = [Item(images[name], truth[name], name) for name in sorted(truth)]
+        kind = Path(self.truth).suffix.lower()
+        table = self.table or (self.truth if kind == ".csv" and self.parts and not self.folds else None)
+        below = "" if table or self.folds else self.split
+        items = self.on_scene() if kind in SHAPES else self.in_folder(self.root / below, kind, below)
         if table and self.parts:
-            part = self.column(table, "split", images)
-            if lacking := [item.name for item in items if item.name not in part]:
+            part = column(Path(table), "split", self.root, {item.part: item.paths[0] for item in items})
+            if lacking := [item.part for item in items if item.part not in part]:
                 raise ValueError(f"{table} has no row for {lacking[:3]} ({len(lacking)} images in all)")
-            if lost := set(self.parts) - set(part.values()):
-                raise ValueError(f"{table} has nothing for split {min(lost)!r}; there are {sorted(set(part.values()))}")
-            items = [item for item in items if part[item.name] in self.parts]
+            items = self.chosen([item._replace(part=part[item.part]) for item in items])
         self.size = self.look_at(items)
-        return [tile for item in items for tile in self.tiles(item)]
+        if self.tile and not (kind in SHAPES and self.task == "classification"):
+            items = [tile for item in items for tile in self.tiles(item, self.tile)]
+        return self.chosen(self.folded(items)) if self.folds else items
 
-    def column(self, path: str | Path, name: str, images: Mapping[str, Path]) -> dict[str, str]:
-        """Of a CSV with columns ``file`` and this one: what ``{id}`` stands for -> value."""
-        import pandas
+    def in_folder(self, folder: Path, kind: str, below: str) -> list[Item]:
+        truth: dict[str, Any]
+        dates = [matching(folder, pattern) for pattern in self.patterns]
+        if kind == ".csv":
+            rows = column(Path(self.truth), "label", self.root, dates[0])
+            truth = {name: self.number(label, f"{self.truth}, {name}") for name, label in rows.items()}
+        elif self.task == "classification":
+            truth = {name: self.number(path.parent.name, path) for name, path in dates[0].items()}
+        else:
+            truth = masks_of(dates[0], self.truth, self.root, below)
+        if lacking := [name for name in truth if not all(name in date for date in dates)]:
+            lost = [p for p, date in zip(self.patterns, dates, strict=True) if lacking[0] not in date]
+            names = " and ".join(lost).replace("{id}", lacking[0])
+            raise FileNotFoundError(f"{folder} lacks {names} ({len(lacking)} images in all)")
+        return [Item(tuple(date[name] for date in dates), truth[name], name) for name in sorted(truth)]
 
-        table = pandas.read_csv(path, dtype=str)
-        if not {"file", name} <= set(table.columns):
-            raise ValueError(f"{path} has columns {list(table.columns)}, need 'file' and {name!r}")
-        ids = {Path(os.path.relpath(image, self.root)).with_suffix("").as_posix(): id for id, image in images.items()}
-        files = table["file"].str.replace(r"\.(tiff?|png)$", "", regex=True)
-        return {ids.get(file, file): value for file, value in zip(files, table[name], strict=True)}
+    def on_scene(self) -> list[Item]:
+        from rasterio.features import rasterize
 
-    def masks_of(self, images: Mapping[str, Path], below: str) -> dict[str, Any]:
-        masks, found = Path(self.truth), {}
-        masks = (masks if masks.exists() else self.root / masks) / below
-        for name, path in images.items():
-            tried = [masks / f"{stem}{suffix}" for stem in (name, path.stem) for suffix in RASTERS]
-            tried = [self.root / self.truth.replace("{id}", name)] if "{id}" in self.truth else [masks, *tried]
-            found[name] = next((one for one in tried if one.is_file()), None)
-        taken = set(found.values())  # masks that lie below the images are no images
-        found = {name: mask for name, mask in found.items() if images[name] not in taken}
-        if without := [images[name].name for name, mask in found.items() if mask is None]:
-            raise FileNotFoundError(
-                f"no mask in {masks} for {without[:3]} ({len(without)} images in all); say how they are named: "
-                "images='images/s2_{id}.tif', masks='masks/m_{id}.png'"
-            )
-        return found
+        path, side, points = Path(self.truth), self.tile or 0, self.task == "classification"
+        if not self.root.is_file() or (points and not side) or (self.parts and not self.folds):
+            raise ValueError(f"{path}: folder= is the scene's GeoTIFF, labels= needs tile=, and split= needs folds=")
+        shapes, (height, width) = shapes_on(self.root, path)
+        numbers = [self.number(name, path) for name in shapes["label"]]
+        if points:
+            middles = shapes.representative_point()
+            corners = zip(numbers, middles.y.astype(int) - side // 2, middles.x.astype(int) - side // 2, strict=True)
+            return [Item((self.root,), number, "", *corner) for number, *corner in corners]
+        pairs, size = zip(shapes.geometry, numbers, strict=True), (height + side, width + side)
+        return [Item((self.root,), rasterize(pairs, size, fill=self.ignore_index, dtype="int16"))]
 
-    def look_at(self, items: list[Item]) -> tuple[int, int]:
+    def chosen(self, items: list[Item]) -> list[Item]:
+        """Those of the parts that are read."""
+        there = sorted({item.part for item in items})
+        if lost := [part for part in self.parts if part not in there]:
+            raise ValueError(f"{self.root}: nothing for split {lost[0]!r}; there are {there[:9]}")
+        return [item for item in items if item.part in self.parts]
+
+    def look_at(self, items: list[Item]) -> tuple[int, ...]:
         """Headers of all files; (H, W) of a sample."""
-        self.sizes: dict[Path, tuple[int, int]] = {}
-        for item in items:
-            for path in self.files(item):
+        self.sizes: dict[tuple[Path, ...], tuple[int, int]] = {}
+        for item in {item.paths: item for item in items}.values():
+            grid = self.how.grid(item.paths)
+            self.nodata = self.nodata if grid["nodata"] is None else "nan"
+            size = self.sizes[item.paths] = grid["height"], grid["width"]
+            for path in set(self.files(item)) - set(item.paths):
                 with opened(path) as file:
-                    count, size, nodata = file.count, file.shape, file.nodata
-                if path == item.path:
-                    self.how.check(path, count)
-                    self.nodata = self.nodata if nodata is None else "nan"
-                elif count != 1:
-                    raise ValueError(f"{path}: a mask has one band, this has {count}")
-                if size != self.sizes.setdefault(item.path, size):
-                    raise ValueError(f"{path}: {size} pixels, and {item.path} has {self.sizes[item.path]}")
+                    count, there = file.count, file.shape
+                if count != 1 or there != size:
+                    raise ValueError(f"{path}: {count} bands of {there} pixels; a mask has 1 of {size}")
         found = sorted(set(self.sizes.values()))
         if self.tile is None and len(found) > 1:
             raise ValueError(
                 f"{self.root}: images of {found[0]} to {found[-1]} pixels; cut them into tiles: tile=64, say"
             )
-        return found[0] if self.tile is None and found else (self.tile or 0, self.tile or 0)
+        return found[0] if self.tile is None and found else (self.tile or 0,) * 2
 
-    def tiles(self, item: Item) -> list[Item]:
-        if self.tile is None:
-            return [item]
-        (height, width), side = self.sizes[item.path], self.tile
+    def tiles(self, item: Item, side: int) -> list[Item]:
+        height, width = self.sizes[item.paths]
         if self.task == "classification":
             return [item._replace(top=(height - side) // 2, left=(width - side) // 2)]
         corners = product(range(0, height, side), range(0, width, side))
         every = (item._replace(top=top, left=left) for top, left in corners)
         return [tile for tile in every if (self.mask(tile) != self.ignore_index).any()]
+
+    def folded(self, items: list[Item]) -> list[Item]:
+        """Items in parts "0", "1", ... of images, or of the windows of one scene."""
+        whole = {paths: (0, 0, *size) for paths, size in self.sizes.items()} if len(self.sizes) > 1 else {}
+        windows = [(i.paths[0], whole.get(i.paths, (i.top, i.left, *self.size))) for i in items]
+        groups = near_groups(windows, self.apart) if self.apart else list(map(str, windows))
+        parts = enumerate(group_folds(groups, self.folds, np.random.default_rng(0), f"groups (apart={self.apart} m)"))
+        return [items[i]._replace(part=str(number)) for number, part in parts for i in part]
 
 
 from_folder = ImageFolder

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from peftlib.data.dataset import opened
 from peftlib.sensors.bands import THERMAL_FROM, BandSet
 from peftlib.sensors.reflectance import POSSIBLE, UNUSUAL_SHARE, USUAL
 
+GRID = ("height", "width", "crs", "transform")  # of a rasterio profile
 Box = tuple[int, ...]  # top, left, height, width in pixels; it may reach over the border
 
 
@@ -27,6 +29,7 @@ class Reading:
         scale, offset: one a band; fill: stored values without data, beside the one that a file declares.
         odd: ``"warn"`` clips values above reflectance and names the file; ``"error"`` leaves them to the checks.
         size: (H, W) in pixels of a training image.
+        dates: of a series, YYYY-MM-DD, a file each; rgb_date: number of the one that RGB shows, or ``"best"``.
     """
 
     names: Sequence[str]
@@ -37,14 +40,24 @@ class Reading:
     count: int = 0
     odd: str = "error"
     size: Sequence[int] = ()
+    dates: Sequence[str] = ()
+    rgb_date: int | str = -1
 
-    def check(self, path: Path, count: int) -> None:
-        """Raise ValueError for a file whose number of channels does not fit."""
-        if self.count not in (0, count):
-            cure = f"; channels=range({self.count}), say, numbers from 0" if count > self.count else ""
-            raise ValueError(f"{path} has {count} bands, and {self.count} are named{cure}")
-        if max(self.channels) >= count:
-            raise ValueError(f"{path} has no channel {max(self.channels)}, only 0 to {count - 1}")
+    def grid(self, paths: Sequence[Path]) -> dict:
+        """``GRID`` and nodata of files. ValueError: they lie elsewhere than the first, or their channels do not fit."""
+        found, nodata = [], None
+        for path in paths:
+            with opened(path) as file:
+                count, profile, nodata = file.count, file.profile, file.nodata if nodata is None else nodata
+            found.append({name: profile[name] for name in GRID})
+            if self.count not in (0, count):
+                cure = f"; channels=range({self.count}), say, numbers from 0" if count > self.count else ""
+                raise ValueError(f"{path} has {count} bands, and {self.count} are named{cure}")
+            if max(self.channels) >= count:
+                raise ValueError(f"{path} has no channel {max(self.channels)}, only 0 to {count - 1}")
+            if found[-1] != found[0]:
+                raise ValueError(f"{path} lies elsewhere than {paths[0]}, or on another grid")
+        return found[0] | {"nodata": nodata}
 
     def image(self, path: Path, box: Box, bands: BandSet) -> Tensor:
         """(C, h, w) reflectance of a window of a file; beyond the border by mirroring. Odd values are clipped.
@@ -58,20 +71,25 @@ class Reading:
         image = (image + offset) / scale
         optical = [i for i, nm in enumerate(bands.wavelengths) if nm < THERMAL_FROM]
         known = image[optical][image[optical].isfinite()]
-        if self.odd == "warn" and known.numel() and (known.max() > USUAL[1] or known.min() < USUAL[0]):
-            high, low = (float(part.float().mean()) for part in (known > USUAL[1], known < USUAL[0]))
-            odd = high + low > UNUSUAL_SHARE or known.max() > POSSIBLE[1] or known.min() < POSSIBLE[0]
-            if odd and low <= UNUSUAL_SHARE and known.median() <= POSSIBLE[1]:
-                text = f"{path}: values outside {USUAL} (snow, clouds, glint?) are clipped; odd='error' refuses them"
-                warnings.warn(text, stacklevel=2)
-                image[optical] = image[optical].clamp(*USUAL)  # NaN stays
+        odd = self.odd == "warn" and known.numel() and (known.max() > USUAL[1] or known.min() < USUAL[0])
+        if odd and (known < USUAL[0]).float().mean() <= UNUSUAL_SHARE and known.median() <= POSSIBLE[1]:
+            text = f"{path}: values outside {USUAL} (snow, clouds, glint?) are clipped; odd='error' refuses them"
+            warnings.warn(text, stacklevel=2)
+            image[optical] = image[optical].clamp(*USUAL)  # NaN stays
         return image
 
 
+def days_of(dates: Sequence[str]) -> list[int]:
+    """Days of the year of dates YYYY-MM-DD; those of a later year run on."""
+    when = [date.fromisoformat(day) for day in dates]
+    return [when[0].timetuple().tm_yday + (day - when[0]).days for day in when]
+
+
 def per_band(name: str, value: float | Sequence[float], bands: BandSet) -> list[float]:
-    """``scale`` or ``offset``, one number or one a band -> one a band."""
-    values = np.atleast_1d(value).astype(float).tolist()
-    values = values * len(bands) if len(values) == 1 else values
+    """``scale`` or ``offset``, one number or one a band -> one a band; what is no reflectance stays as stored."""
+    values, none = np.atleast_1d(value).astype(float).tolist(), [nm != nm for nm in bands.wavelengths]
+    if len(values) == 1:
+        values = [float(name == "scale") if no else values[0] for no in none]
     if len(values) != len(bands) or not all(map(math.isfinite, values)) or (name == "scale" and 0 in values):
         raise ValueError(f"{name}={value!r}; give one number, or one for each of {bands.names}, scale not 0")
     return values
@@ -81,7 +99,7 @@ def reading_of(kept: Mapping, bands: BandSet, names: Sequence[str] | None = None
     """How a model's training files were read (``kept``; of other bands it is left aside), but for what is given.
 
     Args:
-        bands: of the model; names: of all channels of the files to read, in their order.
+        bands: of a file for the model; names: of all channels of the files to read, in their order.
         given: scale, offset; None is what was kept, else 10000 and 0. Another value than was kept is a warning.
     """
     known = dict(kept) if list(kept.get("names", ())) == list(bands) else {}

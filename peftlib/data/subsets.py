@@ -1,7 +1,7 @@
 """Data sets seen through another: some images, tiles, a copy in memory, folds; and what their contents hash to."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -99,10 +99,14 @@ def folds(dataset: Dataset, number: int, seed: int = 0) -> list[list[int]]:
             labels = np.array([int(dataset[i]["label"]) for i in range(count)])
             order = order[np.argsort(labels[order], kind="stable")]
         return [sorted(order[i::number].tolist()) for i in range(number)]
-    groups = [dataset[i]["meta"][entry] for i in range(count)]
+    return group_folds([dataset[i]["meta"][entry] for i in range(count)], number, draw, f"values of {entry!r}")
+
+
+def group_folds(groups: Sequence, number: int, draw: np.random.Generator, what: str) -> list[list[int]]:
+    """Positions in parts of nearly the same size; what is of one group is in one part. ``what`` is for the error."""
     names, place, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     if len(names) < number:
-        raise ValueError(f"{number} folds of images with {len(names)} values of {entry!r}; choose no more folds")
+        raise ValueError(f"{number} folds of images with {len(names)} {what}; choose no more folds")
     parts: list[list[int]] = [[] for _ in range(number)]
     order = draw.permutation(len(names))
     for group in order[np.argsort(-sizes[order], kind="stable")]:  # the largest first, into the smallest part by then

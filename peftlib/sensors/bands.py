@@ -50,7 +50,7 @@ class BandSet:
     Attributes:
         sensor: one of ``SENSORS``, or ``"custom"``.
         names: band names, one a channel.
-        wavelengths: centre wavelengths in nm, one a channel.
+        wavelengths: centre wavelengths in nm, one a channel; NaN for what is no reflectance (slope, radar).
         rgb: positions of red, green and blue.
     """
 
@@ -84,8 +84,7 @@ class BandSet:
 
     def to_json(self) -> dict:
         """Arguments of ``band_set``, as plain values."""
-        custom = self.sensor == "custom"
-        names = dict(zip(self.names, self.wavelengths, strict=True)) if custom else list(self.names)
+        names = dict(zip(self.names, self.wavelengths, strict=True)) if self.sensor == "custom" else list(self.names)
         return {"sensor": self.sensor, "bands": names}
 
     def __len__(self) -> int:
@@ -97,6 +96,8 @@ class BandSet:
 
 def _usual(nm: float) -> tuple[float, float]:
     """Mean and standard deviation of a band of which no image was seen."""
+    if nm != nm:
+        return 0.0, 1.0
     if nm >= THERMAL_FROM:
         return 290.0, 15.0
     # B10 (cirrus) is dark for its own reason, water vapour: only a band inside that window may borrow it.
@@ -108,8 +109,8 @@ def band_set(bands: BandSet | Sequence[str] | Mapping[str, float], sensor: str =
     """Resolve band names of a sensor.
 
     Args:
-        bands: names in channel order; for ``sensor="custom"`` a mapping name -> centre wavelength in nm. A ``BandSet``
-            is returned as it is.
+        bands: names in channel order; for ``sensor="custom"`` a mapping name -> centre wavelength in nm, NaN for what
+            is no reflectance. A ``BandSet`` is returned as it is.
         sensor: one of ``SENSORS`` or ``"custom"``.
 
     Raises:
@@ -148,7 +149,7 @@ def _custom_band_set(bands: Sequence[str] | Mapping[str, float]) -> BandSet:
             f"e.g. {{'red': 665, 'green': 560, 'blue': 490, 'nir': 833}}; got {bands!r}"
         )
     names, wavelengths = tuple(bands), tuple(float(nm) for nm in bands.values())
-    bad = {n: nm for n, nm in zip(names, wavelengths, strict=True) if not 300 <= nm <= 15000}
+    bad = {n: nm for n, nm in zip(names, wavelengths, strict=True) if not (300 <= nm <= 15000 or nm != nm)}
     if bad:
         raise ValueError(f"wavelengths {bad} are outside 300..15000 nm; give centre wavelengths in nanometres")
     rgb = []

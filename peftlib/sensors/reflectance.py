@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from peftlib.sensors.bands import BandSet
+from peftlib.sensors.bands import THERMAL_FROM, BandSet
 
 NODATA = ("error", "zero")
 
@@ -66,7 +66,7 @@ def check_reflectance(
                 f"thermal band {bands.names[i]} lies in [{kelvin.min():.4g}, {kelvin.max():.4g}], "
                 f"expected brightness temperature in kelvin, {KELVIN[0]:g}..{KELVIN[1]:g}"
             )
-    rows = [i for i in range(len(bands)) if i not in bands.thermal]
+    rows = [i for i, nm in enumerate(bands.wavelengths) if nm < THERMAL_FROM]  # NaN: no reflectance
     optical = values[:, rows][finite[:, rows]]
     if optical.numel() == 0:
         return

@@ -40,8 +40,10 @@ def resampling(bands: BandSet) -> Tensor:
     Bands of one wavelength share a weight; beyond the first and the last band the spectrum goes on flat.
 
     Raises:
-        ValueError: no band beyond RGB that sees the ground in reflected light.
+        ValueError: no band beyond RGB that sees the ground in reflected light; channels without a wavelength.
     """
+    if bands.sensor == "custom" and (none := [n for n, nm in zip(bands, bands.wavelengths, strict=True) if nm != nm]):
+        raise ValueError(f"spectral='wavelengths' cannot read {none}, which have none; choose 'bands'")
     used = surface_bands(bands)
     if not set(used) & set(bands.beyond_rgb):
         raise ValueError(

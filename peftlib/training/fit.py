@@ -50,7 +50,7 @@ def fit(
         progress: show progress bars.
         save_every: write a checkpoint after so many steps, at the next end of an epoch.
         log: validate after each epoch, print a line, write ``metrics.csv``, and warn where the loss jumps or a class is
-            never predicted (see ``History``). False does none of it, and gives the same results.
+            never predicted, or has no label (see ``History``). False does none of it, and gives the same results.
 
     Returns:
         ``{"val": {"loss": ..., ...}, "test": {...}, "unseen": {...}}``, without those that the data have not.
@@ -157,10 +157,12 @@ class History(lightning.Callback):
         self.scores: dict[str, float] = {}
         self.first, self.lowest = 0.0, math.inf
 
-    def on_train_epoch_start(self, trainer: lightning.Trainer, *_) -> None:
+    def on_train_epoch_start(self, trainer: lightning.Trainer, task) -> None:
+        self.seen = torch.zeros(len(task.classes) + 1, device=task.device)  # the last is of what is no class
         self.clock, self.begun, self.losses, self.scores = time.perf_counter(), trainer.global_step, [], {}
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, task, outputs, *_) -> None:
+    def on_train_batch_end(self, trainer: lightning.Trainer, task, outputs, batch, *_) -> None:
+        self.seen[task.target(batch).clamp(-1, len(task.classes))] = 1
         self.losses.append(outputs["loss"].detach() * trainer.accumulate_grad_batches)  # to read it here would wait
 
     def on_validation_end(self, trainer: lightning.Trainer, *_) -> None:
@@ -168,6 +170,7 @@ class History(lightning.Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, task) -> None:
         losses = trainer.strategy.reduce(torch.stack(self.losses), reduce_op="mean").tolist()
+        seen = trainer.strategy.reduce(self.seen, reduce_op="sum").tolist()
         seconds, step = time.perf_counter() - self.clock, trainer.global_step
         row = {"epoch": trainer.current_epoch + 1, "step": step, "train_loss": fmean(losses)} | self.scores
         self.rows.append(row | {"seconds": round(seconds, 3)})
@@ -180,6 +183,8 @@ class History(lightning.Callback):
         print(
             f"epoch {row['epoch']}, step {step} of {self.steps}:", *shown, f"{seconds:.1f} s, {left} left", flush=True
         )
+        if (lost := [name for name, n in zip(task.classes, seen, strict=False) if not n]) and row["epoch"] == 1:
+            warnings.warn(f"no training label in the first {step} steps: {', '.join(lost)}", stacklevel=1)
         if any([self.jumps(loss) for loss in losses]):  # a list: each is looked at
             told = f"the loss jumps (epoch {row['epoch']}); try lower rates (search_lr) or gradient_clip_val=1.0"
             warnings.warn(told, stacklevel=1)  # at 2 it would be Lightning's, and those are off

@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peftlib.data.reading import reading_of
+from peftlib.data.reading import days_of, reading_of
 from peftlib.deflect.time_series import TimeSeriesBands, stack
 from peftlib.files import atomic_path, optional
-from peftlib.sensors.bands import BandSet
 from peftlib.sensors.reflectance import check_reflectance
 from peftlib.training.augmentation import resize_image
 from peftlib.training.tasks import Classification, Segmentation
@@ -41,7 +40,7 @@ def predict_map(
         tile: side in pixels of what is enlarged to the model's image size, as training images were; that size if
             nothing was kept. overlap: share that neighbouring tiles have in common; a classifier's map has the class of
             the nearest tile.
-        days: of the year, one a file, for a model of ``series_bands``. RGB shows the best date of each tile.
+        days: of the year, one a file, for a model of ``series_bands``. RGB shows what it did in training.
         probabilities: write those of all classes, a band each (float32, NaN where no band has data).
 
     Raises:
@@ -49,7 +48,11 @@ def predict_map(
         OSError: the map cannot be written.
     """
     paths, model = [Path(source)] if isinstance(source, str | Path) else list(map(Path, source)), task.model
-    one = bands_of_a_file(model.bands, len(paths), days)
+    days = days_of(model.reading.get("dates", ())) if days is None else days
+    one, dates = getattr(model.bands, "one", model.bands), getattr(model.bands, "dates", 0)  # of a time series
+    if len(paths) != max(1, dates) or len(days) != dates:
+        need = f"{dates} images and days" if dates else "one image without days"
+        raise ValueError(f"{len(paths)} images with days={days}; this model reads {need}")
     reading = reading_of(model.reading, one, bands, scale=scale, offset=offset)
     if (tile is not None and tile < 1) or not 0 <= overlap < 1:
         raise ValueError(f"tile={tile}, overlap={overlap}; tile must be at least 1, overlap from 0 to below 1")
@@ -62,58 +65,38 @@ def predict_map(
     if probabilities:
         facts |= {"count": len(task.classes), "dtype": "float32", "nodata": np.nan}
     task.eval()
-    path = paths[0]
-    try:
-        places = []
-        for path in paths:
-            with rasterio.open(path) as image:
-                reading.check(path, image.count)
-                places.append({name: image.profile[name] for name in ("height", "width", "crs", "transform")})
-            if places[-1] != places[0]:
-                raise ValueError(f"it lies elsewhere than {paths[0]}: {places}")
-        height, width = places[0]["height"], places[0]["width"]
-        with atomic_path(Path(target)) as temporary, rasterio.open(temporary, "w", **facts, **places[0]) as file:
-            file.update_tags(classes=", ".join(task.classes))
-            for top, *rows in tiles(height, down, overlap):
-                box, strips = (top, 0, min(down, height - top), width), []
-                for path in paths:
-                    strips.append(reading.image(path, box, one))
-                    check_reflectance(strips[-1][None], one, (box[2], width), model.reflectance.nodata)
-                for left, *columns in tiles(width, across, overlap):
-                    dates = torch.stack([strip[..., left : left + across] for strip in strips])
-                    made = tile_map(task, dates, days, (down, across), probabilities)
-                    inner = made[:, rows[0] - top : rows[1] - top, columns[0] - left : columns[1] - left]
-                    file.write(inner, window=(tuple(rows), tuple(columns)))
-    except (rasterio.errors.RasterioError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def bands_of_a_file(bands: BandSet, files: int, days: Sequence[float] | None) -> BandSet:
-    """What each file holds; ValueError but for one file, or one and its day for each date of a time series."""
-    if days is None and files == 1:
-        return bands
-    if not isinstance(bands, TimeSeriesBands) or not files == len(days or ()) == bands.dates:
-        need = f"{bands.dates} images and days" if isinstance(bands, TimeSeriesBands) else "one image without days"
-        raise ValueError(f"{files} images with days={days}; this model reads {need}")
-    return bands.one
+    grid = reading.grid(paths)
+    height, width = grid["height"], grid["width"]
+    with atomic_path(Path(target)) as temporary, rasterio.open(temporary, "w", **(grid | facts)) as file:
+        file.update_tags(classes=", ".join(task.classes))
+        for top, *rows in tiles(height, down, overlap):
+            box = (top, 0, down, max(width, across))
+            strips = torch.stack([reading.image(path, box, one) for path in paths])
+            for path, strip in zip(paths, strips, strict=True):
+                try:
+                    check_reflectance(strip[None], one, box[2:], model.reflectance.nodata)
+                except ValueError as error:
+                    raise ValueError(f"{path}: {error}") from error
+            for left, *columns in tiles(width, across, overlap):
+                made = tile_map(task, strips[..., left : left + across], days, probabilities)
+                inner = made[:, rows[0] - top : rows[1] - top, columns[0] - left : columns[1] - left]
+                file.write(inner, window=(tuple(rows), tuple(columns)))
 
 
 @torch.inference_mode()
 def tile_map(
-    task: Segmentation | Classification, dates: Tensor, days: Sequence[float] | None, size: tuple[int, int],
-    probabilities: bool,
-) -> np.ndarray:  # fmt: skip
-    """Reflectance (T, C, h, w) of a tile, at most of that size -> class numbers (1, h, w), or probabilities (K, h, w).
+    task: Segmentation | Classification, dates: Tensor, days: Sequence[float], probabilities: bool
+) -> np.ndarray:
+    """Reflectance (T, C, h, w) of a tile -> class numbers (1, h, w), or probabilities (K, h, w).
 
     T is 1, or the number of dates.
     """
-    x, bands, (h, w) = dates[0], task.model.bands, dates.shape[2:]
-    if days is not None and isinstance(bands, TimeSeriesBands):
-        x = stack(dates, days, bands.one, day=bands.day)
-    whole = np.pad(x.numpy(), ((0, 0), (0, size[0] - h), (0, size[1] - w)), mode="symmetric")
-    logits = task(resize_image(torch.from_numpy(whole)[None].to(task.device), task.model.image_size))
+    x, bands, size = dates[0], task.model.bands, (dates.shape[2], dates.shape[3])
+    if isinstance(bands, TimeSeriesBands):
+        x = stack(dates, days, bands.one, day=bands.day, rgb=task.model.reading.get("rgb_date", "best"))
+    logits = task(resize_image(x[None].to(task.device), task.model.image_size))
     logits = logits if logits.ndim == 4 else logits[..., None, None].expand(-1, -1, *size)
-    found = resize_image(logits.float().softmax(1), size)[0, :, :h, :w].cpu()
+    found = resize_image(logits.float().softmax(1), size)[0].cpu()
     known = torch.isfinite(dates).flatten(0, 1).any(0)
     if probabilities:
         return torch.where(known, found, torch.nan).numpy()
