@@ -45,6 +45,7 @@ $(RUNS)/%.ipynb: notebooks/%.ipynb $(SOURCES) | env data/weights/dinov2_small.sa
 # One thread each, a notebook a core: faster, and figures are the same whatever the number of cores.
 figures: env data/weights/dinov2_small.safetensors  ## run the notebooks (PROFILE=quick) and write figures/
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --output-sync --jobs $$(nproc) $(NOTEBOOKS:notebooks/%=$(RUNS)/%)
+	@echo "Which input, which method? $(or $(PEFTLIB_FIGURES),figures)/quick/05_grid.png"
 
 figures-all: figures  ## also those that are drawn from committed rows, from runs made here
 	@$(PY) -m peftlib run --profile $(PROFILE) --set rerun=true $(shell grep -l 'rerun: bool' $(NOTEBOOKS))

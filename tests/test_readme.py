@@ -101,6 +101,7 @@ def test_the_table_of_costs_is_computed():
 def test_findings_are_what_notebook_05_prints():
     cells = json.loads((ROOT / "notebooks" / "05_figures.ipynb").read_text())["cells"]
     printed = ["".join(out["text"]) for cell in cells for out in cell.get("outputs", []) if out.get("name") == "stdout"]
+    assert "/quick/05_grid.png" in (ROOT / "Makefile").read_text() and "figures/quick/05_grid.png" in README
     assert all(f"```text\n{text.rstrip()}\n```" in README for text in printed[:2])  # the contrasts, and the advice
 
 
