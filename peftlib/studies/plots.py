@@ -172,7 +172,7 @@ def live(draw: Callable[..., Figure], **controls) -> None:
 
     def png() -> bytes:
         figure = draw(**{name: control.value for name, control in controls.items()})
-        figure.savefig(buffer := io.BytesIO(), format="png")
+        figure.savefig(buffer := io.BytesIO(), format="png", dpi=80)
         return buffer.getvalue()
 
     shown = Image(value=png())

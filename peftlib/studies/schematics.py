@@ -101,8 +101,9 @@ def emb(rgb: np.ndarray, spectral: Mapping[str, Tensor], x_P: Tensor, x_A: Tenso
     ax.scatter(*spots.T, c=shades, s=22, cmap="Oranges", ec=SPECTRAL, lw=0.5, zorder=2)
     text(ax, 2.8, low - 0.47, "a set", 9)
     tokens = (5.52, top, x_P, "$x_P$", RGB), (5.52, low, x_A, "$x_A$", SPECTRAL), (6.82, middle, x_P + x_A, "$x$", INK)
+    limit = max(float(values[:9].abs().max()) for _, _, values, _, _ in tokens)
     for x, y, values, name, colour in tokens:  # the first entries of each
-        picture(ax, x, y, 0.18, 1.0, values[:9, None], colour, cmap="PuOr_r")
+        picture(ax, x, y, 0.18, 1.0, values[:9, None], colour, cmap="PuOr_r", vmin=-limit, vmax=limit)
         text(ax, x, y - 0.66, name, 12, colour)
     arrow(ax, (5.61, top), (6.15, top), (6.15, middle + 0.13), colour=RGB)
     arrow(ax, (5.61, low), (6.15, low), (6.15, middle - 0.13), colour=SPECTRAL)
