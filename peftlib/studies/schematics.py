@@ -142,7 +142,7 @@ def uatt(maps: Mapping[tuple[str, str], Tensor], attention: Tensor, image: np.nd
     for (asks, asked), values in maps.items():
         framed(parts[asked][0], parts[asks][1], 1.4, values, cmap="RdBu_r", vmin=-limit, vmax=limit)
     framed(0.8, 3.58, 0.95, image)
-    framed(6.4, 1.625, 1.5, attention, cmap="magma")
+    framed(6.4, 1.625, 1.5, attention, cmap="magma", vmin=0, vmax=float(attention.quantile(0.995)))
     text(ax, 6.4, 2.53, "attention")
     ax.plot([4.93, 5.0, 5.0, 4.93], [0.15, 0.15, 3.1, 3.1], color=INK, lw=1.4)
     text(ax, 5.3, 1.93, "sum,\nsoftmax", 9)
@@ -159,7 +159,7 @@ def deflect(true_colour: np.ndarray, beyond: Tensor) -> Figure:
     figure, ax = canvas(3.55)
     top, low = 2.6, 0.6  # z, and z_A
     for behind in (0.1, 0.05, 0.0):
-        box(ax, 4.41 + behind, 1.745 + behind, 4.02, 3.25, "", BLOCK)
+        box(ax, 4.44 + behind, 1.745 + behind, 3.96, 3.25, "", BLOCK)
     text(ax, 5.9, 0.28, "block 1 to $L$", 9, "0.4")
     for y, words, values, colour in ((top, "RGB", true_colour, RGB), (low, "other bands", beyond, SPECTRAL)):
         picture(ax, 0.46, y, 0.78, 0.78, values, cmap="gray")
@@ -171,7 +171,7 @@ def deflect(true_colour: np.ndarray, beyond: Tensor) -> Figure:
     text(ax, 2.03, top + 0.22, "$x_P$", 11, RGB)
     arrow(ax, (2.15, low), (2.15, top - 0.13), colour=SPECTRAL)
     text(ax, 1.99, 1.0, "$x_A$", 11, SPECTRAL)
-    text(ax, 2.35, top + 0.14, "$z$", 11)
+    text(ax, 2.34, top + 0.13, "$z$", 11)
     across(ax, top, (2.28, 2.66), (3.52, 3.76), (4.92, 5.07), (5.33, 5.5), (5.94, 6.07), (6.33, 6.69))
     for x in (2.15, 5.2, 6.2):
         plus(ax, x, top)
