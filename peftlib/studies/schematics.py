@@ -1,7 +1,4 @@
-"""Drawings of the method, with real pixels and maps in their boxes: what stays as pretrained, and what is new.
-
-Lengths are inches of a figure as wide as a page; texts stay readable at half of that.
-"""
+"""Drawings of the method, with real pixels and maps: what stays as pretrained, what is new. Lengths in inches."""
 
 from collections.abc import Mapping, Sequence
 
@@ -19,7 +16,7 @@ FROZEN, NEW, PLAIN, BLOCK = "#d6e6f5", "#ffdeb8", "#ffffff", "#f9f9f9"  # boxes
 
 
 def canvas(height: float) -> tuple[Figure, Axes]:
-    """An empty drawing as wide as a page, in inches from its lower left corner."""
+    """An empty drawing as wide as a page; its texts can be read at half of that."""
     figure = plt.figure(figsize=(7.2, height), layout="none")
     ax = figure.add_axes((0, 0, 1, 1), xlim=(0, 7.2), ylim=(0, height), autoscale_on=False)
     ax.axis("off")
@@ -57,9 +54,10 @@ def across(ax: Axes, y: float, *spans, colour=INK) -> None:
         arrow(ax, (left, y), (right, y), colour=colour)
 
 
-def plus(ax: Axes, x: float, y: float) -> None:
-    ax.add_patch(Circle((x, y), 0.13, fc="white", ec=INK, lw=1.1, zorder=3))
-    ax.plot([x - 0.07, x + 0.07], [y, y], [x, x], [y - 0.07, y + 0.07], color=INK, lw=1.3, zorder=4)
+def plus(ax: Axes, y: float, *places: float) -> None:
+    for x in places:
+        ax.add_patch(Circle((x, y), 0.13, fc="white", ec=INK, lw=1.1, zorder=3))
+        ax.plot([x - 0.07, x + 0.07], [y, y], [x, x], [y - 0.07, y + 0.07], color=INK, lw=1.3, zorder=4)
 
 
 def picture(ax: Axes, x: float, y: float, width: float, height: float, values, edge=INK, **options) -> None:
@@ -107,7 +105,7 @@ def emb(rgb: np.ndarray, spectral: Mapping[str, Tensor], x_P: Tensor, x_A: Tenso
         text(ax, x, y - 0.66, name, 12, colour)
     arrow(ax, (5.61, top), (6.15, top), (6.15, middle + 0.13), colour=RGB)
     arrow(ax, (5.61, low), (6.15, low), (6.15, middle - 0.13), colour=SPECTRAL)
-    plus(ax, 6.15, middle)
+    plus(ax, middle, 6.15)
     across(ax, middle, (6.28, 6.72))
     key(ax, 1.6, middle, 2.05, 0)
     return figure
@@ -168,13 +166,12 @@ def deflect(true_colour: np.ndarray, beyond: Tensor) -> Figure:
     box(ax, 1.47, top, 0.84, 0.6, "patch\nembedding", FROZEN)
     box(ax, 1.47, low, 0.84, 0.6, "EMB", NEW)
     across(ax, top, (1.89, 2.02), colour=RGB)
-    text(ax, 2.03, top + 0.22, "$x_P$", 11, RGB)
     arrow(ax, (2.15, low), (2.15, top - 0.13), colour=SPECTRAL)
-    text(ax, 1.99, 1.0, "$x_A$", 11, SPECTRAL)
-    text(ax, 2.34, top + 0.13, "$z$", 11)
+    names = (2.03, top + 0.22, "$x_P$", RGB), (1.99, 1.0, "$x_A$", SPECTRAL), (2.34, top + 0.13, "$z$", INK)
+    for x, y, name, colour in names:
+        text(ax, x, y, name, 11, colour)
     across(ax, top, (2.28, 2.66), (3.52, 3.76), (4.92, 5.07), (5.33, 5.5), (5.94, 6.07), (6.33, 6.69))
-    for x in (2.15, 5.2, 6.2):
-        plus(ax, x, top)
+    plus(ax, top, 2.15, 5.2, 6.2)
     for left, right in ((2.53, 5.2), (5.4, 6.2)):  # past attention, past the MLP
         arrow(ax, (left, top), (left, 3.12), (right, 3.12), (right, top + 0.13))
     box(ax, 3.09, top, 0.86, 0.6, "attention", FROZEN)
