@@ -63,7 +63,8 @@ def outputs(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_committed_whole_and_logic_lives_in_the_module(path):
-    """Executed in order or stripped; no class, no function over ten lines; parameters typed, with help; a title."""
+    """Executed in order or stripped; a title; no class, no function over ten lines, no cell over 25; parameters typed,
+    with help. A widget has a picture beside it, for where no kernel runs."""
     cells = json.loads(path.read_text())["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     counts = [cell["execution_count"] for cell in code]
@@ -73,6 +74,9 @@ def test_committed_whole_and_logic_lives_in_the_module(path):
     assert "profile" in declared_parameters(path)
     for cell in code:
         source = "".join(cell["source"])
+        assert source.count("\n") < 25, source.splitlines()[0]
+        widgets = [o["data"] for o in cell["outputs"] if any("widget-view" in kind for kind in o.get("data", ()))]
+        assert all("image/png" in data for data in widgets)
         if "parameters" in cell["metadata"].get("tags", []):  # papermill misses a line with a second "="
             assert all(line.count("=") == 1 and "  # " in line for line in source.splitlines())
             assert not re.search(r"^update_\w+: bool = True", source, re.MULTILINE), "it would rewrite what it checks"

@@ -1,5 +1,8 @@
 """One style, one colour a method, pictures of images and tokens, figures that are saved the same way each time."""
 
+import base64
+import io
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -156,3 +159,24 @@ def class_key(figure: Figure, names: tuple[str, ...], ncols: int = 5) -> None:
     """The key of ``show_truth`` under a figure."""
     keys = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in class_colours(len(names))]
     figure.legend(keys, names, loc="outside lower center", ncols=ncols)
+
+
+def live(draw: Callable[..., Figure], **controls) -> None:
+    """Show a figure under widgets that draw it anew. Where no kernel runs, it stands as it was first.
+
+    ``controls``: argument of ``draw`` -> widget with a ``value``. Of ``Figure`` itself, not pyplot's: it is drawn from
+    another thread.
+    """
+    from IPython.display import display
+    from ipywidgets import HBox, Image, VBox
+
+    def png() -> bytes:
+        figure = draw(**{name: control.value for name, control in controls.items()})
+        figure.savefig(buffer := io.BytesIO(), format="png", dpi=80)
+        return buffer.getvalue()
+
+    shown = Image(value=png())
+    for control in controls.values():
+        control.observe(lambda _: setattr(shown, "value", png()), "value")
+    view = VBox([HBox(list(controls.values())), shown])
+    display(view._repr_mimebundle_() | {"image/png": base64.b64encode(shown.value).decode()}, raw=True)
