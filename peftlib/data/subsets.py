@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from joblib import Parallel, delayed
 from torch.utils import data as torch_data
 from torch.utils.data import Dataset
 
 from peftlib.data.dataset import EarthDataset
-from peftlib.files import fingerprint
+from peftlib.files import atomic_path, fingerprint
 
 
 class View(Dataset):
@@ -49,6 +50,53 @@ class InMemory(View):
 
     def __getitem__(self, index: int) -> dict:
         return self.samples[index]
+
+
+class Mapped(View):
+    """All images read once, by several threads, into a file that is mapped into memory then, here and elsewhere.
+
+    For data that memory does not hold: pages come and go, and processes share them. Treat samples as read-only.
+
+    Args:
+        dataset: what to read; file: for images and masks, ``.bin``; labels and ``meta`` lie beside it, as ``.pt``. The
+            name must stand for the contents: a file that is there is taken as it is.
+    """
+
+    def __init__(self, dataset: Dataset, file: Path):
+        self.dataset, index = dataset, file.with_suffix(".pt")
+        if not index.is_file():
+            self._write(file, index)
+        self.samples = torch.load(index, weights_only=True)
+        self.values = torch.from_file(str(file), shared=False, size=file.stat().st_size, dtype=torch.uint8)
+
+    def _write(self, file: Path, index: Path) -> None:
+        read = Parallel(-1, prefer="threads", return_as="generator")(
+            delayed(self.dataset.__getitem__)(i) for i in range(len(self.dataset))
+        )
+        samples = []
+        with atomic_path(file) as temporary, open(temporary, "wb") as out:
+            for sample in read:
+                kept = {name: value for name, value in sample.items() if name not in ("bands", "sensor")}
+                for name in ("image", "mask"):
+                    if name in sample:
+                        kept[name] = out.tell(), sample[name].dtype, sample[name].shape
+                        out.write(sample[name].contiguous().numpy().data)
+                        out.write(bytes(-out.tell() % 8))  # where any type may begin
+                samples.append(kept)
+        with atomic_path(index) as temporary:  # last: what has one is whole
+            torch.save(samples, temporary)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict:
+        sample = self.samples[index] | {"bands": self.dataset.bands, "sensor": self.dataset.sensor}
+        for name in ("image", "mask"):
+            if name in sample:
+                start, dtype, shape = sample[name]
+                end = start + shape.numel() * dtype.itemsize
+                sample[name] = self.values[start:end].view(dtype).view(shape)
+        return sample
 
 
 class Tiles(View):
@@ -115,12 +163,6 @@ def every_nth(dataset: Dataset, most: int) -> Dataset:
     if not 0 < most < len(dataset):
         return dataset
     return Subset(dataset, [i * len(dataset) // most for i in range(most)])
-
-
-def cache_if_small(dataset: Dataset, megabytes: float) -> Dataset:
-    """A copy in memory where the images take no more than so much, else the data set itself."""
-    first = dataset[0]["image"]
-    return InMemory(dataset) if first.nbytes * len(dataset) <= megabytes * 2**20 else dataset
 
 
 def data_fingerprint(data: Dataset) -> str:
