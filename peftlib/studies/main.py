@@ -6,15 +6,19 @@ On each data set rates are searched, then the primary cells are scored, on folds
 precision and of the number of steps follow, then all other cells, then ablations.
 """
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 import pandas as pd
+from tqdm import tqdm
 
 import peftlib as pl
 from peftlib.experiments.config import BF16_FROZEN, Experiment
+from peftlib.experiments.results import DONE
 from peftlib.methods import METHODS
+from peftlib.methods.inputs import STARTS
 from peftlib.studies.protocol import Cell, Execute, Fields, Plan, Tables, final_runs, joined, search
 
 EXPLORATORY = "exploratory"  # role of the final runs of cells that are not primary
@@ -121,15 +125,27 @@ def study(execute: Execute, plans: Mapping[str, Plan] = PLANS, cells: Mapping[st
         execute: runs experiments and gives their rows: ``peftlib.experiments.grid.execute``.
         cells: only the final runs of these; None is the primary ones, with checks, then all others, then ablations.
     """
+    table = planned(plans, {**PRIMARY, **exploratory()} if cells is None else cells)
     if cells is None:
-        print(planned(plans, {**PRIMARY, **exploratory()}).to_string(index=False), flush=True)
+        print(table.to_string(index=False), flush=True)
     tables: list[Tables] = []
     absent: dict[str, Exception] = {}
+    left = table.assign(runs=table["searches"] + table["final runs"]).groupby("data set")["runs"].sum()
+
+    def kept(name: str, experiments: Sequence[Experiment]) -> Tables:
+        tables.append(execute(experiments))
+        runs, _ = tables[-1]
+        if len(runs) and (runs["status"] != DONE).all():
+            raise RuntimeError(f"all {len(runs)} runs failed: {runs['error'].iloc[0]}")
+        tell_time_left(left, name, tables)
+        return tables[-1]
+
     for part in (primary, others, ablated) if cells is None else (partial(primary, cells=cells),):
         for name, plan in plans.items():
             try:
-                tables += part(execute, plan)
-            except FileNotFoundError as error:
+                if name not in absent:
+                    part(partial(kept, name), plan)
+            except (FileNotFoundError, RuntimeError) as error:
                 absent[name] = error
     for name, reason in absent.items():
         print(f"left out {name}: {reason}", flush=True)
@@ -138,22 +154,41 @@ def study(execute: Execute, plans: Mapping[str, Plan] = PLANS, cells: Mapping[st
     return joined(*tables)
 
 
+def tell_time_left(planned_runs: pd.Series, name: str, tables: Sequence[Tables]) -> None:
+    """Say on stderr how many runs of a data set are done, and how long the others of all will take, one by one.
+
+    Args:
+        planned_runs: data set -> how many; those of one that was not begun take as long as the average run so far.
+    """
+    runs, _ = joined(*tables)
+    done = runs.groupby("dataset").agg(runs=("key", "nunique"), seconds=("wall_s", "mean"))
+    done = done.reindex(planned_runs.index).fillna({"runs": 0, "seconds": runs["wall_s"].mean()})
+    seconds = ((planned_runs - done["runs"]).clip(lower=0) * done["seconds"]).sum()
+    here = f"{name}: {done['runs'][name]:.0f} of {planned_runs[name]} runs"
+    tqdm.write(f"{here}; about {seconds / 3600:.1f} h of runs left on all data sets", file=sys.stderr)
+
+
 def planned(plans: Mapping[str, Plan], cells: Mapping[str, Cell]) -> pd.DataFrame:
     """How many runs of how many steps each data set's searches and final runs take, if no search is extended."""
     rows = []
     for name, plan in plans.items():
-        for role, some in (("final", _of(cells, PRIMARY)), (EXPLORATORY, _of(cells, exploratory()))):
+        for role, some in (("final", some_of(cells, PRIMARY)), (EXPLORATORY, some_of(cells, exploratory()))):
             if not some:
                 continue
             runs = plan.finals if role == "final" else plan.finals[: plan.few]
             searched = plan.searches if role == "final" else plan.searches[:1]
             tries = sum(len(plan.begin_with(method)) for _, method in some.values())
+            if role == "final":  # the rates of inputs, and how inflated kernels start
+                inputs = {input for input, _ in some.values()}
+                tries += sum(len(plan.begin_with(input)) for input in inputs)
+                tries += (pl.Inflated() in inputs) * (len(STARTS) - 1)
             facts = {"data set": name, "role": role, "cells": len(some), "searches": tries * len(searched)}
             rows.append(facts | {"final runs": len(runs) * len(some), "steps each": plan.setting.steps})
     return pd.DataFrame(rows)
 
 
-def _of(cells: Mapping[str, Cell], kind: Mapping[str, Cell]) -> dict[str, Cell]:
+def some_of(cells: Mapping[str, Cell], kind: Mapping[str, Cell]) -> dict[str, Cell]:
+    """Those of the cells that another dictionary has too."""
     return {name: cell for name, cell in cells.items() if cell in kind.values()}
 
 
