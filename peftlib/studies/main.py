@@ -9,6 +9,7 @@ precision and of the number of steps follow, then all other cells, then ablation
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 
 import pandas as pd
@@ -137,7 +138,8 @@ def study(execute: Execute, plans: Mapping[str, Plan] = PLANS, cells: Mapping[st
         runs, _ = tables[-1]
         if len(runs) and (runs["status"] != DONE).all():
             raise RuntimeError(f"all {len(runs)} runs failed: {runs['error'].iloc[0]}")
-        tell_time_left(left, name, tables)
+        if cells is not None:
+            tell_time_left(left, name, tables)
         return tables[-1]
 
     for part in (primary, others, ablated) if cells is None else (partial(primary, cells=cells),):
@@ -165,7 +167,8 @@ def tell_time_left(planned_runs: pd.Series, name: str, tables: Sequence[Tables])
     done = done.reindex(planned_runs.index).fillna({"runs": 0, "seconds": runs["wall_s"].mean()})
     seconds = ((planned_runs - done["runs"]).clip(lower=0) * done["seconds"]).sum()
     here = f"{name}: {done['runs'][name]:.0f} of {planned_runs[name]} runs"
-    tqdm.write(f"{here}; about {seconds / 3600:.1f} h of runs left on all data sets", file=sys.stderr)
+    left = timedelta(seconds=round(seconds))
+    tqdm.write(f"{here}; on all data sets about {left} left, one run after the other", file=sys.stderr)
 
 
 def planned(plans: Mapping[str, Plan], cells: Mapping[str, Cell]) -> pd.DataFrame:

@@ -14,10 +14,12 @@ import pandas as pd
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
+import peftlib as pl
 from peftlib.backbones.loading import encodes_gsd, load_backbone
 from peftlib.data import DATASETS
 from peftlib.experiments.config import Experiment
 from peftlib.experiments.results import DONE
+from peftlib.methods import Input, Method
 from peftlib.model.adapted_vit import adapt, without_weights
 from peftlib.model.costs import flops
 from peftlib.studies.main import PRIMARY, some_of, planned
@@ -91,7 +93,7 @@ def priced(plans: Mapping[str, Plan], cells: Mapping[str, Cell], tried: pd.DataF
     table["hours"] = (table["searches"] + table["final runs"]) * table["data set"].map(hours)
     total = {name: table[name].sum() for name in ("cells", "searches", "final runs", "hours")}
     table = pd.concat([table, pd.DataFrame([{"data set": "all", "role": ""} | total])], ignore_index=True)
-    return table.assign(days=table["hours"] / 24).round({"hours": 1, "days": 2}).fillna({"steps each": ""})
+    return table.assign(days=table["hours"] / 24).round({"hours": 3, "days": 2}).fillna({"steps each": ""})
 
 
 def _run_seconds(plan: Plan, cells: Mapping[str, Cell], tried: pd.DataFrame | None) -> float:
@@ -113,11 +115,12 @@ def _run_seconds(plan: Plan, cells: Mapping[str, Cell], tried: pd.DataFrame | No
 
 def step_operations(one: Experiment) -> int:
     """Floating-point operations of a training step of an experiment, decoder included; see ``costs.flops``."""
-    cls = DATASETS[one.dataset]
-    decoder = one.decoder if cls.task == "segmentation" else ""
-    return one.batch_size * _image_operations(
-        one.backbone, one.image_size, one.method, one.input, decoder, len(cls.classes) if decoder else 2
-    )
+    fields = one.backbone, one.image_size
+    found = _image_operations(*fields, one.method, one.input)
+    if DATASETS[one.dataset].task == "segmentation":  # its decoder instead of a linear layer, whatever the cell
+        bare = pl.Frozen(), pl.RGB()
+        found += _image_operations(*fields, *bare, one.decoder) - _image_operations(*fields, *bare)
+    return one.batch_size * found
 
 
 @lru_cache(maxsize=2)
@@ -126,8 +129,8 @@ def _shape(backbone: str, size: int) -> VisionTransformer:
 
 
 @lru_cache(maxsize=256)
-def _image_operations(backbone: str, size: int, method, input, decoder: str, classes: int) -> int:
+def _image_operations(backbone: str, size: int, method: Method, input: Input, decoder: str = "") -> int:
     with torch.random.fork_rng(devices=[]):
         model = adapt(_shape(backbone, size), method, BANDS, image_size=size, input=input)
-        task = Segmentation(model, classes, decoder=decoder) if decoder else Classification(model, classes)
+        task = Segmentation(model, 2, decoder=decoder) if decoder else Classification(model, 2)
     return flops(model, task)[1]
