@@ -146,7 +146,7 @@ def test_a_damaged_image_is_named_and_nothing_is_kept(tmp_path):
                 raise ValueError("fourth.tif is damaged")
             return super().__getitem__(i)
 
-    with pytest.raises(ValueError, match="fourth.tif is damaged"):
+    with pytest.raises(ValueError, match=r"fourth\.tif is damaged"):
         Mapped(Damaged(*torch.zeros(6, 2, 2)), tmp_path / "held.bin")
     assert not list(tmp_path.iterdir())
 

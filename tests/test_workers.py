@@ -112,7 +112,9 @@ def test_clusters_give_what_one_process_gives(kind, whole, tmp_path):
 @pytest.mark.slow
 def test_a_dask_scheduler_is_found_by_its_address(whole, tmp_path):
     runs, tables = whole
-    with pytest.importorskip("dask.distributed").LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as there:
+    with pytest.importorskip("dask.distributed").LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address=None
+    ) as there:
         options = dict(executor="dask", address=there.scheduler_address)
         assert_same(do(runs, tmp_path, **options), tables)
         assert there.status.name == "running" and len(there.workers) == 1  # the cluster outlives the grid

@@ -1,9 +1,10 @@
 """Data sets seen through another: some images, tiles, a copy in memory, folds; and what their contents hash to."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -53,49 +54,42 @@ class InMemory(View):
 
 
 class Mapped(View):
-    """All images read once, by several threads, into a file that is mapped into memory then, here and elsewhere.
+    """All images read once, by several threads, into a file that this process and others map into memory.
 
-    For data that memory does not hold: pages come and go, and processes share them. Treat samples as read-only.
-
-    Args:
-        dataset: what to read; file: for images and masks, ``.bin``; labels and ``meta`` lie beside it, as ``.pt``. The
-            name must stand for the contents: a file that is there is taken as it is.
+    ``file`` holds images and masks, a ``.pt`` beside it labels and ``meta``. Its name must stand for the contents: a
+    file that is there is taken as it is. Treat samples as read-only.
     """
 
     def __init__(self, dataset: Dataset, file: Path):
         self.dataset, index = dataset, file.with_suffix(".pt")
         if not index.is_file():
-            self._write(file, index)
+            with atomic_path(file) as temporary, open(temporary, "wb") as out:
+                samples = [self._written(sample, out) for sample in self._read()]
+            with atomic_path(index) as temporary:  # last: what has one is whole
+                torch.save(samples, temporary)
         self.samples = torch.load(index, weights_only=True)
         self.values = torch.from_file(str(file), shared=False, size=file.stat().st_size, dtype=torch.uint8)
 
-    def _write(self, file: Path, index: Path) -> None:
-        read = Parallel(-1, prefer="threads", return_as="generator")(
-            delayed(self.dataset.__getitem__)(i) for i in range(len(self.dataset))
-        )
-        samples = []
-        with atomic_path(file) as temporary, open(temporary, "wb") as out:
-            for sample in read:
-                kept = {name: value for name, value in sample.items() if name not in ("bands", "sensor")}
-                for name in ("image", "mask"):
-                    if name in sample:
-                        kept[name] = out.tell(), sample[name].dtype, sample[name].shape
-                        out.write(sample[name].contiguous().numpy().data)
-                        out.write(bytes(-out.tell() % 8))  # where any type may begin
-                samples.append(kept)
-        with atomic_path(index) as temporary:  # last: what has one is whole
-            torch.save(samples, temporary)
+    def _read(self) -> Iterator[dict]:
+        parallel = Parallel(-1, prefer="threads", return_as="generator")
+        return parallel(delayed(self.dataset.__getitem__)(i) for i in range(len(self.dataset)))
+
+    def _written(self, sample: dict, out: BinaryIO) -> dict:
+        kept = {name: value for name, value in sample.items() if name not in ("bands", "sensor")}
+        for name in {"image", "mask"} & set(kept):
+            kept[name] = out.tell(), sample[name].dtype, sample[name].shape
+            out.write(sample[name].contiguous().numpy().data)
+            out.write(bytes(-out.tell() % 8))  # where any type may begin
+        return kept
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> dict:
         sample = self.samples[index] | {"bands": self.dataset.bands, "sensor": self.dataset.sensor}
-        for name in ("image", "mask"):
-            if name in sample:
-                start, dtype, shape = sample[name]
-                end = start + shape.numel() * dtype.itemsize
-                sample[name] = self.values[start:end].view(dtype).view(shape)
+        for name in {"image", "mask"} & set(sample):
+            start, dtype, shape = sample[name]
+            sample[name] = self.values[start : start + shape.numel() * dtype.itemsize].view(dtype).view(shape)
         return sample
 
 

@@ -212,15 +212,9 @@ def _opened(dataset: str, split: str, data: str, root: Path, bands: tuple[str, .
         raise
     if part[0]["image"].nbytes * len(part) <= HELD_MEGABYTES * 2**20:
         return InMemory(part)
-    facts = (_files(dataset, data, root), _code(), split, bands)
-    name = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+    readers = [contents_hash(path) for path in sorted(Path(data_package.__file__).parent.rglob("*.py"))]
+    name = hashlib.sha256(repr((_files(dataset, data, root), readers, split, bands)).encode()).hexdigest()[:16]
     return Mapped(part, runs_dir() / "images" / f"{dataset}_{split}_{name}.bin")
-
-
-@lru_cache(maxsize=1)
-def _code() -> list[str]:
-    """What the readers are: images that other ones read are read again."""
-    return [contents_hash(path) for path in sorted(Path(data_package.__file__).parent.rglob("*.py"))]
 
 
 @lru_cache(maxsize=64)

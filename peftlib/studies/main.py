@@ -131,7 +131,7 @@ def study(execute: Execute, plans: Mapping[str, Plan] = PLANS, cells: Mapping[st
         print(table.to_string(index=False), flush=True)
     tables: list[Tables] = []
     absent: dict[str, Exception] = {}
-    left = table.assign(runs=table["searches"] + table["final runs"]).groupby("data set")["runs"].sum()
+    number = table.set_index("data set")[["searches", "final runs"]].sum(axis=1).groupby(level=0).sum()
 
     def kept(name: str, experiments: Sequence[Experiment]) -> Tables:
         tables.append(execute(experiments))
@@ -139,7 +139,7 @@ def study(execute: Execute, plans: Mapping[str, Plan] = PLANS, cells: Mapping[st
         if len(runs) and (runs["status"] != DONE).all():
             raise RuntimeError(f"all {len(runs)} runs failed: {runs['error'].iloc[0]}")
         if cells is not None:
-            tell_time_left(left, name, tables)
+            tqdm.write(_time_left(number, name, joined(*tables)[0]), file=sys.stderr)
         return tables[-1]
 
     for part in (primary, others, ablated) if cells is None else (partial(primary, cells=cells),):
@@ -156,19 +156,12 @@ def study(execute: Execute, plans: Mapping[str, Plan] = PLANS, cells: Mapping[st
     return joined(*tables)
 
 
-def tell_time_left(planned_runs: pd.Series, name: str, tables: Sequence[Tables]) -> None:
-    """Say on stderr how many runs of a data set are done, and how long the others of all will take, one by one.
-
-    Args:
-        planned_runs: data set -> how many; those of one that was not begun take as long as the average run so far.
-    """
-    runs, _ = joined(*tables)
+def _time_left(planned_runs: pd.Series, name: str, runs: pd.DataFrame) -> str:
+    """Of data sets' planned runs those done on one, and how long all others take; not begun: as long as the average."""
     done = runs.groupby("dataset").agg(runs=("key", "nunique"), seconds=("wall_s", "mean"))
     done = done.reindex(planned_runs.index).fillna({"runs": 0, "seconds": runs["wall_s"].mean()})
-    seconds = ((planned_runs - done["runs"]).clip(lower=0) * done["seconds"]).sum()
-    here = f"{name}: {done['runs'][name]:.0f} of {planned_runs[name]} runs"
-    left = timedelta(seconds=round(seconds))
-    tqdm.write(f"{here}; on all data sets about {left} left, one run after the other", file=sys.stderr)
+    left = timedelta(seconds=round(((planned_runs - done["runs"]).clip(lower=0) * done["seconds"]).sum()))
+    return f"{name}: {done['runs'][name]:.0f} of {planned_runs[name]} runs; all data sets: {left} left, one by one"
 
 
 def planned(plans: Mapping[str, Plan], cells: Mapping[str, Cell]) -> pd.DataFrame:

@@ -1,47 +1,37 @@
-"""Before a study of hours: which of its data sets can be read and trained on, and what it will cost.
+"""Before a study of hours: which data sets can be read and trained on, and what the whole will cost."""
 
-plans = with_settings(PROFILES["paper"], backbone="scalemae_large")
-plans, tried = try_out(execute, plans, cells)
-priced(plans, cells), priced(plans, cells, tried)        # on a card that is assumed; as measured on this machine
-"""
-
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from statistics import fmean
 
 import pandas as pd
 import torch
-from timm.models.vision_transformer import VisionTransformer
 
 import peftlib as pl
 from peftlib.backbones.loading import encodes_gsd, load_backbone
 from peftlib.data import DATASETS
 from peftlib.experiments.config import Experiment
-from peftlib.experiments.results import DONE
 from peftlib.methods import Input, Method
-from peftlib.model.adapted_vit import adapt, without_weights
+from peftlib.model.adapted_vit import adapt
 from peftlib.model.costs import flops
-from peftlib.studies.main import PRIMARY, some_of, planned
+from peftlib.studies.main import PRIMARY, planned, some_of
 from peftlib.studies.protocol import Cell, Execute, Plan, joined
 from peftlib.training.tasks import Classification, Segmentation
 
 SIDES = {"so2sat": 32, "brick_kiln": 64, "forestnet": 332, "burn_scars": 512, "mados": 240}  # pixels, as published
-BANDS = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")  # for all: arithmetic moves little
-TRIAL = "trial"  # role of the short runs of ``try_out``
+BANDS = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")  # in the place of all: they cost little
 TRIAL_STEPS = 10
-# One H100, assumed and not measured: a tenth of its peak in bfloat16, and what is usual in float32.
-FLOP_S = {"bf16-mixed": 1e14, "bf16-frozen": 1e14, "32-true": 2.5e13}
-LEAST_STEP_S = 0.03  # PyTorch takes so long to start the kernels of a step
-READ_BYTES_S = 1e9  # images that were decoded before, made a batch and sent
-RUN_S = 90  # beside the steps: weights, statistics of the images, validation, test
+# One H100, assumed, not measured: operations (a tenth of its peak in bfloat16) and bytes of images read a second.
+SPEED, BYTES = {"bf16-mixed": 1e14, "bf16-frozen": 1e14, "32-true": 2.5e13}, 1e9
+LEAST, BESIDE = 0.03, 90  # seconds: of a step, to start its kernels; of a run beside its steps, to begin and evaluate
 
 
-def with_settings(plans: Mapping[str, Plan], datasets=(), **fields) -> dict[str, Plan]:
-    """Some of the plans (none named: all) with other fields of their settings; those that are empty stay.
+def with_settings(plans: Mapping[str, Plan], datasets: Sequence[str] = (), **fields) -> dict[str, Plan]:
+    """Plans of some data sets (none named: all) with other fields of their settings; empty fields change nothing.
 
-    Where the backbone knows a ground sampling distance (Scale-MAE), ``res`` becomes that of the resized image. Raises
-    ValueError for a data set that has no plan.
+    Where a backbone encodes the ground sampling distance (Scale-MAE), ``res`` is that of the resized images. Raises
+    ValueError for a data set without a plan.
     """
     if unknown := sorted(set(datasets) - set(plans)):
         raise ValueError(f"no plan for {', '.join(unknown)}; choose from {', '.join(plans)}")
@@ -54,83 +44,73 @@ def with_settings(plans: Mapping[str, Plan], datasets=(), **fields) -> dict[str,
     return found
 
 
-def try_out(execute: Execute, plans: Mapping[str, Plan], cells: Mapping[str, Cell]) -> tuple[dict[str, Plan], pd.DataFrame]:
-    """Train and score a few steps of one cell on each data set: every image is read and checked, and time measured.
+def try_out(
+    execute: Execute, plans: Mapping[str, Plan], cells: Mapping[str, Cell]
+) -> tuple[dict[str, Plan], pd.DataFrame]:
+    """Train and score a few steps of the first cell on each data set: all images are read, checked, and time is taken.
 
     Returns:
         The plans whose data set is fit, and the runs; what is wrong with the others is printed.
     """
-    cell, tables, trials = next(iter(cells.values())), [], {}
+    tables, wrong = [], {}
     for name, plan in plans.items():
-        short = min(TRIAL_STEPS, plan.setting.steps)
-        (trials[name],) = plan.experiments(cell, plan.searches[:1], role=TRIAL, steps=short)
+        steps = min(TRIAL_STEPS, plan.setting.steps)
         try:
-            tables.append(execute([trials[name]]))
+            tables.append(
+                execute(plan.experiments(next(iter(cells.values())), plan.searches[:1], role="trial", steps=steps))
+            )
+            wrong[name] = tables[-1][0]["error"].iloc[0]
         except (OSError, ValueError) as error:  # no data, no weights
-            print(f"left out {name}: {error}", flush=True)
-    if not tables:
-        raise FileNotFoundError(f"no data of {', '.join(plans)}; set PEFTLIB_DATA")
-    runs, _ = joined(*tables)
-    for run in runs[runs["status"] != DONE].itertuples():
-        print(f"left out {run.dataset}: {run.error}", flush=True)
-    fit = set(runs.loc[runs["status"] == DONE, "dataset"])
-    if not fit:
-        raise ValueError(f"no data set is fit to be trained on; first: {runs['error'].iloc[0]}")
-    return {name: plan for name, plan in plans.items() if plan.setting.dataset in fit}, runs
+            wrong[name] = str(error)
+        if wrong[name]:
+            print(f"left out {name}: {wrong[name]}", flush=True)
+    if all(wrong.values()):
+        raise ValueError(f"no data set is fit to be trained on; {next(iter(wrong))}: {next(iter(wrong.values()))}")
+    return {name: plan for name, plan in plans.items() if not wrong[name]}, joined(*tables)[0]
 
 
 def priced(plans: Mapping[str, Plan], cells: Mapping[str, Cell], tried: pd.DataFrame | None = None) -> pd.DataFrame:
-    """``planned`` with hours and days of one device, a run after the other.
+    """``planned`` with hours and days of one device, one run after the other, and their sum as last row.
 
-    Args:
-        tried: runs of ``try_out``, which say what set-up and a step take here; None assumes an H100.
-
-    Returns:
-        Columns of ``planned``, "hours" and "days"; the last row is the sum. Checks and ablations are not counted.
+    ``tried`` are runs of ``try_out``, which say what set-up and a step take here; None assumes an H100. Cells that are
+    not primary cost what primary ones do on average; checks and ablations are not counted.
     """
     table = planned(plans, cells)
-    hours = {name: _run_seconds(plan, cells, tried) / 3600 for name, plan in plans.items()}
+    hours = {name: _run_seconds(plan, some_of(cells, PRIMARY), tried) / 3600 for name, plan in plans.items()}
     table["hours"] = (table["searches"] + table["final runs"]) * table["data set"].map(hours)
-    total = {name: table[name].sum() for name in ("cells", "searches", "final runs", "hours")}
-    table = pd.concat([table, pd.DataFrame([{"data set": "all", "role": ""} | total])], ignore_index=True)
-    return table.assign(days=table["hours"] / 24).round({"hours": 3, "days": 2}).fillna({"steps each": ""})
+    table.loc[len(table)] = table[["cells", "searches", "final runs", "hours"]].sum()
+    table = table.fillna({"data set": "all", "role": "", "steps each": 0})
+    table = table.astype(dict.fromkeys(("cells", "searches", "final runs", "steps each"), int))
+    return table.assign(days=table["hours"] / 24).round({"hours": 3, "days": 2})
 
 
 def _run_seconds(plan: Plan, cells: Mapping[str, Cell], tried: pd.DataFrame | None) -> float:
-    """Of an average run of a data set."""
-    cells = some_of(cells, PRIMARY) or cells  # the others cost what these cost on average
+    """Of a run of a data set, on average over cells."""
     runs = [plan.experiments(cell, plan.searches[:1])[0] for cell in cells.values()]
-    operations = {cell: step_operations(run) for cell, run in zip(cells, runs, strict=True)}
-    one = runs[0]
+    operations, one = [step_operations(run) for run in runs], runs[0]
     if tried is not None:
         run = tried[tried["dataset"] == one.dataset].iloc[0]
         step = run["step_ms"] / 1e3
-        scale = fmean(operations.values()) / next(iter(operations.values()))
-        return run["wall_s"] - run["steps"] * step + one.steps * step * scale
-    cls = DATASETS[one.dataset]
-    stored = 4 * len(getattr(cls, "all_bands", BANDS)) * SIDES.get(one.dataset, one.image_size) ** 2 * one.batch_size
-    step = fmean(operations[cell] / FLOP_S[run.precision] for cell, run in zip(cells, runs, strict=True))
-    return RUN_S + one.steps * (max(step, LEAST_STEP_S) + stored / READ_BYTES_S)
+        return run["wall_s"] - run["steps"] * step + one.steps * step * fmean(operations) / operations[0]
+    bands, side = getattr(DATASETS[one.dataset], "all_bands", BANDS), SIDES.get(one.dataset, one.image_size)
+    reading = 4 * one.batch_size * len(bands) * side**2 / BYTES
+    step = fmean(number / SPEED[run.precision] for number, run in zip(operations, runs, strict=True))
+    return BESIDE + one.steps * (max(step, LEAST) + reading)
 
 
 def step_operations(one: Experiment) -> int:
     """Floating-point operations of a training step of an experiment, decoder included; see ``costs.flops``."""
-    fields = one.backbone, one.image_size
-    found = _image_operations(*fields, one.method, one.input)
-    if DATASETS[one.dataset].task == "segmentation":  # its decoder instead of a linear layer, whatever the cell
+    where = one.backbone, one.image_size
+    found = _image_operations(*where, one.method, one.input)
+    if DATASETS[one.dataset].task == "segmentation":  # a decoder costs the same whatever the cell
         bare = pl.Frozen(), pl.RGB()
-        found += _image_operations(*fields, *bare, one.decoder) - _image_operations(*fields, *bare)
+        found += _image_operations(*where, *bare, one.decoder) - _image_operations(*where, *bare)
     return one.batch_size * found
-
-
-@lru_cache(maxsize=2)
-def _shape(backbone: str, size: int) -> VisionTransformer:
-    return without_weights(load_backbone(backbone, "random", size))
 
 
 @lru_cache(maxsize=256)
 def _image_operations(backbone: str, size: int, method: Method, input: Input, decoder: str = "") -> int:
-    with torch.random.fork_rng(devices=[]):
-        model = adapt(_shape(backbone, size), method, BANDS, image_size=size, input=input)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        model = adapt(load_backbone(backbone, "random", size), method, BANDS, image_size=size, input=input)
         task = Segmentation(model, 2, decoder=decoder) if decoder else Classification(model, 2)
     return flops(model, task)[1]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from peftlib.experiments.results import read_study, write_study
-from peftlib.files import atomic_path, figures_dir, runs_dir
+from peftlib.files import atomic_path, figures_dir
 from peftlib.methods import INPUTS, METHODS, input_from, method_from
 from peftlib.studies.plots import cell_label, label, student_interval
 from peftlib.studies.protocol import joined
@@ -63,20 +63,6 @@ def add_to_study(runs: pd.DataFrame, metrics: pd.DataFrame, folder: Path) -> Pat
         old = old[~old[known].apply(tuple, axis=1).isin(set(new.itertuples(index=False, name=None)))]
         runs, metrics = joined((runs, metrics), (old[list(runs)], before[1][before[1]["key"].isin(old["key"])]))
     return write_study(runs, metrics, folder)
-
-
-def made_here(profile: str) -> list[Path]:
-    """The folder of rows that notebook 04 wrote for a profile.
-
-    Raises:
-        FileNotFoundError: there is none; ValueError: there are several, of other steps or backbones.
-    """
-    found = sorted(path.parent for path in (runs_dir() / profile).glob("rows*/runs.csv"))
-    if not found:
-        raise FileNotFoundError(f"no rows yet: python -m peftlib run 04_full_experiments --profile {profile}")
-    if len(found) > 1:
-        raise ValueError(f"rows of several settings; choose by --set rows=\"['PATH']\" from {list(map(str, found))}")
-    return found
 
 
 def save_table(table: pd.DataFrame, name: str, profile: str) -> list[Path]:
