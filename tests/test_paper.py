@@ -11,8 +11,12 @@ import pytest
 from helpers import PATIENCE, wait_for
 from paper_archives import write_paper_archives
 
+import peftlib as pl
 from peftlib.experiments.results import read_row, read_study, scores
-from peftlib.studies.main import PROFILES
+from peftlib.model.costs import flops
+from peftlib.studies.main import PRIMARY, PROFILES
+from peftlib.studies.planning import BANDS, priced, step_operations, with_settings
+from peftlib.training.tasks import Segmentation
 
 ROOT = Path(__file__).parents[1]
 CELLS = ["RGB × LoRA", "DEFLECT"]
@@ -104,6 +108,7 @@ def test_the_papers_experiment_is_interrupted_resumed_added_to_and_drawn(place):
         PROFILES["paper"], 12
     )
     assert set(scores(runs, metrics)["metric"]) == {"macro_f1", "iou_burnt", "miou"}
+    assert all(0 <= row["reading"] <= 1 for row in rows(place) if row["status"] == "done")
 
     process = started(place, "05_figures")
     _, said = process.communicate(timeout=3 * PATIENCE)
@@ -115,3 +120,31 @@ def test_the_papers_experiment_is_interrupted_resumed_added_to_and_drawn(place):
     published = pd.read_csv(place / "figures" / "paper" / "05_published.csv", index_col=0)
     assert {head.rpartition(" (")[0] for head in table if "n=3" in head} - set(published) == {"burn scars, mIoU"}
     assert (place / "figures" / "paper" / "05_grid.png").is_file()
+
+
+# --- what is said before ---
+
+
+def test_the_plan_counts_what_a_trial_measured(monkeypatch):
+    """Set-up of 2 s, steps of 100 ms, as the trial had them; arithmetic of a task with its decoder, summed apart."""
+    plans = with_settings(PROFILES["paper"], ["mados"], **TINY | {"steps": 50})
+    tried = pd.DataFrame({"dataset": ["mados"], "wall_s": [3.0], "steps": [10], "step_ms": [100.0]})
+    table = priced(plans, {"DEFLECT": PRIMARY["DEFLECT"]}, tried)
+    assert table["hours"].tolist() == [round(7 * 7 / 3600, 3)] * 2 and table["searches"].tolist() == [4, 4]
+    (one,) = plans["mados"].experiments(PRIMARY["DEFLECT"], [{}])
+    model = pl.adapt(pl.load_backbone("test_vit", "random", 64), one.method, BANDS, input=one.input)
+    task = Segmentation(model, 15, decoder="upernet")
+    assert step_operations(one) == pytest.approx(32 * flops(model, task)[1], rel=0.03)
+
+
+def test_res_is_that_of_the_resized_images_and_data_sets_are_named():
+    plans = with_settings(PROFILES["paper"], ["so2sat"], backbone="scalemae_large")
+    assert plans["so2sat"].setting.res == pytest.approx(10 * 32 / 224, abs=1e-4)
+    assert with_settings(PROFILES["paper"])["so2sat"].setting.res is None
+    with pytest.raises(ValueError, match="no plan for madoss; choose from so2sat"):
+        with_settings(PROFILES["paper"], ["madoss"])
+
+
+@pytest.mark.slow
+def test_the_primary_cells_cost_less_than_five_days():
+    assert priced(with_settings(PROFILES["paper"], backbone="scalemae_large"), PRIMARY)["days"].iloc[-1] < 5
