@@ -161,7 +161,8 @@ def _time_left(planned_runs: pd.Series, name: str, runs: pd.DataFrame) -> str:
     done = runs.groupby("dataset").agg(runs=("key", "nunique"), seconds=("wall_s", "mean"))
     done = done.reindex(planned_runs.index).fillna({"runs": 0, "seconds": runs["wall_s"].mean()})
     left = timedelta(seconds=round(((planned_runs - done["runs"]).clip(lower=0) * done["seconds"]).sum()))
-    return f"{name}: {done['runs'][name]:.0f} of {planned_runs[name]} runs; all data sets: {left} left, one by one"
+    here = int(done["runs"][name])  # more than planned where a search was extended
+    return f"{name}: {here} of {max(here, planned_runs[name])} runs; all data sets: {left} left, one by one"
 
 
 def planned(plans: Mapping[str, Plan], cells: Mapping[str, Cell]) -> pd.DataFrame:

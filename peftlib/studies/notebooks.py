@@ -5,6 +5,7 @@ Papermill only warns of an unknown parameter and takes a value of any type; here
 
 import ast
 import json
+import logging
 import os
 import sys
 import time
@@ -108,6 +109,7 @@ def _run(notebook: Path, copy: Path, parameters: dict[str, object]) -> None:
         what = " ".join(f"{error.ename}: {error.evalue}".split())
         raise ValueError(f"{notebook.name}, cell [{error.exec_count}]: {what} (see {failed})") from error
     except KeyboardInterrupt:
+        logging.disable()  # nbclient would mourn its kernel behind the last line
         raise KeyboardInterrupt(f"stopped in {notebook.name} (see {failed})") from None
     except (RuntimeError, LookupError) as error:  # the kernel died, no such kernel
         raise ValueError(f"{notebook.name}: {type(error).__name__}: {error}") from error
