@@ -88,9 +88,9 @@ def test_the_papers_experiment_is_interrupted_resumed_added_to_and_drawn(place):
     # Again: what was finished is not repeated, and a damaged chip leaves out its data set alone.
     process = grid(place)
     _, said = process.communicate(timeout=3 * PATIENCE)
-    assert process.returncode == 1
+    assert process.returncode == 1, said
     assert "every input with every method: " in said and " days" in said  # the plan
-    assert "mados: 12 of 12 runs; all data sets: 0:00:00 left" in said  # progress, and time left
+    assert "burn_scars: 12 of 12 runs; all data sets: 0:00:00 left" in said  # progress, and time left
     assert "left out mados: ValueError: " in said and odd.name in said.partition("left out mados: ")[2].splitlines()[0]
     assert odd.name in said.splitlines()[-1]  # the first true error is what it ends with
     now = {row["key"]: row for row in rows(place)}
