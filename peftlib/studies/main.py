@@ -137,7 +137,7 @@ def study(execute: Execute, plans: Mapping[str, Plan] = PLANS, cells: Mapping[st
         tables.append(execute(experiments))
         runs, _ = tables[-1]
         if len(runs) and (runs["status"] != DONE).all():
-            raise RuntimeError(f"all {len(runs)} runs failed: {runs['error'].iloc[0]}")
+            raise AllFailed(f"all {len(runs)} runs failed: {runs['error'].iloc[0]}")
         if cells is not None:
             tqdm.write(_time_left(number, name, joined(*tables)[0]), file=sys.stderr)
         return tables[-1]
@@ -147,13 +147,17 @@ def study(execute: Execute, plans: Mapping[str, Plan] = PLANS, cells: Mapping[st
             try:
                 if name not in absent:
                     part(partial(kept, name), plan)
-            except (FileNotFoundError, RuntimeError) as error:
+            except (FileNotFoundError, AllFailed) as error:
                 absent[name] = error
     for name, reason in absent.items():
         print(f"left out {name}: {reason}", flush=True)
     if not tables:
         raise FileNotFoundError(f"no data of {', '.join(absent)}; set PEFTLIB_DATA")
     return joined(*tables)
+
+
+class AllFailed(Exception):
+    """Of a data set's runs none was finished: others of it would fail too."""
 
 
 def _time_left(planned_runs: pd.Series, name: str, runs: pd.DataFrame) -> str:
