@@ -44,6 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:  # not there, not to be had, not to be written, not to be understood
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt as stop:
+        print(f"\n{stop or 'stopped'}\nwhat is finished is kept; the same command again continues", file=sys.stderr)
+        return 130
 
 
 def studies() -> list[str]:

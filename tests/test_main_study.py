@@ -107,6 +107,21 @@ def test_data_that_are_absent_are_named_and_the_rest_is_done(capsys):
         study(execute, {"eurosat": PLANS["eurosat"]})
 
 
+def test_a_data_set_whose_runs_all_fail_does_not_stop_the_others(capsys):
+    def execute(experiments):
+        runs, metrics = made_up(experiments)
+        if experiments[0].dataset == "eurosat":
+            return runs.assign(status="failed", error="ValueError: an odd chip"), metrics[:0]
+        return runs, metrics
+
+    cells = {name: PRIMARY[name] for name in ("RGB × LoRA", "EMB × LoRA")}
+    runs, _ = study(execute, {name: PLANS[name] for name in ("eurosat", "spectral_scenes")}, cells)
+    assert dict(runs.groupby("dataset")["role"].nunique()) == {"eurosat": 1, "spectral_scenes": 2}  # no final after it
+    said = capsys.readouterr()
+    assert "left out eurosat: all 12 runs failed: ValueError: an odd chip" in said.out
+    assert "spectral_scenes: 34 of 34 runs; all data sets: 0:00:00 left" in said.err  # two by an extended search
+
+
 def test_validation_chooses_and_loss_chooses_low():
     plan = replace(PLANS["eurosat"], extensions=0)
     for metric, gain in ((None, 1), ("loss", -1)):

@@ -58,7 +58,7 @@ def test_latex_is_escaped_and_csv_reads_back(found, tmp_path, monkeypatch):
     lines = tex.read_text().splitlines()
     assert lines[1] == r"\toprule" and r"tuned, \%" in lines[2] and lines[-1] == r"\end{tabular}"
     assert len([line for line in lines if line.endswith(r"\\")]) == len(table) + 1
-    assert pd.read_csv(csv, dtype=str).set_index("input × method").equals(table)
+    assert pd.read_csv(csv, dtype=str).set_index(table.index.name).equals(table)
 
 
 def test_differences_and_numbers_are_written_with_their_interval():

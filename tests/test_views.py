@@ -2,8 +2,10 @@
 
 import copy
 import pickle
+import tempfile
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from torch.utils.data import Dataset
 from toy_data import Toy
 
-from peftlib.data.subsets import Concat, InMemory, Subset, Tiles, cache_if_small, every_nth, folds
+from peftlib.data.subsets import Concat, InMemory, Mapped, Subset, Tiles, every_nth, folds
 
 
 class Masked(Dataset):
@@ -124,16 +126,36 @@ def test_held_images_are_read_once():
     assert numbers(held) == ["0", "1", "2"] and data.read == 3
 
 
-def test_small_data_sets_are_held_and_large_ones_are_not():
-    data = blank(4)  # of 3 x 2 x 2 floats each
-    assert isinstance(cache_if_small(data, 4 * 12 * 4 / 2**20), InMemory)
-    assert cache_if_small(data, (4 * 12 * 4 - 1) / 2**20) is data
+def test_mapped_images_are_read_once_for_all_processes(tmp_path):
+    """Images and masks of any size, to the bit; a file that was cut short is written again."""
+    data, file = Masked(torch.tensor([[0, 1, -1]]), torch.zeros(2, 5, dtype=torch.long)), tmp_path / "held.bin"
+    file.write_bytes(b"cut short")
+    Mapped(data, file)
+    again, data.read = Mapped(data, file), 0
+    samples = [again[0], again[1]]
+    assert data.read == 0 and {path.name for path in tmp_path.iterdir()} == {"held.bin", "held.pt"}
+    for one, other in zip(samples, data, strict=True):
+        assert torch.equal(one.pop("image"), other.pop("image")) and torch.equal(one.pop("mask"), other.pop("mask"))
+        assert one == other
+
+
+def test_a_damaged_image_is_named_and_nothing_is_kept(tmp_path):
+    class Damaged(Masked):
+        def __getitem__(self, i: int) -> dict:
+            if i == 3:
+                raise ValueError("fourth.tif is damaged")
+            return super().__getitem__(i)
+
+    with pytest.raises(ValueError, match=r"fourth\.tif is damaged"):
+        Mapped(Damaged(*torch.zeros(6, 2, 2)), tmp_path / "held.bin")
+    assert not list(tmp_path.iterdir())
 
 
 VIEWS = {
     "part": lambda data: Subset(data, [1, 0]),
     "joined": lambda data: Concat([data, blank(1)]),
     "held": InMemory,
+    "mapped": lambda data: Mapped(data, Path(tempfile.mkdtemp()) / "held.bin"),
     "tiles": lambda data: Tiles(data, 2),
     "tiles of a part of what is held": lambda data: Tiles(Subset(InMemory(data), [2, 1]), 1, 2),
 }

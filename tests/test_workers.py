@@ -14,7 +14,7 @@ from helpers import PATIENCE, wait_for
 from toy_runs import assert_same, do, toy, write_eurosat
 
 import peftlib as pl
-from peftlib.experiments.grid import grid
+from peftlib.experiments.grid import grid, sbatch_options
 
 TESTS = Path(__file__).parent
 
@@ -69,7 +69,8 @@ def test_processes_give_what_one_process_gives(whole, tmp_path):
     ("options", "said"),
     [
         (dict(executor="threads"), "'threads'; choose from in-process, processes, dask, slurm"),
-        (dict(executor="processes", timeout_min=5), r"'processes' takes no options \['timeout_min'\]"),
+        (dict(executor="processes", time=5), r"'processes' takes no options \['time'\]"),
+        (dict(executor="dask", adress="tcp://here:1"), r"'dask' takes no options \['adress'\]"),
     ],
 )
 def test_unknown_executors_and_options_are_named(options, said, tmp_path):
@@ -106,6 +107,45 @@ def test_clusters_give_what_one_process_gives(kind, whole, tmp_path):
         options = dict(executor=module.AutoExecutor(tmp_path / "jobs", cluster="local"))
         options["executor"].update_parameters(timeout_min=60)
     assert_same(do(runs, tmp_path / "rows", **options), tables)
+
+
+@pytest.mark.slow
+def test_a_dask_scheduler_is_found_by_its_address(whole, tmp_path):
+    runs, tables = whole
+    with pytest.importorskip("dask.distributed").LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address=None
+    ) as there:
+        options = dict(executor="dask", address=there.scheduler_address)
+        assert_same(do(runs, tmp_path, **options), tables)
+        assert there.status.name == "running" and len(there.workers) == 1  # the cluster outlives the grid
+
+
+SLURM = dict(gpus_per_node=1, cpus_per_task=8, partition="fast", account="mine", time=90)
+SBATCH = """#!/bin/sh
+if grep -q account=poor "$1"; then echo "Invalid account" >&2; exit 1; fi
+cp "$1" {folder}/submitted; echo "Submitted batch job 7"
+"""
+
+
+def test_slurm_gets_the_options_asked_for_as_an_array_or_says_what_is_wrong(tmp_path, monkeypatch):
+    """With an sbatch of ours in the place of Slurm's, which loses every job."""
+    pytest.importorskip("submitit")
+    asked = {"--gpus-per-node=1", "--cpus-per-task=8", "--partition=fast", "--account=mine", "--time=90"}
+    assert asked <= {line.removeprefix("#SBATCH ") for line in sbatch_options(**SLURM).splitlines()}
+    monkeypatch.setenv("PEFTLIB_RUNS", str(tmp_path / "runs"))
+    with pytest.raises(RuntimeError, match="srun"):  # and nothing runs here
+        do([toy(seed=8)], tmp_path, executor="slurm", **SLURM)
+    for name, text in (("srun", ""), ("sbatch", SBATCH.format(folder=tmp_path)), ("sacct", "#!/bin/sh\nexit 1\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(Exception, match="Invalid account"):
+        do(grid(toy(), seed=[8, 9]), tmp_path, executor="slurm", **SLURM | {"account": "poor"})
+    monkeypatch.setattr("submitit.SlurmJob.done", lambda _: True)
+    monkeypatch.setattr("submitit.SlurmJob.result", Lost.result)
+    runs, _ = do(grid(toy(), seed=[8, 9]), tmp_path, executor="slurm", **SLURM)
+    assert asked | {"--array=0-1%2"} <= set((tmp_path / "submitted").read_text().replace("#SBATCH ", "").splitlines())
+    assert set(runs["status"]) == {"failed"} and "the node went dark" in runs["error"][0]
 
 
 # --- Ctrl-C and kill ---
@@ -190,6 +230,9 @@ def test_other_data_at_the_worker_fail_by_name(tmp_path, monkeypatch):
 
 class Lost:
     """An executor that loses its worker, before or after the run was done."""
+
+    def result(self):
+        raise ConnectionError("the node went dark")
 
     def __init__(self, after: bool):
         self.after = after

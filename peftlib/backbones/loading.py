@@ -120,6 +120,11 @@ def load_backbone(
     return vit.eval()
 
 
+def encodes_gsd(name: str) -> bool:
+    """Whether a backbone's positions depend on the ground sampling distance, ``res``."""
+    return name in _SOURCES and _SOURCES[name].spec.res is not None
+
+
 def _timm_source(name: str) -> _Source:
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name}*")[:3])

@@ -1,17 +1,19 @@
 """Data sets seen through another: some images, tiles, a copy in memory, folds; and what their contents hash to."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
+from joblib import Parallel, delayed
 from torch.utils import data as torch_data
 from torch.utils.data import Dataset
 
 from peftlib.data.dataset import EarthDataset
-from peftlib.files import fingerprint
+from peftlib.files import atomic_path, fingerprint
 
 
 class View(Dataset):
@@ -49,6 +51,46 @@ class InMemory(View):
 
     def __getitem__(self, index: int) -> dict:
         return self.samples[index]
+
+
+class Mapped(View):
+    """All images read once, by several threads, into a file that this process and others map into memory.
+
+    ``file`` holds images and masks, a ``.pt`` beside it labels and ``meta``. Its name must stand for the contents: a
+    file that is there is taken as it is. Treat samples as read-only.
+    """
+
+    def __init__(self, dataset: Dataset, file: Path):
+        self.dataset, index = dataset, file.with_suffix(".pt")
+        if not index.is_file():
+            with atomic_path(file) as temporary, open(temporary, "wb") as out:
+                samples = [self._written(sample, out) for sample in self._read()]
+            with atomic_path(index) as temporary:  # last: what has one is whole
+                torch.save(samples, temporary)
+        self.samples = torch.load(index, weights_only=True)
+        self.values = torch.from_file(str(file), shared=False, size=file.stat().st_size, dtype=torch.uint8)
+
+    def _read(self) -> Iterator[dict]:
+        parallel = Parallel(-1, prefer="threads", return_as="generator")
+        return parallel(delayed(self.dataset.__getitem__)(i) for i in range(len(self.dataset)))
+
+    def _written(self, sample: dict, out: BinaryIO) -> dict:
+        kept = {name: value for name, value in sample.items() if name not in ("bands", "sensor")}
+        for name in {"image", "mask"} & set(kept):
+            kept[name] = out.tell(), sample[name].dtype, sample[name].shape
+            out.write(sample[name].contiguous().numpy().data)
+            out.write(bytes(-out.tell() % 8))  # where any type may begin
+        return kept
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict:
+        sample = self.samples[index] | {"bands": self.dataset.bands, "sensor": self.dataset.sensor}
+        for name in {"image", "mask"} & set(sample):
+            start, dtype, shape = sample[name]
+            sample[name] = self.values[start : start + shape.numel() * dtype.itemsize].view(dtype).view(shape)
+        return sample
 
 
 class Tiles(View):
@@ -119,12 +161,6 @@ def every_nth(dataset: Dataset, most: int) -> Dataset:
     if not 0 < most < len(dataset):
         return dataset
     return Subset(dataset, [i * len(dataset) // most for i in range(most)])
-
-
-def cache_if_small(dataset: Dataset, megabytes: float) -> Dataset:
-    """A copy in memory where the images take no more than so much, else the data set itself."""
-    first = dataset[0]["image"]
-    return InMemory(dataset) if first.nbytes * len(dataset) <= megabytes * 2**20 else dataset
 
 
 def data_fingerprint(data: Dataset) -> str:

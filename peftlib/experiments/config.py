@@ -11,9 +11,10 @@ from typing import Any, Self
 
 from torch.utils.data import Dataset
 
+import peftlib.data as data_package
 from peftlib.data import DATASETS, load
-from peftlib.data.subsets import Concat, Subset, Tiles, cache_if_small, contents_hash, every_nth, files_of, folds
-from peftlib.files import data_dir
+from peftlib.data.subsets import Concat, InMemory, Mapped, Subset, Tiles, contents_hash, every_nth, files_of, folds
+from peftlib.files import data_dir, runs_dir
 from peftlib.methods.base import Input, Method, input_from, method_from
 from peftlib.model.precision import BF16_FROZEN
 from peftlib.sensors.metadata import SIZES
@@ -26,7 +27,7 @@ PRECISIONS = ("32-true", BF16_FROZEN, "bf16-mixed")
 NAMED_WEIGHTS = ("default", "random")
 LEAST = dict.fromkeys(("folds", "fold", "repeat", "tile", "train_tiles", "train_images", "val_images", "seed"), 0)
 LEAST |= dict.fromkeys(("image_size", "batch_size", "accumulate", "steps"), 1)
-HELD_MEGABYTES = 1000  # data sets up to this size are read once a process, not once an epoch
+HELD_MEGABYTES = 200  # of a data set's part that each process keeps in memory; larger ones lie in ``runs/images``
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,14 +203,18 @@ def _text(data: Mapping) -> str:
 
 @lru_cache(maxsize=8)
 def _opened(dataset: str, split: str, data: str, root: Path, bands: tuple[str, ...] | None) -> Dataset | None:
-    """A part of a data set, in memory if it is small; None where there is no such part."""
+    """A part of a data set, read once; None where there is no such part."""
     try:
         part = load(dataset, split=split, bands=bands, **json.loads(data))
     except FileNotFoundError:
         if split == "val":
             return None
         raise
-    return cache_if_small(part, HELD_MEGABYTES)
+    if part[0]["image"].nbytes * len(part) <= HELD_MEGABYTES * 2**20:
+        return InMemory(part)
+    readers = [contents_hash(path) for path in sorted(Path(data_package.__file__).parent.rglob("*.py"))]
+    name = hashlib.sha256(repr((_files(dataset, data, root), readers, split, bands)).encode()).hexdigest()[:16]
+    return Mapped(part, runs_dir() / "images" / f"{dataset}_{split}_{name}.bin")
 
 
 @lru_cache(maxsize=64)

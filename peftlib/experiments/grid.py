@@ -3,11 +3,12 @@
 import itertools
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from peftlib.experiments.run import Resources, run_experiment
 from peftlib.files import runs_dir
 
 EXECUTORS = ("in-process", "processes", "dask", "slurm")
+DAY = {"time": 24 * 60}  # minutes that a job of Slurm may take, unless it is said
 POLL = 0.05  # seconds between looks at what workers have finished
 
 
@@ -43,18 +45,19 @@ def execute(
 
     Args:
         experiments: which; one that comes twice, or in several roles, runs once.
-        executor: ``"in-process"`` (one after the other), ``"processes"`` of this machine, ``"dask"`` (the cluster whose
-            scheduler ``DASK_SCHEDULER_ADDRESS`` names, else one of this machine), ``"slurm"`` (a job a run, through
-            submitit), or anything that has ``submit(function, *arguments)`` and gives futures with ``done()`` and
-            ``result()``. Workers share ``folder`` and the data.
+        executor: ``"in-process"`` (one after the other), ``"processes"`` of this machine, ``"dask"``, ``"slurm"`` (job
+            arrays of a job a run, through submitit), or anything that has ``submit(function, *arguments)`` and gives
+            futures with ``done()`` and ``result()``. Workers share ``folder`` and the data.
         workers: processes of this machine; 0 is one a core, on a GPU one.
         folder: of the rows; None is ``runs/rows``, for all grids: keys tell runs apart.
         resources: on what each worker runs.
-        progress: show a bar with the time left, and errors as they come.
-        options: for ``"slurm"``, as submitit's ``update_parameters`` takes them, such as ``slurm_partition="gpu"``.
+        progress: show a bar with the time left and the share of time spent reading, and errors as they come.
+        options: for ``"dask"``, ``address`` of the scheduler, ``"tcp://host:8786"``; without it is a cluster of this
+            machine. For ``"slurm"``, as submitit's ``SlurmExecutor`` takes them, such as ``gpus_per_node=1``.
 
     Raises:
         FileNotFoundError: data or weights are not there; before anything runs.
+        RuntimeError: no Slurm here, or sbatch refuses the options.
         BrokenExecutor: a process died, out of memory perhaps; what was finished is kept. Call again to continue.
         KeyboardInterrupt: Ctrl-C; what was finished is kept, and the message says how to continue.
     """
@@ -67,12 +70,14 @@ def execute(
     missing = {k: one for k, one in unique.items() if k not in rows or rows[k]["status"] == FAILED}
     bar = tqdm(total=len(unique), initial=len(unique) - len(missing), unit="run", disable=not progress, smoothing=0)
     try:
-        with _submitter(executor, workers, options) as submit:
-            for key, row in _completed(missing, submit, folder, resources):
+        with _submitter(executor, workers, options) as (submit, batch):
+            for key, row in _completed(missing, submit, batch, folder, resources):
                 rows[key] = row
+                bar.set_postfix_str(f"reading {row['reading']:.0%}" if "reading" in row else "", refresh=False)
                 bar.update()
                 if row["status"] == FAILED and progress:
-                    tqdm.write(f"failed: {missing[key].dataset} {missing[key].method}: {row['error']}")
+                    told = f"failed: {missing[key].dataset} {missing[key].method}: {row['error']}"
+                    tqdm.write(told, file=sys.stderr)
     except KeyboardInterrupt:
         finished = sum(row["status"] == DONE for row in rows.values())
         said = f"stopped with {finished} of {len(unique)} runs finished; run again to continue"
@@ -82,13 +87,14 @@ def execute(
     return tables(rows[key] | {"experiment": rows[key]["experiment"] | {"role": role}} for key, role in planned)
 
 
-def _completed(missing: dict, submit, folder: Path, resources: Resources) -> Iterator[tuple[str, dict]]:
+def _completed(missing: dict, submit, batch, folder: Path, resources: Resources) -> Iterator[tuple[str, dict]]:
     """Key and row of each run, in the order in which they end."""
     if submit is None:
         for key, one in missing.items():
             yield key, run_experiment(one, folder, resources, key)
         return
-    waiting = {submit(run_experiment, one, folder, resources, key): key for key, one in missing.items()}
+    with batch() if missing else nullcontext():
+        waiting = {submit(run_experiment, one, folder, resources, key): key for key, one in missing.items()}
     try:
         while waiting:
             for future in [future for future in waiting if future.done()]:
@@ -109,37 +115,49 @@ def _completed(missing: dict, submit, folder: Path, resources: Resources) -> Ite
 
 @contextmanager
 def _submitter(executor: Any, workers: int, options: dict) -> Iterator[Any]:
-    """The ``submit`` of an executor, None for this process; what was made here is closed in the end."""
+    """The ``submit`` of an executor, None for this process, and a context in which submissions belong together.
+
+    What was made here is closed in the end.
+    """
     if isinstance(executor, str) and executor not in EXECUTORS:
         raise ValueError(f"executor={executor!r}; choose from {', '.join(EXECUTORS)}, or give an object with submit()")
-    if options and executor != "slurm":
-        raise ValueError(f"executor={executor!r} takes no options {sorted(options)}; only 'slurm' does")
+    known = options if executor == "slurm" else {"address"} if executor == "dask" else ()
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(f"executor={executor!r} takes no options {unknown}; 'dask' takes address, 'slurm' any")
     if executor == "in-process":
-        yield None
+        yield None, nullcontext
     elif executor == "processes":
         from joblib.externals.loky import ProcessPoolExecutor
 
         threads = max(cpu_count() // _count(workers), 1)
         pool = ProcessPoolExecutor(_count(workers), initializer=_begin_worker, initargs=(threads, os.getpid()))
         try:
-            yield pool.submit
+            yield pool.submit, nullcontext
         finally:
             pool.shutdown(kill_workers=True)
     elif executor == "dask":
         from dask.distributed import Client
 
-        address = os.environ.get("DASK_SCHEDULER_ADDRESS")
-        local = {} if address else {"n_workers": _count(workers), "threads_per_worker": 1, "dashboard_address": None}
-        with Client(address, **local) as client:
-            yield client.get_executor(pure=False).submit  # a failed run is tried again
+        local = {"n_workers": _count(workers), "threads_per_worker": 1, "dashboard_address": None}
+        with Client(**(options or local)) as client:
+            yield client.get_executor(pure=False).submit, nullcontext  # a failed run is tried again
     elif executor == "slurm":
-        import submitit
+        from submitit import SlurmExecutor  # not its AutoExecutor, which would run here where there is no Slurm
 
-        slurm = submitit.AutoExecutor(runs_dir() / "slurm")
-        slurm.update_parameters(**({"timeout_min": 24 * 60} | options))
-        yield slurm.submit
+        slurm = SlurmExecutor(runs_dir() / "slurm")
+        slurm.update_parameters(**(DAY | options))
+        yield slurm.submit, slurm.batch
     else:
-        yield executor.submit
+        yield executor.submit, nullcontext
+
+
+def sbatch_options(**options) -> str:
+    """The ``#SBATCH`` lines of the jobs of ``execute(..., executor="slurm", **options)``; nothing is submitted."""
+    from submitit import SlurmExecutor
+
+    dry = type("Dry", (SlurmExecutor,), {"affinity": classmethod(lambda _: 1)})(runs_dir() / "slurm")
+    dry.update_parameters(**(DAY | options))
+    return "\n".join(line for line in dry._make_submission_file_text("", "").splitlines() if "#SBATCH" in line)
 
 
 def _begin_worker(threads: int, parent: int) -> None:

@@ -153,18 +153,24 @@ class Stopwatch(lightning.Callback):
     """Where a run is done, and the time between the ends of its training steps."""
 
     def __init__(self):
-        self.device, self.ends = torch.device("cpu"), []
+        self.device, self.ends, self.waits = torch.device("cpu"), [], []
 
     def setup(self, trainer: lightning.Trainer, task: lightning.LightningModule, stage: str) -> None:
         self.device = trainer.strategy.root_device
         if stage == "fit" and self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
+    def on_train_batch_start(self, *_) -> None:
+        if self.ends:
+            self.waits.append(time.perf_counter() - self.ends[-1])
+
     def on_train_batch_end(self, *_) -> None:
         self.ends.append(time.perf_counter())
 
     def measured(self) -> dict[str, float | str | None]:
         """``device``; ``step_ms``, median time of a step and of reading its batch; ``peak_mb`` of GPU or process.
+
+        ``reading`` is the share of that time in which training waited for images. It is in the run's file alone.
 
         None where fewer than two steps were trained in this process: the run had been stopped after its training.
         """
@@ -173,6 +179,7 @@ class Stopwatch(lightning.Callback):
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.device)
         found = {"step_ms": round(median(steps), 3), "peak_mb": round(peak / 2**20, 1)} if steps else {}
+        found |= {"reading": round(1e3 * sum(self.waits) / sum(steps), 4)} if steps else {}
         return {"device": device_name(self.device), "step_ms": None, "peak_mb": None} | found
 
 

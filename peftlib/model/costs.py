@@ -52,18 +52,18 @@ def cost_table(
     return pandas.DataFrame.from_dict(rows, orient="index").drop(columns="encoder").rename_axis("method")
 
 
-def flops(model: AdaptedViT) -> tuple[int, int]:
-    """Floating-point operations of a forward, and of a training step, on one image.
+def flops(model: AdaptedViT, whole: torch.nn.Module | None = None) -> tuple[int, int]:
+    """Operations in floating point of a forward, and of a training step, on one image; of ``whole``, a task around it.
 
     Matrix products and convolutions, as ``torch.utils.flop_counter`` counts them; not element-wise work, norms or FFTs.
     A step has the gradients of the tuned parameters and of what lies between them and the loss, no optimiser.
     """
-    model = without_weights(model)
+    whole = without_weights(whole or model)
     x = torch.empty(1, len(model.bands), *model.image_size, device="meta")
     with FlopCounterMode(display=False) as forward, torch.no_grad():
-        model(x)
+        whole(x)
     with FlopCounterMode(display=False) as step:
-        tokens = model(x)
+        tokens = whole(x)
         if tokens.requires_grad:
             tokens.sum().backward()
     return forward.get_total_flops(), step.get_total_flops()

@@ -7,16 +7,21 @@ runs of each on every data set, then the rest. Checks of the number of steps and
 then all other cells.
 """
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 
 import pandas as pd
+from tqdm import tqdm
 
 import peftlib as pl
 from peftlib.experiments.config import BF16_FROZEN, Experiment
+from peftlib.experiments.results import DONE
 from peftlib.files import runs_dir
 from peftlib.methods import METHODS
+from peftlib.methods.inputs import STARTS
 from peftlib.studies.protocol import Cell, Execute, Fields, Plan, Tables, final_runs, joined, search, varied
 
 EXPLORATORY = "exploratory"  # role of the final runs of cells that are not primary
@@ -129,15 +134,28 @@ def study(execute: Execute, plans: Mapping[str, Plan] = PLANS, cells: Mapping[st
         execute: runs experiments and gives their rows: ``peftlib.experiments.grid.execute``.
         cells: only the final runs of these; None is the primary ones, with checks, then ablations, then all others.
     """
+    table = planned(plans, {**PRIMARY, **exploratory()} if cells is None else cells)
     if cells is None:
-        print(planned(plans, {**PRIMARY, **exploratory()}).to_string(index=False), flush=True)
+        print(table.to_string(index=False), flush=True)
     tables: list[Tables] = []
     absent: dict[str, Exception] = {}
+    number = table.set_index("data set")[["searches", "final runs"]].sum(axis=1).groupby(level=0).sum()
+
+    def kept(name: str, experiments: Sequence[Experiment]) -> Tables:
+        tables.append(execute(experiments))
+        runs, _ = tables[-1]
+        if len(runs) and (runs["status"] != DONE).all():
+            raise AllFailed(f"all {len(runs)} runs failed: {runs['error'].iloc[0]}")
+        if cells is not None:
+            tqdm.write(_time_left(number, name, joined(*tables)[0]), file=sys.stderr)
+        return tables[-1]
+
     for part in (first, primary, checked, ablated, others) if cells is None else (partial(primary, cells=cells),):
         for name, plan in plans.items():
             try:
-                tables += part(execute, plan)
-            except FileNotFoundError as error:
+                if name not in absent:
+                    part(partial(kept, name), plan)
+            except (FileNotFoundError, AllFailed) as error:
                 absent[name] = error
     for name, reason in absent.items():
         print(f"left out {name}: {reason}", flush=True)
@@ -155,22 +173,40 @@ def summaries(runs: pd.DataFrame, metrics: pd.DataFrame) -> dict[str, pd.DataFra
     return {"pooled": pooled(contrasts(runs, metrics), *facts), "confusions": confusions(*facts)}
 
 
+class AllFailed(Exception):
+    """Of a data set's runs none was finished: others of it would fail too."""
+
+
+def _time_left(planned_runs: pd.Series, name: str, runs: pd.DataFrame) -> str:
+    """Of data sets' planned runs those done on one, and how long all others take; not begun: as long as the average."""
+    done = runs.groupby("dataset").agg(runs=("key", "nunique"), seconds=("wall_s", "mean"))
+    done = done.reindex(planned_runs.index).fillna({"runs": 0, "seconds": runs["wall_s"].mean()})
+    left = timedelta(seconds=round(((planned_runs - done["runs"]).clip(lower=0) * done["seconds"]).sum()))
+    here = int(done["runs"][name])  # more than planned where a search was extended
+    return f"{name}: {here} of {max(here, planned_runs[name])} runs; all data sets: {left} left, one by one"
+
+
 def planned(plans: Mapping[str, Plan], cells: Mapping[str, Cell]) -> pd.DataFrame:
     """How many runs of how many steps each data set's searches and final runs take, if no search is extended."""
     rows = []
     for name, plan in plans.items():
-        for role, some in (("final", _of(cells, PRIMARY)), (EXPLORATORY, _of(cells, exploratory()))):
+        for role, some in (("final", some_of(cells, PRIMARY)), (EXPLORATORY, some_of(cells, exploratory()))):
             if not some:
                 continue
             runs = plan.finals if role == "final" else plan.finals[: plan.few]
             searched = plan.searches if role == "final" else plan.searches[:1]
             tries = sum(len(plan.begin_with(method)) for _, method in some.values())
+            if role == "final":  # the rates of inputs, and how inflated kernels start
+                inputs = {input for input, _ in some.values()}
+                tries += sum(len(plan.begin_with(input)) for input in inputs)
+                tries += (pl.Inflated() in inputs) * (len(STARTS) - 1)
             facts = {"data set": name, "role": role, "cells": len(some), "searches": tries * len(searched)}
             rows.append(facts | {"final runs": len(runs) * len(some), "steps each": plan.setting.steps})
     return pd.DataFrame(rows)
 
 
-def _of(cells: Mapping[str, Cell], kind: Mapping[str, Cell]) -> dict[str, Cell]:
+def some_of(cells: Mapping[str, Cell], kind: Mapping[str, Cell]) -> dict[str, Cell]:
+    """Those of the cells that another dictionary has too."""
     return {name: cell for name, cell in cells.items() if cell in kind.values()}
 
 

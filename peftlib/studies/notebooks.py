@@ -5,6 +5,7 @@ Papermill only warns of an unknown parameter and takes a value of any type; here
 
 import ast
 import json
+import logging
 import os
 import sys
 import time
@@ -101,11 +102,15 @@ def _run(notebook: Path, copy: Path, parameters: dict[str, object]) -> None:
             notebook, failed, parameters, cwd=notebook.parent,
             progress_bar={"desc": notebook.stem, "mininterval": 0.1 if sys.stderr.isatty() else 30},
             stderr_file=sys.stderr,  # warnings, and progress of trainings and grids
-            extra_arguments=["--log-level=ERROR"],  # to the kernel: no warning about its own transport
+            stdout_file=None if copy.parent.name == "quick" else sys.stderr,  # of hours: plan, time left
+            extra_arguments=["--log-level=CRITICAL"],  # to the kernel: nothing about its own transport
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         what = " ".join(f"{error.ename}: {error.evalue}".split())
         raise ValueError(f"{notebook.name}, cell [{error.exec_count}]: {what} (see {failed})") from error
+    except KeyboardInterrupt:
+        logging.disable()  # nbclient would mourn its kernel behind the last line
+        raise KeyboardInterrupt(f"stopped in {notebook.name} (see {failed})") from None
     except (RuntimeError, LookupError) as error:  # the kernel died, no such kernel
         raise ValueError(f"{notebook.name}: {type(error).__name__}: {error}") from error
     failed.replace(copy)

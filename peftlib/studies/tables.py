@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from peftlib.experiments.results import read_study, write_study
 from peftlib.experiments.statistics import Interval, verdict
 from peftlib.files import atomic_path, figures_dir
 from peftlib.methods import INPUTS, METHODS, input_from, method_from
 from peftlib.studies.plots import cell_label, label, student_interval
+from peftlib.studies.protocol import joined
 
 
 def named(scores: pd.DataFrame) -> pd.DataFrame:
@@ -38,18 +40,30 @@ def comparison(scores: pd.DataFrame) -> pd.DataFrame:
     """A row a cell, a column a data set: mean and 95% interval over runs, in percent.
 
     Args:
-        scores: of ``peftlib.experiments.results.scores``, the runs to be compared.
+        scores: of ``peftlib.experiments.results.scores``, the runs to be compared, by one metric or several.
 
     Returns:
-        index cell; columns "tuned, %", and for each data set one that names its metric and number of runs.
+        index cell; columns "tuned, %", and for each data set and metric one that names it and its number of runs.
     """
     table = named(scores)
     columns = {"tuned, %": table.groupby("cell", sort=False)["tuned"].mean().map("{:.2f}".format)}
-    for dataset, part in table.groupby("dataset", sort=False):
+    for (dataset, metric), part in table.groupby(["dataset", "metric"], sort=False):
         runs = part.groupby("cell", sort=False)["percent"]
-        n, head = runs.size(), f"{label(dataset)}, {label(part['metric'].iloc[0])}"
+        n, head = runs.size(), f"{label(dataset)}, {label(metric)}"
         columns[f"{head} (n={n.max()})"] = runs.agg(lambda v: number(v.mean(), *student_interval(v)))
-    return pd.DataFrame(columns).reindex(table["cell"].unique()).fillna("–").rename_axis("input × method")
+    backbones = ", ".join(table["backbone"].unique())
+    whole = pd.DataFrame(columns).reindex(table["cell"].unique()).fillna("–")
+    return whole.rename_axis(f"input × method, {backbones}")
+
+
+def add_to_study(runs: pd.DataFrame, metrics: pd.DataFrame, folder: Path) -> Path:
+    """``write_study``, beside rows of earlier calls: of a data set, cell and role those of this call count."""
+    if (folder / "runs.csv").is_file():
+        before, known = read_study(folder), ["dataset", "cell", "role"]
+        new, old = named(runs)[known], named(before[0])
+        old = old[~old[known].apply(tuple, axis=1).isin(set(new.itertuples(index=False, name=None)))]
+        runs, metrics = joined((runs, metrics), (old[list(runs)], before[1][before[1]["key"].isin(old["key"])]))
+    return write_study(runs, metrics, folder)
 
 
 def save_table(table: pd.DataFrame, name: str, profile: str) -> list[Path]:
