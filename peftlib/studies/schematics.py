@@ -17,7 +17,8 @@ FROZEN, NEW, PLAIN, BLOCK = "#d6e6f5", "#ffdeb8", "#ffffff", "#f9f9f9"  # boxes
 
 def canvas(height: float) -> tuple[Figure, Axes]:
     """An empty drawing as wide as a page; its texts can be read at half of that."""
-    figure = plt.figure(figsize=(7.2, height), layout="none")
+    figure = plt.figure(figsize=(7.2, height))
+    figure.set_layout_engine("none")  # given to plt.figure, it warns when saved
     ax = figure.add_axes((0, 0, 1, 1), xlim=(0, 7.2), ylim=(0, height), autoscale_on=False)
     ax.axis("off")
     return figure, ax
@@ -184,7 +185,7 @@ def deflect(true_colour: np.ndarray, beyond: Tensor) -> Figure:
         arrow(ax, (3.09, start), (3.09, end), colour=SPECTRAL)
     box(ax, 4.34, 2.14, 1.16, 1.5, "", below="norm constraint")
     ax.add_patch(Arc((3.95, 1.68), 1.1, 1.1, theta1=-10, theta2=100, ec="0.5", ls=":", lw=1.4, zorder=3))
-    turned = (4.5, 1.68, RGB, "$D_{ref}$"), (4.53, 2.49, "0.6", "$D$"), (4.27, 2.127, SPECTRAL, "$D'$")
+    turned = (4.5, 1.68, RGB, "$D_{ref}$"), (4.53, 2.49, "0.6", "$D$"), (4.27, 2.127, SPECTRAL, "$D$′")
     for (x, y, colour, name), aside in zip(turned, ((-0.18, -0.15), (0.14, -0.05), (-0.2, -0.03)), strict=True):
         arrow(ax, (3.95, 1.68), (x, y), colour=colour)
         text(ax, x + aside[0], y + aside[1], name, 10, colour)
