@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import adapted, randomise, tiny_vit
+from helpers import SAVANNA, adapted, images, randomise, tiny_vit
 from timm.layers import DropPath
 from timm.models.vision_transformer import ParallelScalingBlock
 from torch import Tensor, nn
@@ -193,12 +193,17 @@ def test_reference_grad_changes_gradients_alone():
     assert gradients[0].abs().max() > 1e-2 and gradients[1].abs().max() < 1e-4
 
 
-def test_dropout_is_off_in_eval_mode(x):
-    """A backbone in eval mode stays the pretrained model, whatever dropout it was built with."""
-    dropping = tiny_vit(attn_drop_rate=0.5, proj_drop_rate=0.5, drop_path_rate=0.5)
-    model = adapted(pl.Deflect(), vit=dropping)
-    plain = adapted(pl.Frozen(), vit=tiny_vit())
-    torch.testing.assert_close(model(x), plain(x), rtol=0, atol=1e-6)
+def test_the_auxiliary_part_goes_through_norm_pre():
+    """CLIP's ViTs normalise before the first block; z_A must stay the auxiliary part of z."""
+    model = randomise(adapted(pl.Deflect(), SAVANNA, vit=tiny_vit(pre_norm=True)))
+    x, norm = images(SAVANNA), model.vit.norm_pre
+    assert isinstance(norm, nn.LayerNorm)
+    z, z_A = model.embed(x)
+    raw = model.vit._pos_embed(sum(model.embed_patches(x)))
+    x_A = torch.cat([torch.zeros(2, 2, 32), model.auxiliary(model.reflectance, x)], dim=1)
+    sigma = (raw.var(-1, unbiased=False, keepdim=True) + norm.eps).sqrt()
+    torch.testing.assert_close(z_A, norm.weight * (x_A - x_A.mean(-1, keepdim=True)) / sigma)
+    torch.testing.assert_close(z, norm(raw))
 
 
 # --- which blocks ---
@@ -221,8 +226,3 @@ def test_dropout_is_off_in_eval_mode(x):
 def test_blocks_of_another_form_are_refused(made, says):
     with pytest.raises(ValueError, match=says):
         made()
-
-
-def test_normalised_queries_work(x):
-    vit = tiny_vit(qk_norm=True)
-    torch.testing.assert_close(adapted(pl.Deflect(), vit=vit)(x), adapted(pl.Frozen(), vit=vit)(x), rtol=0, atol=1e-6)

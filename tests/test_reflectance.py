@@ -98,12 +98,6 @@ def test_other_bands_are_standardised_in_their_own_order():
     torch.testing.assert_close(layer.beyond(x)[:, 1], (x[:, 2] - 0.1) / 0.25)
 
 
-@pytest.mark.parametrize("options", [dict(rgb_white=0), dict(rgb_white=float("nan")), dict(nodata="ignore")])
-def test_impossible_options_are_named(options, vit):
-    with pytest.raises(ValueError, match=r"rgb_white=.*positive|nodata='ignore'.*error.*zero"):
-        pl.adapt(vit, pl.Frozen(), SENTINEL2, **options)
-
-
 # --- pixels without data ---
 
 

@@ -15,7 +15,6 @@ from peftlib.experiments.results import (
     read_study,
     scores,
     tables,
-    write_row,
     write_study,
 )
 
@@ -37,12 +36,6 @@ def row(key: str = "0123456789012345", status: str = "done", role: str = "final"
 
 
 # --- a file a run ---
-
-
-def test_a_row_is_written_whole_and_read_back(tmp_path):
-    write_row(tmp_path / "new" / "ab.json", row("ab"))
-    assert read_row(tmp_path / "new" / "ab.json") == row("ab") and read_row(tmp_path / "cd.json") is None
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["ab.json"]
 
 
 DAMAGED = [b"", b"{", b"null", b'{"status": "done"}', b"\xff\xfe", json.dumps(row("ab")).encode()[:-9]]

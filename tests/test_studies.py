@@ -1,7 +1,6 @@
 """The studies behind 06 to 09: what they plan, what they test elsewhere, and what is committed of them."""
 
 import json
-import re
 from functools import partial
 
 import numpy as np
@@ -147,12 +146,3 @@ def test_committed_runs_are_whole_and_are_experiments(name):
     same = [*("role", "dataset", "input", "input_options", "method", "options", "decoder", "steps", "lr"), "config"]
     seeds = final.groupby(same)["seed"].agg(sorted).map(tuple)
     assert (seeds == (0, 1, 2)).all()
-
-
-def test_notebooks_read_rows_that_are_there():
-    folder = regions.__file__.rsplit("/peftlib/", 1)[0] + "/notebooks/"
-    for name in ("06_decoders_and_metadata", "08_unseen_regions", "09_beyond"):
-        with open(f"{folder}{name}.ipynb") as file:
-            (cell,) = [c for c in json.load(file)["cells"] if "parameters" in c["metadata"].get("tags", ())]
-        found = re.findall(r'^(?:study|sensors|dates): str = "(\w+)"', "".join(cell["source"]), re.MULTILINE)
-        assert found and all(len(read_study(study)[0]) for study in found)

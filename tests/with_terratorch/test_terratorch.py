@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers import images
+from helpers import assert_only_tuned_moved, images, snapshot
 from safetensors.torch import save_file
 
 pytest.importorskip("terratorch.registry", reason="TerraTorch has an environment of its own: make test-terratorch")
@@ -37,16 +37,6 @@ def weights(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def data() -> Scenes:
     return Scenes({"train": 16, "val": 8, "test": 8})
-
-
-def snapshot(module) -> dict:
-    return {name: (p.requires_grad, p.detach().clone()) for name, p in module.named_parameters()}
-
-
-def assert_only_tuned_moved(module, before: dict) -> None:
-    for name, parameter in module.named_parameters():
-        tuned, start = before[name]
-        assert parameter.requires_grad == tuned and torch.equal(parameter, start) != tuned, name
 
 
 @pytest.mark.parametrize("method", pl.METHODS)
