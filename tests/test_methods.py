@@ -144,13 +144,8 @@ def test_earth_adapter_adds_routed_bottlenecks_to_patch_tokens():
 def test_published_shares_on_scalemae_large():
     with torch.device("meta"):
         vit = pl.load_backbone("scalemae_large", weights="random")
-    for name, published in {
-        "norm_tuning": "0.03",
-        "bitfit": "0.09",
-        "lora": "2.1",
-        "slr": "2.2",
-        "deflect": "0.2",
-    }.items():
+    shares = {"norm_tuning": "0.03", "bitfit": "0.09", "lora": "2.1", "slr": "2.2", "deflect": "0.2"}
+    for name, published in shares.items():
         bands = SENTINEL2 if name == "deflect" else COLOURS
         percent = pl.count_parameters(pl.adapt(vit, pl.METHODS[name](), bands))["percent"]
         assert f"{percent:.{len(published) - 2}f}" == published, name

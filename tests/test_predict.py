@@ -94,17 +94,6 @@ def test_overlapping_tiles_are_cut_in_the_middle_and_small_images_continued_by_t
     assert (classes != by_hand(task, padded)[: size[0], : size[1]]).mean() < 0.02  # pixels between two middles
 
 
-def test_a_tile_of_the_training_images_size_is_enlarged(task, tmp_path):
-    """A model of 32 px that was trained on images of 16 px, enlarged."""
-    values = write(tmp_path / "images" / "a.tif", (16, 16))
-    classes = predict(task, tmp_path, tile=16)[0]
-    x = torch.from_numpy(values[PICKED].astype(np.float32) / 1e4)[None]
-    with torch.no_grad():
-        logits = task(torch.nn.functional.interpolate(x, (32, 32), mode="bilinear")).softmax(1)
-    expected = torch.nn.functional.interpolate(logits, (16, 16), mode="bilinear", antialias=True).argmax(1)[0]
-    assert (classes != expected.numpy()).mean() < 1e-2
-
-
 def undecided(task, x):
     """Every parameter moved, and the last bias, so that x (B, C, H, W) holds pixels of both classes."""
     randomise(task, 0.1)

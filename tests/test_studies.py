@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from itertools import product
 
 import numpy as np
 import pytest
@@ -39,9 +40,7 @@ def test_decoders_start_from_rates_of_the_linear_one(planned):
     runs = planned(decoders.study)
     assert SEARCH not in set(runs["role"])  # those are the main study's
     seen = runs[runs["role"] == "decoder"]
-    assert set(zip(seen["decoder"], seen["steps"], strict=True)) == {
-        (name, steps) for name in decoders.DECODERS for steps in decoders.STEPS
-    }
+    assert set(zip(seen["decoder"], seen["steps"], strict=True)) == set(product(decoders.DECODERS, decoders.STEPS))
     assert len(seen) == 9 * 5 * len(decoders.CELLS)
     assert set(seen.loc[seen["decoder"] != "linear", "head_lr"]) == {decoders.LARGE_HEAD_LR}
 

@@ -21,7 +21,7 @@ import peftlib as pl
 import peftlib.integrations.terratorch
 from peftlib.training.fit import quiet_trainer
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "terratorch.md").read_text()
 RANDOM = {"pretrained": False, "image_size": SIZE}
 
 
@@ -89,9 +89,9 @@ def test_both_loras_tune_as_much_from_the_same_start(data):
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_the_yaml_of_readme_trains_by_the_command_line(tmp_path, weights):
+def test_the_yaml_of_the_page_trains_by_the_command_line(tmp_path, weights):
     """A process of its own: nothing but ``custom_modules_path`` may bring peftlib in."""
-    config = yaml.safe_load(re.search(r"```yaml\n(.*?)```", README, re.DOTALL)[1])
+    config = yaml.safe_load(re.search(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[1])
     write_tiffs(tmp_path / "chips", length=4)
     (tmp_path / "custom_modules").mkdir()
     (tmp_path / "custom_modules" / "__init__.py").write_text("import peftlib.integrations.terratorch\n")
