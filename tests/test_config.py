@@ -209,22 +209,11 @@ def test_a_search_in_folds_leaves_out_the_fold_that_is_tested(data):
 
 
 def test_tiles_are_cut_of_all_parts_and_chosen_for_training():
-    run = toy(dataset="spectral_scenes", data={"length": 3, "size": 16}, tile=8, train_tiles=1, val_images=5)
-    train, val, test = run.parts()
-    assert (len(train), len(val), len(test)) == (3, 5, 12)
-    assert {tuple(s["mask"].shape) for part in (train, val, test) for s in part} == {(8, 8)}
-
-
-def test_only_the_unseen_part_takes_its_own_options():
-    scenes = dict(dataset="spectral_scenes", data={"length": 2, "size": 16})
-    plain, run = toy(**scenes), toy(**scenes, unseen={"seed": 5}, tile=8)
-    whole = toy(**scenes, unseen={"seed": 5})
-    for part, same in zip(plain.parts(), whole.parts(), strict=True):
-        assert torch.equal(part[0]["image"], same[0]["image"])
-    other = toy(dataset="spectral_scenes", data={"length": 2, "size": 16, "seed": 5}).parts()[2]
-    assert torch.equal(whole.unseen_part()[1]["image"], other[1]["image"])
-    assert len(run.unseen_part()) == 8 and plain.unseen_part() is None
-    assert replace(whole, role="search").unseen_part() is None
+    scenes = dict(dataset="spectral_scenes", data={"length": 3, "size": 16}, unseen={"seed": 5})
+    run = toy(**scenes, tile=8, train_tiles=1, val_images=5)
+    parts = [*run.parts(), run.unseen_part()]
+    assert [len(part) for part in parts] == [3, 5, 12, 12]
+    assert {tuple(s["mask"].shape) for part in parts for s in part} == {(8, 8)}
 
 
 def test_options_of_the_unseen_part_that_cannot_be(data):

@@ -100,7 +100,6 @@ def nans(chips):
         (lambda c: labelled(c, masks=c / "masks"), "labels= .* or masks="),
         (lambda c: from_folder(c / "gone", BANDS, CLASSES, masks=c), "no .tif with a label or a mask in .*gone"),
         (lambda c: labelled(c, labels=c / "gone.csv"), "gone.csv"),
-        (lambda c: labelled(c, split="holdout"), "split 'holdout'"),
         (lambda c: labelled(c, bands=("B02", "B03", "B08", "B11")), "B04"),
         (lambda c: labelled(c, classes=("forest", "field")), "labels.csv, b: label '2'; classes are"),
         (lambda c: labelled(c, scale=1.0)[0], "a.tif: .*10000 for Sentinel-2"),

@@ -154,7 +154,6 @@ def test_pairs_are_scored_between_their_members_alone():
         (dict(sensor="spot"), ("'spot'", "sentinel2", "hyperspectral")),
         (dict(continents=("atlantis",)), ("'atlantis'", "africa")),
         (dict(bands=("B02", "B08")), ("B04",)),
-        (dict(bands=("B02", "B03", "B04", "B99")), ("B99", "B12")),
     ],
 )
 def test_wrong_options_are_named(options, says):
