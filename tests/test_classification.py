@@ -204,14 +204,8 @@ def test_batches_are_augmented_in_training_only(augment, training):
     assert torch.equal(b["image"], x) == torch.equal(b["mask"], mask) == (not (augment and training))
 
 
-def test_images_are_resized_to_the_models_size_and_scored_there():
-    b = stepped(segmentation(), Toy(4, size=(50, 70)), training=False)
-    assert b["image"].shape == (4, 4, 32, 32) and b["mask"].shape == (4, 32, 32)
-    assert b["bands"] == SAVANNA and len(b["meta"]) == 4
-
-
 def test_predicted_batches_are_those_of_the_task_in_order():
-    task, data = segmentation().eval(), Toy(5, size=(50, 50))
+    task, data = segmentation().eval(), Toy(5, size=(50, 70))
     loader = DataLoader(data, 2, collate_fn=toy_data().val_dataloader().collate_fn)
     logits, truth = map(torch.cat, zip(*predict_batches(task, loader), strict=True))
     whole = task.resized(next(iter(DataLoader(data, 5, collate_fn=loader.collate_fn))))

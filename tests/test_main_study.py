@@ -83,7 +83,7 @@ def test_data_that_are_absent_are_named_and_the_rest_is_done(capsys):
             raise FileNotFoundError("no data/eurosat")
         return made_up(experiments)
 
-    runs, _ = study(execute, {name: PLANS[name] for name in ("eurosat", "spectral_scenes")})
+    runs, _ = study(execute, {name: PLANS[name] for name in ("eurosat", "spectral_scenes")}, dict(PRIMARY))
     assert set(runs["dataset"]) == {"spectral_scenes"}
     assert "left out eurosat: no data/eurosat" in capsys.readouterr().out
     with pytest.raises(FileNotFoundError, match="no data of eurosat"):

@@ -65,9 +65,10 @@ def probabilities(task, values, scale=1e4) -> np.ndarray:
 
 def test_a_map_is_what_the_task_says_in_the_place_of_the_image(task, tmp_path):
     values = write(tmp_path / "images" / "a.tif")
-    classes, profile, tags = predict(task.train(), tmp_path)
+    classes, profile, tags = predict(task.train(), tmp_path, scale=5e3, offset=-100.0)
     assert not any(part.training for part in task.modules())
-    assert np.array_equal(classes, probabilities(task, values).argmax(0)) and set(np.unique(classes)) == {0, 1}
+    expected = probabilities(task, values.astype(float) - 100, 5e3).argmax(0)
+    assert np.array_equal(classes, expected) and set(np.unique(classes)) == {0, 1}
     assert profile["crs"] == WHERE["crs"] and profile["transform"] == WHERE["transform"]
     assert (profile["dtype"], profile["count"], profile["nodata"]) == ("uint8", 1, NO_CLASS)
     assert tags["classes"] == "low, high"

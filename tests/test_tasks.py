@@ -18,17 +18,26 @@ def problem(size=(48, 112)) -> tuple[torch.Tensor, torch.Tensor]:
     return image, mask
 
 
-def train(steps, seed):
+def train(steps=12, seed=0, method=None):
     image, mask = problem()
-    model = adapted(pl.Deflect(), SAVANNA)
-    return train_on_crops(model, image, mask, 2, steps, batch_size=4, lr=1e-2, head_lr=1e-2, seed=seed)[1]
+    model = adapted(method or pl.Deflect(), SAVANNA)
+    return model, *train_on_crops(model, image, mask, 2, steps, batch_size=4, lr=1e-2, head_lr=1e-2, seed=seed)
 
 
 # --- crops of one image ---
 
 
+def test_training_learns_what_only_near_infrared_shows():
+    (spectral, head, losses), (rgb, other, _) = train(steps=60), train(steps=60, method=pl.Frozen())
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+    crops = list(ChipCrops(*problem(), 32, "test", 16, seed=2**16))
+    x, truth = (torch.stack([crop[name] for crop in crops]) for name in ("image", "mask"))
+    found = [(decode(model(x)).argmax(1) == truth).float().mean() for model, decode in ((spectral, head), (rgb, other))]
+    assert found[0] > 0.8 and found[0] > found[1] + 0.15
+
+
 def test_the_same_seed_gives_the_same_losses_and_another_seed_others():
-    first, again, other = (train(steps=4, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (train(steps=4, seed=seed)[2] for seed in (0, 0, 1))
     assert len(first) == 4 and first == again != other
 
 
