@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from functools import cached_property
+from functools import cache, cached_property
 
 import pandas as pd
 import pytest
@@ -40,6 +40,7 @@ def row(experiment) -> dict:
     return {"key": key, "experiment": experiment.to_dict(), "status": "done", "error": "", "metrics": splits} | facts
 
 
+@cache  # tests must not change them
 def primary_rows() -> tuple[pd.DataFrame, pd.DataFrame]:
     """Searches and final runs of the primary cells on two data sets."""
     with pytest.MonkeyPatch.context() as patch:
