@@ -92,6 +92,17 @@ def tuned(model: nn.Module) -> set[str]:
     return {name for name, p in model.named_parameters() if p.requires_grad}
 
 
+def snapshot(module: nn.Module) -> dict[str, tuple[bool, Tensor]]:
+    """Name -> whether the parameter is trainable, and its values."""
+    return {name: (p.requires_grad, p.detach().clone()) for name, p in module.named_parameters()}
+
+
+def assert_only_tuned_moved(module: nn.Module, before: dict[str, tuple[bool, Tensor]]) -> None:
+    for name, parameter in module.named_parameters():
+        trainable, start = before[name]
+        assert parameter.requires_grad == trainable and torch.equal(parameter, start) != trainable, name
+
+
 def pretrained_tokens(vit: VisionTransformer, x: Tensor, rgb=(3, 2, 1), white: float = 0.3) -> Tensor:
     """What the pretrained model says to the RGB part of an image, with the stretch written out."""
     colours = torch.stack([x[:, i] for i in rgb], dim=1)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import cache, cached_property
 
 import pandas as pd
 import pytest
@@ -16,7 +17,8 @@ TINY = Experiment(
     dataset="spectral_scenes", method=pl.Frozen(), data={"length": 4, "size": 32}, val_images=2, backbone="test_vit",
     weights="random", image_size=32, batch_size=2, steps=2,
 )  # fmt: skip
-MADE_KEY = property(lambda one: hashlib.sha256(json.dumps(one.to_dict()).encode()).hexdigest()[:16])  # without data
+MADE_KEY = cached_property(lambda one: hashlib.sha256(json.dumps(one.to_dict()).encode()).hexdigest()[:16])
+MADE_KEY.__set_name__(Experiment, "key")  # without data, and once an experiment
 
 
 def made_up(experiments) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -38,6 +40,7 @@ def row(experiment) -> dict:
     return {"key": key, "experiment": experiment.to_dict(), "status": "done", "error": "", "metrics": splits} | facts
 
 
+@cache  # tests must not change them
 def primary_rows() -> tuple[pd.DataFrame, pd.DataFrame]:
     """Searches and final runs of the primary cells on two data sets."""
     with pytest.MonkeyPatch.context() as patch:

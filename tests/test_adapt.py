@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from helpers import COLOURS, SENTINEL2, adapted, images, pretrained_tokens, randomise, tiny_vit
+from helpers import COLOURS, SAVANNA, SENTINEL2, adapted, images, pretrained_tokens, randomise, tiny_vit
 from timm.models import create_model
 from torch import nn
 
 import peftlib as pl
+from peftlib.deflect.time_series import SeriesEMB
 
 EVERY = pytest.mark.parametrize("method", [config() for config in pl.METHODS.values()], ids=pl.METHODS)
 
@@ -21,6 +22,8 @@ EVERY = pytest.mark.parametrize("method", [config() for config in pl.METHODS.val
         dict(dynamic_img_size=True),
         dict(pos_embed="none"),
         dict(qkv_bias=False, num_classes=5),
+        dict(qk_norm=True),
+        dict(attn_drop_rate=0.5, proj_drop_rate=0.5, drop_path_rate=0.5),  # of a backbone in eval mode
     ],
     ids=lambda options: ",".join(options),
 )
@@ -74,10 +77,22 @@ def test_full_fine_tuning_leaves_alone_what_tokens_do_not_pass(options):
     ("call", "says"),
     [
         (dict(method="deflect"), ["'deflect'", "Deflect()", "LoRA()"]),
+        (dict(method=pl.LoRA(), bands=COLOURS, input=pl.EMB()), ["EMB", "beyond RGB", "B04", "pl.RGB()"]),
+        (dict(method=pl.LoRA(), bands=COLOURS, input=pl.Inflated()), ["Inflated", "beyond RGB", "B04", "pl.RGB()"]),
+        (dict(method=pl.Deflect(), input=pl.RGB()), ["Deflect()", "RGB()", "EMB()", "x_A"]),
+        (dict(method=pl.EMB()), ["method=EMB", "input", "Deflect()", "LoRA()"]),
+        (dict(method=pl.LoRA(), input=pl.LoRA()), ["input=LoRA", "method", "EMB()", "RGB()"]),
+        (dict(method=pl.LoRA(), input="emb"), ["input='emb'", "EMB()", "RGB()"]),
+        (dict(method=pl.LoRA(), input=SeriesEMB()), ["SeriesEMB", "series_bands"]),
+        (dict(method=pl.LoRA(), input=pl.EMB(cells=3)), ["cells=3", "(8, 8)", "[1, 2, 4, 8]"]),
+        (dict(method=pl.LoRA(), input=pl.EMB(indices=("NDVX",))), ["NDVX", "NDVI"]),
+        (dict(method=pl.LoRA(), input=pl.EMB(indices=("NBR",)), bands=SAVANNA), ["NBR", "S2"]),
+        (dict(rgb_white=0), ["rgb_white=0", "positive"]),
+        (dict(rgb_white=float("nan")), ["rgb_white=nan", "positive"]),
+        (dict(nodata="ignore"), ["nodata='ignore'", "error", "zero"]),
         (dict(method=pl.Deflect), ["Deflect", "LoRA()"]),
         (dict(sensor="sentinel3"), ["sentinel3", "landsat8"]),
         (dict(image_size=30), ["(30, 30)", "(8, 8)", "(32, 32)"]),
-        (dict(image_size=(32, 36)), ["(32, 36)", "(8, 8)"]),
         (dict(image_size=0), ["(0, 0)"]),
         (dict(image_size=32.5), ["32.5"]),
         (dict(image_size=(32, 32, 32)), ["(32, 32, 32)"]),

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
+import peft
 import pytest
 import torch
 from affine import Affine
@@ -20,15 +21,8 @@ from peftlib.experiments.config import Experiment
 # Another value of each field that holds neither number nor truth value, and what a field needs beside it.
 OTHER = {"dataset": "spectral_scenes", "method": pl.Frozen(), "input": pl.Inflated(), "data": {"longitudes": [0, 99]}}
 OTHER |= {"bands": ("B04", "B03", "B02"), "folds": 3, "val_share": 0.25, "backbone": "test_vit2", "weights": "default"}
-OTHER |= {
-    "res": 10.0,
-    "decoder": "unet",
-    "schedule": "constant",
-    "precision": "bf16-mixed",
-    "init": 1,
-    "role": "search",
-}
-OTHER |= {"metadata": ("date",), "unseen": {"longitudes": [0, 99]}}
+OTHER |= {"res": 10.0, "decoder": "unet", "schedule": "constant", "precision": "bf16-mixed", "init": 1}
+OTHER |= {"role": "search", "metadata": ("date",), "unseen": {"longitudes": [0, 99]}}
 NEEDS = {"train_tiles": {"tile": 4}, "fold": {"folds": 3}}
 
 
@@ -61,27 +55,12 @@ def test_every_field_is_part_of_the_key(data):
     assert all(len(key) == 16 and int(key, 16) for key in keys)
 
 
-def test_a_run_that_serves_several_roles_is_one(data):
-    assert toy(role="final").key == toy(role="ablation").key == toy(role="preliminary").key != toy(role="search").key
-
-
-@pytest.mark.parametrize("kind", ["METHODS", "INPUTS"])
-def test_every_option_of_methods_and_inputs_is_part_of_the_key(kind, data):
-    for config in getattr(pl, kind).values():
-        name = "method" if kind == "METHODS" else "input"
-        base = toy(**{name: config(), **({"method": pl.Frozen()} if name == "input" else {})})
-        for field in fields(config):
-            if not field.metadata or field.metadata["other"] == field.default:
-                continue  # no option, or only one value is legal
-            also = {"start": "mean"} if (config, field.name) == (pl.Inflated, "train") else {}
-            changed = replace(config(), **also, **{field.name: field.metadata["other"]})
-            assert replace(base, **{name: changed}).key != base.key, (config.name, field.name)
-
-
-def test_the_options_of_a_peft_config_are_part_of_the_key(data):
-    peft = pytest.importorskip("peft")
-    keys = {toy(method=pl.HFPeft(config=peft.LoraConfig(r=rank))).key for rank in (4, 8)}
-    assert len(keys) == 2 and toy(method=pl.HFPeft(config=peft.LoraConfig(r=4))).key in keys
+def test_all_options_of_methods_inputs_and_peft_configs_are_part_of_the_key(data):
+    """They come back from ``options`` (``test_options.test_configs_are_values``), and those are what is hashed."""
+    runs = [toy(method=pl.Deflect(**options)) for options in ({}, {"rank": 3}, {"stream": "carried"})]
+    runs += [toy(input=pl.EMB(**options)) for options in ({}, {"cells": 2})]
+    runs += [toy(method=pl.HFPeft(config=peft.LoraConfig(r=rank))) for rank in (4, 8, 4)]
+    assert len({run.key for run in runs}) == len(runs) - 1
 
 
 def test_what_is_left_out_is_filled_in(data):
@@ -230,22 +209,11 @@ def test_a_search_in_folds_leaves_out_the_fold_that_is_tested(data):
 
 
 def test_tiles_are_cut_of_all_parts_and_chosen_for_training():
-    run = toy(dataset="spectral_scenes", data={"length": 3, "size": 16}, tile=8, train_tiles=1, val_images=5)
-    train, val, test = run.parts()
-    assert (len(train), len(val), len(test)) == (3, 5, 12)
-    assert {tuple(s["mask"].shape) for part in (train, val, test) for s in part} == {(8, 8)}
-
-
-def test_only_the_unseen_part_takes_its_own_options():
-    scenes = dict(dataset="spectral_scenes", data={"length": 2, "size": 16})
-    plain, run = toy(**scenes), toy(**scenes, unseen={"seed": 5}, tile=8)
-    whole = toy(**scenes, unseen={"seed": 5})
-    for part, same in zip(plain.parts(), whole.parts(), strict=True):
-        assert torch.equal(part[0]["image"], same[0]["image"])
-    other = toy(dataset="spectral_scenes", data={"length": 2, "size": 16, "seed": 5}).parts()[2]
-    assert torch.equal(whole.unseen_part()[1]["image"], other[1]["image"])
-    assert len(run.unseen_part()) == 8 and plain.unseen_part() is None
-    assert replace(whole, role="search").unseen_part() is None
+    scenes = dict(dataset="spectral_scenes", data={"length": 3, "size": 16}, unseen={"seed": 5})
+    run = toy(**scenes, tile=8, train_tiles=1, val_images=5)
+    parts = [*run.parts(), run.unseen_part()]
+    assert [len(part) for part in parts] == [3, 5, 12, 12]
+    assert {tuple(s["mask"].shape) for part in parts for s in part} == {(8, 8)}
 
 
 def test_options_of_the_unseen_part_that_cannot_be(data):

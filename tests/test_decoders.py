@@ -1,21 +1,14 @@
 """Decoders: any grid, each map in its place, tokens of several blocks."""
 
-import sys
-
 import pytest
 import torch
-from helpers import SAVANNA, adapted, images, tiny_vit
+from helpers import SAVANNA, adapted, images
 from torch import nn
 
 import peftlib as pl
-from peftlib.training.decoders import (
-    DECODERS,
-    build_decoder,
-    evenly_spaced,
-)
+from peftlib.training.decoders import DECODERS, build_decoder, evenly_spaced
 
 every_decoder = pytest.mark.parametrize("name", DECODERS)
-pyramids = pytest.mark.parametrize("name", ["unet", "upernet"])
 
 
 def made(name: str, image_size=(32, 32), classes: int = 3, seed: int = 0) -> nn.Module:
@@ -79,48 +72,10 @@ def test_prefix_tokens_are_not_read(name):
     assert torch.equal(head(one), head(other))
 
 
-def test_the_maps_of_the_pyramid():
-    head = made("unet", (24, 40))
-    maps = head.pyramid(tokens_for(head, (3, 5)))
-    assert [tuple(m.shape[1:]) for m in maps] == [(8, 12, 20), (16, 6, 10), (32, 3, 5), (32, 2, 3)]
-    assert tuple(m.shape[1] for m in maps) == head.pyramid.channels
-
-
 def test_blocks_are_evenly_spaced_and_end_with_the_last():
     assert evenly_spaced(12) == (2, 5, 8, 11) and evenly_spaced(24) == (5, 11, 17, 23)
     assert evenly_spaced(3) == (0, 1, 2, 2) and evenly_spaced(1) == (0, 0, 0, 0)
     assert made("unet").blocks == (0, 1, 2, 2)
 
 
-def test_without_the_extra_the_error_says_what_to_install(monkeypatch):
-    for module in [m for m in sys.modules if m.startswith("segmentation_models_pytorch")]:
-        monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
-    made("linear")
-    with pytest.raises(ImportError, match=r"pip install 'peftlib\[geo\]'"):
-        made("unet")
-
-
 # --- tokens of several blocks ---
-
-
-def test_intermediate_tokens_are_timms():
-    vit = tiny_vit()
-    model = adapted(pl.Frozen(), SAVANNA, vit=vit)
-    x = images(SAVANNA)
-    expected = vit.forward_intermediates(
-        model.normalize(x),
-        indices=[0, 2],
-        norm=True,
-        return_prefix_tokens=True,
-        output_fmt="NLC",
-        intermediates_only=True,
-    )
-    for found, (patches, prefix) in zip(model.intermediate_tokens(x, (0, 2)), expected, strict=True):
-        torch.testing.assert_close(found, torch.cat([prefix, patches], dim=1), rtol=0, atol=1e-5)
-
-
-def test_blocks_after_the_last_one_asked_for_are_not_run():
-    model = adapted(pl.Frozen(), SAVANNA)
-    model.vit.blocks[2].forward = None
-    assert len(model.intermediate_tokens(images(SAVANNA), [1, 0])) == 2

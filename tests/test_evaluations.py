@@ -9,7 +9,6 @@ from toy_runs import do, toy
 
 import peftlib as pl
 from peftlib.data import EarthData, SpectralScenes
-from peftlib.experiments import evaluations
 from peftlib.experiments.evaluations import evaluate, rgb_drift
 from peftlib.training.metrics import class_scores
 from peftlib.training.tasks import Classification, Segmentation
@@ -87,16 +86,6 @@ def test_drift_is_the_distance_over_the_spread(parts):
     tokens = z[:, vit.num_prefix_tokens :].flatten(0, 1)
     spread = (tokens - tokens.mean(0)).square().sum()
     assert found[-1] == pytest.approx(float((len(tokens) * step.square().sum() / spread).sqrt()), rel=1e-4)
-
-
-def test_blank_bands_are_at_their_mean_and_rgb_is_as_it_was(x):
-    model = adapted(pl.Deflect()).fit_normalization([x])
-    blank = evaluations.with_mean_bands(x, model)
-    rgb = [model.bands.names.index(name) for name in ("B04", "B03", "B02")]
-    beyond = [i for i in range(len(model.bands)) if i not in rgb]
-    assert torch.equal(blank[:, rgb], x[:, rgb]) and not torch.equal(blank, x)
-    mean = x[:, beyond].mean((0, 2, 3), keepdim=True).expand_as(blank[:, beyond])
-    torch.testing.assert_close(blank[:, beyond], mean)
 
 
 # --- in a run ---

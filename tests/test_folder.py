@@ -89,11 +89,6 @@ def test_bands_of_a_users_own_camera(chips):
     assert data[0]["bands"] == band_set(bands, "custom") and data.sensor == "custom"
 
 
-def mask(chips, values):
-    write(chips / "masks" / "a.tif", values.astype("uint8"))
-    masked(chips)[0]
-
-
 def nans(chips):
     write(chips / "chips" / "a.tif", np.full((4, 32, 32), np.nan, "float32"))
     masked(chips)[0]
@@ -103,18 +98,14 @@ def nans(chips):
     ("break_it", "says"),
     [
         (lambda c: labelled(c, masks=c / "masks"), "labels= .* or masks="),
-        (lambda c: labelled(c, labels=None), "labels= .* or masks="),
         (lambda c: from_folder(c / "gone", BANDS, CLASSES, masks=c), "no .tif with a label or a mask in .*gone"),
         (lambda c: labelled(c, labels=c / "gone.csv"), "gone.csv"),
-        (lambda c: labelled(c, split="holdout"), "split 'holdout'"),
         (lambda c: labelled(c, bands=("B02", "B03", "B08", "B11")), "B04"),
-        (lambda c: labelled(c, bands=(*BANDS, "B11"))[0], r"a.tif has 4 bands, and 5 are named"),
         (lambda c: labelled(c, classes=("forest", "field")), "labels.csv, b: label '2'; classes are"),
         (lambda c: labelled(c, scale=1.0)[0], "a.tif: .*10000 for Sentinel-2"),
         (lambda c: (c / "labels.csv").write_text("name,label\na,0") and labelled(c), r"columns \['name', 'label'\]"),
         (lambda c: (c / "labels.csv").write_text("file,label\nz.tif,0") and labelled(c), "z.tif"),
         (lambda c: (c / "masks" / "b.tif").unlink() or masked(c), "no mask .*'b.tif'"),
-        (lambda c: mask(c, np.full((1, 32, 32), 7)), r"a.tif: mask holds \[7\]"),
         (lambda c: nans(c), "a.tif: .*NaN"),
     ],
 )  # fmt: skip

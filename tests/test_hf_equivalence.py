@@ -34,35 +34,23 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def assert_same(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def assert_equivalent(ours: nn.Module, theirs: nn.Module, renamed) -> None:
+    """Tokens and gradients, with the same values; ``renamed``: our names to theirs."""
+    copy_(theirs, {renamed(name): value for name, value in values(ours).items()})
+    torch.testing.assert_close(ours(images()), theirs(images()), rtol=0, atol=1e-5)
+    got, expected = {renamed(name): found for name, found in gradients(ours).items()}, gradients(theirs)
     assert got.keys() == expected.keys()
     for name in got:
         torch.testing.assert_close(got[name], expected[name], rtol=0, atol=1e-5, msg=lambda text, n=name: n + text)
 
 
-def assert_equivalent(ours: nn.Module, theirs: nn.Module, renamed) -> None:
-    """Tokens, gradients, and tokens after a step down the gradient; ``renamed``: our names to theirs."""
-    mine, other = gradients(ours), gradients(theirs)
-    torch.testing.assert_close(ours(images()), theirs(images()), rtol=0, atol=1e-5)
-    assert_same({renamed(name): gradient for name, gradient in mine.items()}, other)
-    for model, found in ((ours, mine), (theirs, other)):
-        copy_(model, {name: value - 0.1 * found[name] for name, value in values(model).items()})
-    torch.testing.assert_close(ours(images()), theirs(images()), rtol=0, atol=1e-5)
-
-
-def test_norm_tuning_equals_hf_ln_tuning_and_the_comparison_can_tell():
+def test_norm_tuning_equals_hf_ln_tuning():
     def renamed(name):
         path, part = name.rsplit(".", 1)
         return f"{path}.ln_tuning_layers.default.{part}"
 
     ours = randomise(adapted(pl.NormTuning()))
-    theirs = adapted(pl.HFPeft(peft.LNTuningConfig()))
-    copy_(theirs, {renamed(name): value for name, value in values(ours).items()})
-    assert_equivalent(ours, theirs, renamed)
-    with torch.no_grad():
-        theirs.get_parameter("vit.norm.ln_tuning_layers.default.bias").add_(1e-3)
-    with pytest.raises(AssertionError):
-        assert_equivalent(ours, theirs, renamed)
+    assert_equivalent(ours, adapted(pl.HFPeft(peft.LNTuningConfig())), renamed)
 
 
 def test_lora_equals_hf_lora():
@@ -70,9 +58,7 @@ def test_lora_equals_hf_lora():
         return name.replace(".A.", ".lora_A.default.").replace(".B.", ".lora_B.default.")
 
     ours = randomise(adapted(pl.LoRA(rank=4, alpha=6.0)))
-    theirs = adapted(pl.HFPeft(peft.LoraConfig(r=4, lora_alpha=6)))
-    copy_(theirs, {renamed(name): value for name, value in values(ours).items()})
-    assert_equivalent(ours, theirs, renamed)
+    assert_equivalent(ours, adapted(pl.HFPeft(peft.LoraConfig(r=4, lora_alpha=6))), renamed)
 
 
 def test_lora_of_queries_and_values_equals_hf_lora_of_blocks():

@@ -10,6 +10,7 @@ import peft
 import pytest
 import torch
 from helpers import SENTINEL2, adapted, images, pretrained_tokens, randomise, tiny_vit, tuned
+from test_merge import assert_merges
 from test_registry import assert_frozen_stay, assert_starts_as_pretrained
 from torch import nn
 
@@ -108,9 +109,7 @@ def test_copies_and_files_carry_everything(name, x, tmp_path):
 @EVERY
 def test_merge_gives_the_plain_vit(name, x):
     model = randomise(bridge(name))
-    expected = model(x)
-    merged = pl.merge(model)
-    assert (merged.forward_features(model.normalize(x)) - expected).abs().max() <= 1e-5
+    expected, merged = model(x), assert_merges(model, x)
     assert list(merged.state_dict()) == list(tiny_vit().state_dict())
     assert not hasattr(merged, "hf_tuner") and not hasattr(merged, "peft_config")
     assert torch.equal(model(x), expected) and tuned(model) == by_rule(name)

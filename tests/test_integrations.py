@@ -8,22 +8,11 @@ import importlib.util
 import lightning
 import pytest
 import torch
-from helpers import adapted, images, tiny_vit
-from torch import nn
+from helpers import adapted, assert_only_tuned_moved, images, snapshot, tiny_vit
 from torch.utils.data import DataLoader
 
 import peftlib as pl
 from peftlib.integrations import LayerFeatures
-
-
-def snapshot(module: nn.Module) -> dict:
-    return {name: (p.requires_grad, p.detach().clone()) for name, p in module.named_parameters()}
-
-
-def assert_only_tuned_moved(module: nn.Module, before: dict) -> None:
-    for name, parameter in module.named_parameters():
-        tuned, start = before[name]
-        assert parameter.requires_grad == tuned and torch.equal(parameter, start) != tuned, name
 
 
 @pytest.mark.parametrize("method", [pl.VPT(), pl.Deflect()])

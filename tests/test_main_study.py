@@ -32,16 +32,15 @@ def scored_by(score):
     return execute
 
 
+def at(rate) -> list[Experiment]:
+    return [Experiment(dataset="eurosat", method=pl.LoRA(), lr=rate, role=SEARCH)]
+
+
 @pytest.mark.parametrize(("best", "found"), [(2e-3, 2e-3), (8e-3, 8e-3), (3.2e-2, 3.2e-2), (1e-9, 1.25e-4 / FACTOR**3)])
 def test_rates_are_tried_further_until_the_best_lies_inside(best, found):
-    asked = []
-
-    def at(rate):
-        asked.append(rate)
-        return [Experiment(dataset="eurosat", method=pl.LoRA(), lr=rate, role=SEARCH)]
-
-    rates = pl.LoRA.learning_rates
-    chosen = best_inside(scored_by(lambda one: 1 / (1 + abs(np.log(one.lr / best)))), {"x": at}, {"x": rates}, 3)
+    asked, rates = [], pl.LoRA.learning_rates
+    score = scored_by(lambda one: asked.append(one.lr) or 1 / (1 + abs(np.log(one.lr / best))))
+    chosen = best_inside(score, {"x": at}, {"x": rates}, 3)
     assert chosen["x"] == pytest.approx(found)
     inside = min(asked) < chosen["x"] < max(asked)
     assert inside or len(set(asked)) == len(rates) + 3
@@ -49,31 +48,15 @@ def test_rates_are_tried_further_until_the_best_lies_inside(best, found):
 
 def test_a_rate_that_diverges_is_not_chosen():
     lost = scored_by(lambda one: np.nan if one.lr > 1e-3 else one.lr)
-    chosen = best_inside(
-        lost,
-        {"x": lambda rate: [Experiment(dataset="eurosat", method=pl.LoRA(), lr=rate, role=SEARCH)]},
-        {"x": pl.LoRA.learning_rates},
-        3,
-    )
-    assert chosen["x"] == 5e-4
+    assert best_inside(lost, {"x": at}, {"x": pl.LoRA.learning_rates}, 3)["x"] == 5e-4
 
 
 def test_the_plan():
     plans = {name: replace(PLANS[name], precision="bf16-frozen") for name in ("eurosat", "spectral_scenes")}
     runs, _ = study(scored_by(lambda one: 0.5 + 0.1 * (getattr(one.input, "start", "") == "mean")), plans)
     of = {role: part for role, part in runs[runs["dataset"] == "eurosat"].groupby("role")}
-    assert set(of) == {
-        SEARCH,
-        "final",
-        EXPLORATORY,
-        "precision",
-        "plateau",
-        "ablation",
-        "rate",
-        "rate of a part",
-        "start",
-        "labels",
-    }
+    further = {"precision", "plateau", "ablation", "rate", "rate of a part", "start", "labels"}
+    assert set(of) == {SEARCH, "final", EXPLORATORY, *further}
     assert len(of["final"]) == 15 * len(PRIMARY) and len(of[EXPLORATORY]) == 5 * len(exploratory())
     assert len(of["precision"]) == 15 and set(of["precision"]["precision"]) == {"32-true"}
     assert set(of["plateau"]["steps"]) == {250, 1000} and len(of["plateau"]) == 2 * 5 * 5
@@ -100,7 +83,7 @@ def test_data_that_are_absent_are_named_and_the_rest_is_done(capsys):
             raise FileNotFoundError("no data/eurosat")
         return made_up(experiments)
 
-    runs, _ = study(execute, {name: PLANS[name] for name in ("eurosat", "spectral_scenes")})
+    runs, _ = study(execute, {name: PLANS[name] for name in ("eurosat", "spectral_scenes")}, dict(PRIMARY))
     assert set(runs["dataset"]) == {"spectral_scenes"}
     assert "left out eurosat: no data/eurosat" in capsys.readouterr().out
     with pytest.raises(FileNotFoundError, match="no data of eurosat"):

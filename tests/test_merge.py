@@ -80,7 +80,6 @@ def test_what_reads_rgb_can_be_adapted_again_at_another_size(x):
     ("method", "input", "says"),
     [
         (pl.LoRA(), pl.EMB(), ["EMB()", "adds x_A", "plain ViT"]),
-        (pl.Deflect(), None, ["EMB()", "adds x_A"]),
         (pl.Houlsby(positions=("mlp",), layers=(1,)), None, ["Houlsby", "blocks.1.ls2", "LoRA", "SLR", "BitFit"]),
         (pl.VPT(deep=False), None, ["VPT", "blocks.0 is a PromptedBlock"]),
         (pl.EarthAdapter(), None, ["EarthAdapter", "blocks.0 is a FrequencyAdaptedBlock"]),

@@ -4,34 +4,14 @@ import math
 
 import pytest
 import torch
-from helpers import COLOURS, SENTINEL2, adapted, images, randomise, tiny_vit
+from helpers import COLOURS, SENTINEL2, adapted, images, randomise
 from torch.nn import functional as F
 
 import peftlib as pl
 from peftlib.methods.earth_adapter import split_frequencies
 
 LINEARS = [f"vit.blocks.{i}.{name}" for i in range(3) for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
-# What a method tunes of the tiny ViT (d = 32, depth 3, MLP of 128), read off its definition; names are the registry's.
-D, ENDS = 32, [(32, 96), (32, 32), (32, 128), (128, 32)]
-S = 10 + 6  # bands beyond RGB, and indices
-NUMBERS = {
-    "frozen": 0,
-    "full": sum(p.numel() for p in tiny_vit().parameters()),
-    "norm_tuning": 7 * 2 * D,
-    "bitfit": 3 * (96 + 32 + 128 + 32 + 2 * D) + D + D,
-    "apla": 3 * (D * D + D),
-    "lora": 3 * 16 * sum(a + b for a, b in ENDS),
-    "slr": 3 * 17 * sum(a + b for a, b in ENDS),
-    "houlsby": 6 * (2 * 64 * D + 64 + D),
-    "vpt": 3 * 100 * D,
-    "earth_adapter": 3 + 3 * (D + 1) + 5 * (2 * 64 * D + 64 + D),
-    "deflect": (S * 32 + 32) + (32 * 32 + 32) + 2 * 64 + (64 * 64 + 64) + (64 * D + D) + 3 * 4 * 6 * D,  # 4 r d a block
-}
-
-
-@pytest.mark.parametrize("name", NUMBERS)
-def test_numbers_by_hand(name):
-    assert pl.count_parameters(adapted(pl.METHODS[name]()))["tuned"] == NUMBERS[name]
+D = 32
 
 
 def test_lora_and_slr_are_their_formulas(x):
@@ -144,13 +124,8 @@ def test_earth_adapter_adds_routed_bottlenecks_to_patch_tokens():
 def test_published_shares_on_scalemae_large():
     with torch.device("meta"):
         vit = pl.load_backbone("scalemae_large", weights="random")
-    for name, published in {
-        "norm_tuning": "0.03",
-        "bitfit": "0.09",
-        "lora": "2.1",
-        "slr": "2.2",
-        "deflect": "0.2",
-    }.items():
+    shares = {"norm_tuning": "0.03", "bitfit": "0.09", "lora": "2.1", "slr": "2.2", "deflect": "0.2"}
+    for name, published in shares.items():
         bands = SENTINEL2 if name == "deflect" else COLOURS
         percent = pl.count_parameters(pl.adapt(vit, pl.METHODS[name](), bands))["percent"]
         assert f"{percent:.{len(published) - 2}f}" == published, name

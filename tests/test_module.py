@@ -5,10 +5,9 @@ import types
 import numpy as np
 import pytest
 import torch
-from helpers import SAVANNA, adapted
+from helpers import SAVANNA
 from toy_data import Toy, toy_data
 
-import peftlib as pl
 from peftlib.data.datamodule import EarthData
 from peftlib.training.augmentation import d4, random_d4, resize_image, resize_mask
 
@@ -43,33 +42,12 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     assert order(toy_data(seed=4).train_dataloader(), 0) != first
 
 
-def test_evaluation_keeps_the_order_of_the_set():
-    data = toy_data(val=5)
-    assert order(data.val_dataloader()) == [f"toy {i}" for i in range(5)] and len(data.val_dataloader()) == 2
-    assert len(order(data.test_dataloader())) == 4
-
-
 def test_processes_share_images_and_evaluate_each_once():
     whole = order(toy_data(train=7).train_dataloader(), 0)
     parts = [order(in_process(toy_data(train=7), rank, 2).train_dataloader(), 0) for rank in (0, 1)]
     assert [len(part) for part in parts] == [4, 4] and set(parts[0]) | set(parts[1]) == set(whole)
     val = [order(in_process(toy_data(val=5), rank, 2).val_dataloader()) for rank in (0, 1)]
     assert val == [["toy 0", "toy 2", "toy 4"], ["toy 1", "toy 3"]]
-
-
-def test_workers_read_the_same_batches():
-    alone, ahead = toy_data().train_dataloader(), toy_data(workers=2).train_dataloader()
-    assert ahead.num_workers == 2 and ahead.persistent_workers
-    for one, other in zip(alone, ahead, strict=True):
-        assert torch.equal(one["image"], other["image"]) and one["meta"] == other["meta"]
-
-
-def test_normalisation_is_fitted_from_the_training_images():
-    data, model = toy_data(batch_size=3), adapted(pl.Deflect(), SAVANNA)
-    model.fit_normalization(data.train_dataloader())
-    nir = torch.stack([sample["image"][3] for sample in data.train])
-    torch.testing.assert_close(model.reflectance.mean.squeeze(), nir.mean())
-    torch.testing.assert_close(model.reflectance.std.squeeze(), nir.std(correction=0), rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -80,19 +58,12 @@ def test_normalisation_is_fitted_from_the_training_images():
         (lambda: toy_data(batch_size=0), "batch_size=0.*at least 1"),
         (lambda: toy_data(workers=-1), "workers=-1.*at least 0"),
         (lambda: EarthData(Toy(1), Toy(1)).test_dataloader(), "no test part"),
+        (lambda: toy_data().unseen_split(), "no unseen part"),
     ],
 )
 def test_impossible_data_are_refused(make, says):
     with pytest.raises(ValueError, match=says):
         make()
-
-
-def test_the_unseen_part_is_tested_in_place_of_the_test_part():
-    data = EarthData(Toy(3), Toy(2), Toy(1), unseen=Toy(4))
-    there = data.unseen_split()
-    assert (len(there.test), there.unseen, len(data.test), data.facts()["images"]) == (4, None, 1, 3)
-    with pytest.raises(ValueError, match="no unseen part"):
-        there.unseen_split()
 
 
 def test_sets_of_different_bands_are_refused():

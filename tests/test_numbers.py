@@ -99,17 +99,17 @@ def test_models_of_every_precision_train_on_extreme_values(kind):
         assert_trains(model_for(kind), x, autocast=autocast)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_the_scale_of_a_token_has_its_gradient_in_every_precision(dtype):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_scale_of_a_token_has_the_gradient_of_the_formula_in_every_precision(dtype):
     """Of a constant token it is 0; of a token of small deviation the cube in it passes what float16 holds."""
     z = 0.01 * torch.randn(1, 4, 32)
     z[0, 0] = 0.5
     z = z.to(dtype).requires_grad_()
     wide = z.detach().double().requires_grad_()
     inverse_deviation(z, 1e-6).sum().backward()
-    inverse_deviation(wide, 1e-6).sum().backward()
+    (wide.var(-1, keepdim=True, unbiased=False) + 1e-6).rsqrt().sum().backward()
     assert z.grad.isfinite().all() and not z.grad[0, 0].any()
-    rtol = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}[dtype]
+    rtol = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}[dtype]
     torch.testing.assert_close(z.grad.double(), wide.grad, rtol=rtol, atol=rtol * float(wide.grad.abs().max()))
 
 
@@ -130,23 +130,17 @@ def test_tokens_that_do_not_move_have_finite_gradients(dtype, reference_grad):
     assert D_ref.grad is None if not reference_grad else D_ref.grad.isfinite().all() and D_ref.grad[0, 3].any()
 
 
-@pytest.mark.parametrize("still", ["pretrained", "both"])
-@pytest.mark.parametrize("options", [dict(constrain=False), dict(reference_grad=False), dict(low_rank_principal=2)])
-def test_deflect_keeps_still_tokens_still(options, still):
-    """With values of 0 the pretrained block moves nothing, and so must not the constrained one; with an output of 0
-    no block moves anything."""
-    model, x = randomise(adapted(pl.Deflect(**options))), images(batch=1)
+@pytest.mark.parametrize("constrain", [True, False])
+def test_deflect_keeps_still_tokens_still(constrain):
+    """With values of 0 the pretrained block moves nothing, and so must not the constrained one."""
+    model, x = randomise(adapted(pl.Deflect(constrain=constrain))), images(batch=1)
     z, z_A = (part.detach() for part in model.embed(x))
     for block in model.vit.blocks:
-        own = getattr(block, "block", block)
+        attn = block.block.attn
         with torch.no_grad():
-            own.attn.proj.bias.zero_()
-            own.attn.qkv.weight[64:] = 0
-            own.attn.qkv.bias[64:] = 0
-            if still == "both":
-                own.attn.proj.weight.zero_()
-        if own is not block:
-            assert block.displacement(z, z_A)[0].any() == (still == "pretrained" and not block.constrain)
+            for values in (attn.proj.bias, attn.qkv.weight[64:], attn.qkv.bias[64:]):
+                values.zero_()
+        assert block.displacement(z, z_A)[0].any() != constrain
     assert_trains(model, x)
 
 

@@ -11,6 +11,7 @@ import rasterio
 from helpers import tiny_vit
 from rasterio.transform import from_origin
 from rasterio.warp import transform_geom
+from test_folder import write as write_values
 
 import peftlib as pl
 from peftlib.data import from_folder
@@ -26,11 +27,8 @@ draw = np.random.default_rng(0)
 
 
 def write(path, channels, size, low=300, high=3000, dtype="uint16", times=1):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    facts = {"driver": "PNG"} if path.suffix == ".png" else WHERE
-    values = draw.integers(low, high, (channels, *size)).astype(dtype) * times
-    with rasterio.open(path, "w", count=channels, height=size[0], width=size[1], dtype=dtype, **facts) as file:
-        file.write(values)
+    facts = {"driver": "PNG", "crs": None} if path.suffix == ".png" else WHERE
+    write_values(path, draw.integers(low, high, (channels, *size)).astype(dtype) * times, **facts)
 
 
 def h5(path, **arrays):

@@ -10,6 +10,7 @@ from helpers import SAVANNA, adapted, images, randomise
 from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.transform import from_origin
+from test_folder import write as write_values
 from toy_data import classification, segmentation
 
 import peftlib as pl
@@ -32,14 +33,11 @@ def task():
 
 def write(path, size=(32, 32), seed=0, dtype="uint16", bands=5, holes=None, **options):
     """Sentinel-2 as it is stored, values x 10000."""
-    path.parent.mkdir(exist_ok=True)
     values = np.random.default_rng(seed).integers(200, 5000, (bands, *size)).astype(dtype)
     values[:, : size[0] // 2] //= 3
     if holes is not None:
         values[holes] = options.get("nodata") or 0
-    facts = dict(driver="GTiff", count=bands, height=size[0], width=size[1], dtype=dtype) | WHERE | options
-    with rasterio.open(path, "w", **facts) as file:
-        file.write(values)
+    write_values(path, values, **WHERE | options)
     return values
 
 
@@ -67,8 +65,10 @@ def probabilities(task, values, scale=1e4) -> np.ndarray:
 
 def test_a_map_is_what_the_task_says_in_the_place_of_the_image(task, tmp_path):
     values = write(tmp_path / "images" / "a.tif")
-    classes, profile, tags = predict(task, tmp_path)
-    assert np.array_equal(classes, probabilities(task, values).argmax(0)) and set(np.unique(classes)) == {0, 1}
+    classes, profile, tags = predict(task.train(), tmp_path, scale=5e3, offset=-100.0)
+    assert not any(part.training for part in task.modules())
+    expected = probabilities(task, values.astype(float) - 100, 5e3).argmax(0)
+    assert np.array_equal(classes, expected) and set(np.unique(classes)) == {0, 1}
     assert profile["crs"] == WHERE["crs"] and profile["transform"] == WHERE["transform"]
     assert (profile["dtype"], profile["count"], profile["nodata"]) == ("uint8", 1, NO_CLASS)
     assert tags["classes"] == "low, high"
@@ -86,39 +86,13 @@ def by_hand(task, values, tile=32) -> np.ndarray:
     return classes
 
 
-@pytest.mark.parametrize("size", [(75, 101), (32, 50)])
-def test_overlapping_tiles_are_cut_in_the_middle(task, size, tmp_path):
-    values = write(tmp_path / "images" / "a.tif", size)
-    classes = predict(task, tmp_path)[0]
-    assert classes.shape == size
-    assert (classes != by_hand(task, values)).mean() < 0.02  # pixels between two middles
-
-
-@pytest.mark.parametrize("size", [(20, 25), (5, 40), (1, 1)])
-def test_small_images_are_continued_by_their_mirror(task, size, tmp_path):
+@pytest.mark.parametrize("size", [(75, 101), (32, 50), (5, 40), (1, 1)])
+def test_overlapping_tiles_are_cut_in_the_middle_and_small_images_continued_by_their_mirror(task, size, tmp_path):
     values = write(tmp_path / "images" / "a.tif", size)
     classes = predict(task, tmp_path)[0]
     padded = np.pad(values, ((0, 0), *((0, max(0, 32 - side)) for side in size)), mode="symmetric")
-    assert (classes != by_hand(task, padded)[: size[0], : size[1]]).mean() < 0.03
-
-
-def test_a_tile_of_the_training_images_size_is_enlarged(task, tmp_path):
-    """A model of 32 px that was trained on images of 16 px, enlarged."""
-    values = write(tmp_path / "images" / "a.tif", (16, 16))
-    classes = predict(task, tmp_path, tile=16)[0]
-    x = torch.from_numpy(values[PICKED].astype(np.float32) / 1e4)[None]
-    with torch.no_grad():
-        logits = task(torch.nn.functional.interpolate(x, (32, 32), mode="bilinear")).softmax(1)
-    expected = torch.nn.functional.interpolate(logits, (16, 16), mode="bilinear", antialias=True).argmax(1)[0]
-    assert (classes != expected.numpy()).mean() < 1e-2
-
-
-def test_values_have_a_scale_and_an_offset_and_the_task_evaluates(task, tmp_path):
-    values = write(tmp_path / "images" / "a.tif")
-    task.train()
-    classes = predict(task, tmp_path, scale=5e3, offset=-100.0)[0]
-    assert not any(part.training for part in task.model.modules()) and not task.decoder.training
-    assert np.array_equal(classes, probabilities(task, values.astype(float) - 100, 5e3).argmax(0))
+    assert classes.shape == size
+    assert (classes != by_hand(task, padded)[: size[0], : size[1]]).mean() < 0.02  # pixels between two middles
 
 
 def undecided(task, x):
@@ -130,14 +104,17 @@ def undecided(task, x):
     return task
 
 
-def test_probabilities_are_a_band_a_class(tmp_path):
+def test_pixels_without_data_have_no_class_and_probabilities_are_a_band_a_class(tmp_path):
     tolerant = Segmentation(randomise(adapted(pl.LoRA(), SAVANNA, nodata="zero")), ("low", "high"))
-    write(tmp_path / "images" / "a.tif", (48, 70), holes=np.s_[:, 10:15, 20:60], nodata=65535)
+    for name, bands in (("a.tif", 5), ("one_band.tif", 1)):
+        write(tmp_path / "images" / name, (48, 70), holes=np.s_[:bands, 10:15, 20:60], nodata=65535)
     classes = predict(tolerant, tmp_path)[0]
+    assert not (predict(tolerant, tmp_path, "one_band.tif")[0] == NO_CLASS).any()  # the other bands still say something
     predict(tolerant, tmp_path, probabilities=True)
     with rasterio.open(tmp_path / "maps" / "a.tif") as file:
         found, profile = file.read(), file.profile
     known = classes != NO_CLASS
+    assert not known[10:15, 20:60].any() and (~known).sum() == 5 * 40
     assert profile["dtype"] == "float32" and np.isnan(profile["nodata"]) and np.isnan(found[:, ~known]).all()
     assert found.shape == (2, 48, 70) and np.allclose(found[:, known].sum(0), 1, atol=1e-6)
     assert np.array_equal(found.argmax(0)[known], classes[known])
@@ -148,19 +125,14 @@ def test_probabilities_are_a_band_a_class(tmp_path):
 DAYS = (100, 200)
 
 
-@pytest.fixture(scope="module", params=[True, "since"])
-def series_task(request):
-    bands = series_bands(SAVANNA, 2, day=request.param)
-    model = adapted(pl.Deflect(), bands, input=SeriesEMB(order="sequence"), nodata="zero")
-    return undecided(Segmentation(model, 2), stack(images(SAVANNA), DAYS, SAVANNA, day=request.param)[None])
-
-
-def test_the_dates_of_a_series_are_stacked_in_each_tile(series_task, tmp_path):
+def test_the_dates_of_a_series_are_stacked_in_each_tile(tmp_path):
+    model = adapted(pl.Deflect(), series_bands(SAVANNA, 2), input=SeriesEMB(order="sequence"), nodata="zero")
+    series_task = undecided(Segmentation(model, 2), stack(images(SAVANNA), DAYS, SAVANNA)[None])
     paths = [tmp_path / "images" / name for name in ("may.tif", "july.tif")]
     dates = np.stack([write(path, (32, 50), seed=i) for i, path in enumerate(paths)])[:, PICKED] / np.float32(1e4)
     expected, found = np.zeros((2, 32, 50)), []
     for left, first, last in tiles(50, 32):
-        x = stack(torch.from_numpy(dates[..., left : left + 32]), DAYS, SAVANNA, day=series_task.model.bands.day)[None]
+        x = stack(torch.from_numpy(dates[..., left : left + 32]), DAYS, SAVANNA)[None]
         with torch.no_grad():
             expected[..., first:last] = series_task(x).softmax(1)[0][..., first - left : last - left]
     for order in (paths, paths[::-1]):
@@ -169,22 +141,9 @@ def test_the_dates_of_a_series_are_stacked_in_each_tile(series_task, tmp_path):
             found.append(file.read())
     np.testing.assert_allclose(found[0], expected, rtol=0, atol=1e-5)
     assert abs(found[1] - expected).max() > 1e-3
-
-
-@pytest.mark.parametrize(
-    ("files", "days", "says"),
-    [
-        (("a.tif",), DAYS, r"1 images with days=\(100, 200\); this model reads 2 images and days"),
-        (("a.tif", "b.tif"), None, r"2 images with days=\[\]; this model reads 2 images"),
-        (("a.tif", "b.tif"), DAYS, r"b\.tif lies elsewhere than .*a\.tif"),
-    ],
-)
-def test_files_that_are_no_series_are_refused(files, days, says, series_task, tmp_path):
-    write(tmp_path / "images" / "a.tif")
-    write(tmp_path / "images" / "b.tif", transform=from_origin(0, 0, 10, 10))
-    paths = [tmp_path / "images" / name for name in files]
-    with pytest.raises(ValueError, match=says):
-        predict_map(series_task, paths, tmp_path / "map.tif", FILE_BANDS, days=days)
+    for files, days in ((paths[:1], DAYS), (paths, None)):
+        with pytest.raises(ValueError, match=r"images with days=.*; this model reads 2 images and days"):
+            predict_map(series_task, files, tmp_path / "map.tif", FILE_BANDS, days=days)
 
 
 def test_a_classifiers_map_has_the_class_of_the_window_around_each_place(tmp_path):
@@ -200,19 +159,6 @@ def test_a_classifiers_map_has_the_class_of_the_window_around_each_place(tmp_pat
         assert (classes[height[0] : height[1], width[0] : width[1]] == expected).all()
 
 
-# --- places without data ---
-
-
-def test_pixels_without_data_have_no_class(tmp_path):
-    tolerant = Segmentation(adapted(pl.LoRA(), SAVANNA, nodata="zero"), 2)
-    holes = np.s_[:, 10:15, 20:60]
-    write(tmp_path / "images" / "all.tif", (48, 70), holes=holes, nodata=65535)
-    write(tmp_path / "images" / "one_band.tif", (48, 70), holes=np.s_[:1, 10:15, 20:60], nodata=65535)
-    found, other = (predict(tolerant, tmp_path, name)[0] for name in ("all.tif", "one_band.tif"))
-    assert (found[10:15, 20:60] == NO_CLASS).all() and (found == NO_CLASS).sum() == 5 * 40
-    assert not (other == NO_CLASS).any()  # the other bands still say something
-
-
 # --- what is refused ---
 
 
@@ -224,12 +170,8 @@ def test_a_file_that_does_not_fit_leaves_no_map(task, tmp_path):
     (folder / "text.tif").write_text("no image")
     write(folder / "few.tif", bands=3)
     write(folder / "holes.tif", holes=np.s_[:, :3], nodata=65535)
-    for name, says in (
-        ("cut", ""),
-        ("text", "not recognized"),
-        ("few", "3 bands, and 5 are"),
-        ("holes", "nodata='zero'"),
-    ):
+    words = {"cut": "", "text": "not recognized", "few": "3 bands, and 5 are", "holes": "nodata='zero'"}
+    for name, says in words.items():
         with pytest.raises(ValueError, match=rf"{name}\.tif.*{says}"):
             predict(task, tmp_path, f"{name}.tif")
     assert not list((tmp_path / "maps").glob("*"))
@@ -249,9 +191,8 @@ def test_a_file_that_does_not_fit_leaves_no_map(task, tmp_path):
     ],
 )
 def test_impossible_arguments_are_refused_before_any_file(options, says, task):
-    settings = dict(bands=FILE_BANDS, task=lambda: task) | options
     with pytest.raises(ValueError, match=says):
-        predict_map(settings.pop("task")(), "a.tif", "b.tif", **settings)
+        predict_map(task, "a.tif", "b.tif", **dict(bands=FILE_BANDS) | options)
 
 
 # --- tiles ---

@@ -35,9 +35,7 @@ def pins(name: str) -> dict[str, list[tuple[Requirement, int]]]:
 def test_the_lock_pins_every_dependency_for_the_oldest_python_too():
     locked, oldest = pins("requirements.lock"), re.search(r"\d+\.\d+", PROJECT["requires-python"])[0]
     environment = {"python_version": oldest, "python_full_version": f"{oldest}.0", "sys_platform": "linux"}
-    for requirement in map(
-        Requirement, (*PROJECT["dependencies"], *(text for extra in EXTRAS.values() for text in extra))
-    ):
+    for requirement in map(Requirement, sum(EXTRAS.values(), PROJECT["dependencies"])):
         own = [pin for pin, _ in locked[canonicalize_name(requirement.name)]]
         assert all(next(iter(pin.specifier)).version in requirement.specifier for pin in own), requirement
         assert any(pin.marker is None or pin.marker.evaluate(environment) for pin in own), requirement
@@ -96,11 +94,8 @@ def test_named_files_and_commands_exist():
     assert targets >= set(re.search(r"\.PHONY: (.*)", makefile)[1].split())
     for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "data/README.md", *DOCS):
         text = (ROOT / name).read_text()
-        missing = [
-            link
-            for link in re.findall(r"\]\(([^)h#][^)]*)\)", text)
-            if not (ROOT / name).parent.joinpath(link).exists()
-        ]
+        links = re.findall(r"\]\(([^)h#][^)]*)\)", text)
+        missing = [link for link in links if not (ROOT / name).parent.joinpath(link).exists()]
         commands = re.findall(r"`make ([\w-]+)", text) + re.findall(r"^make ([\w-]+)", text, re.MULTILINE)
         assert not missing + [command for command in commands if command not in targets], name
     promised = re.findall(r"`(tests/[\w./]+)`", (ROOT / "docs" / "reliability.md").read_text())

@@ -2,11 +2,12 @@
 tested by being there, and fails until it keeps the promises."""
 
 import copy
+import pickle
 import re
 
 import pytest
 import torch
-from helpers import COLOURS, adapted, bands_for, fits, images, pretrained_tokens, randomise, tiny_vit, tuned
+from helpers import adapted, bands_for, fits, images, pretrained_tokens, randomise, tiny_vit, tuned
 from safetensors.torch import load_file
 from torch import nn
 
@@ -30,14 +31,6 @@ EVERY = pytest.mark.parametrize(("input", "method"), PAIRS.values(), ids=PAIRS)
 INPUTS_OF = {name: [key for key in PAIRS if key.endswith(f"-{name}")] for name in pl.METHODS}
 SOME = {keys[i % len(keys)]: PAIRS[keys[i % len(keys)]] for i, keys in enumerate(INPUTS_OF.values())} | MORE
 PAIRWISE = pytest.mark.parametrize(("input", "method"), SOME.values(), ids=SOME)
-MAIN = {
-    "emb-deflect": (pl.EMB(), pl.Deflect()),
-    "emb-lora": (pl.EMB(), pl.LoRA()),
-    "inflated-lora": (pl.Inflated(), pl.LoRA()),
-    "emb-frozen": (pl.EMB(), pl.Frozen()),
-    "rgb-full": (pl.RGB(), pl.Full()),
-}
-REAL = pytest.mark.parametrize(("input", "method"), MAIN.values(), ids=MAIN)
 
 
 def make(input, method, **options) -> pl.AdaptedViT:
@@ -122,11 +115,7 @@ def test_tuned_are_those_that_the_patterns_name_and_both_parts_are_counted(input
     counts = pl.count_parameters(model)
     for part, named in parts.items():
         assert counts[part] == sum(model.get_parameter(name).numel() for name in named)
-    assert (
-        counts["tuned"]
-        == counts["input"] + counts["method"]
-        == sum(model.get_parameter(n).numel() for n in tuned(model))
-    )
+    assert counts["tuned"] == counts["input"] + counts["method"]
 
 
 @EVERY
@@ -142,9 +131,9 @@ def test_files_and_copies_carry_everything_on_images_that_are_not_square(input, 
     x, fresh = look(model), make(input, method, seed=5, **made)
     fresh.load_state_dict(model.state_dict())
     with torch.no_grad():
-        tokens, twin = model(x), copy.deepcopy(model)
+        tokens, twin, sent = model(x), copy.deepcopy(model), pickle.loads(pickle.dumps(model))  # as to a spawned worker
         assert tokens.shape == (2, 2 + 15, 32) and model.grid_size == (5, 3)
-        assert torch.equal(fresh.eval()(x), tokens) and torch.equal(twin(x), tokens)
+        assert all(torch.equal(other(x), tokens) for other in (fresh.eval(), twin, sent))
         torch.testing.assert_close(model(x[:1]), tokens[:1], rtol=1e-4, atol=1e-4)  # a batch of one
         randomise(twin, seed=9)
         assert torch.equal(model(x), tokens) and torch.equal(twin(x), tokens) == (not tuned(model))
@@ -161,12 +150,14 @@ def test_autocast_trains_with_finite_numbers(input, method):
         assert all(torch.isfinite(model.get_parameter(name).grad).all() for name in tuned(model))
 
 
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("bf16-frozen", 1e-2)])
 @PAIRWISE
-def test_the_forward_compiles_to_one_graph(input, method):
-    model = randomise(make(input, method, nodata="zero", vit=tiny_vit(depth=2)))
-    torch.compiler.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(look(model)), model(look(model)), rtol=1e-4, atol=1e-4)
+def test_the_forward_compiles_to_one_graph(input, method, precision, tolerance):
+    if precision == "float32" or method.name != "full":
+        model = randomise(make(input, method, nodata="zero", vit=tiny_vit(depth=2), precision=precision))
+        torch.compiler.reset()
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(look(model)), model(look(model)), rtol=tolerance, atol=tolerance)
 
 
 @EVERY
@@ -192,22 +183,10 @@ def test_frozen_layers_in_bfloat16(input, method, vit, tmp_path):
     assert pl.load_adapter(vit, tmp_path / "adapter.safetensors", precision="float32").precision == "float32"
 
 
-@PAIRWISE
-def test_frozen_layers_in_bfloat16_compile(input, method):
-    if method.name != "full":
-        model = randomise(make(input, method, vit=tiny_vit(depth=2), precision="bf16-frozen"))
-        torch.compiler.reset()
-        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(look(model)), model(look(model)), rtol=1e-2, atol=1e-2)
-
-
-# --- the same on DINOv2, for the main combinations ---
-
-
 @pytest.mark.weights
-@REAL
-def test_on_dinov2(input, method, small_dinov2, tmp_path):
-    model = adapted(method, COLOURS if method.name == "full" else bands_for(input), input=input, vit=small_dinov2)
+@pytest.mark.parametrize("method", [pl.Deflect(), pl.LoRA()], ids=str)
+def test_on_dinov2_too(method, small_dinov2, tmp_path):
+    model = adapted(method, vit=small_dinov2)
     assert_starts_as_pretrained(model, small_dinov2, 2e-4)  # of about 100
     assert_frozen_stay(model, steps=3)
     assert_file_brings_it_back(model, small_dinov2, tmp_path / "adapter.safetensors")

@@ -111,22 +111,11 @@ def test_a_finished_run_is_not_repeated_and_says_so(whole, capsys):
     assert f"finished before: read from {whole[2] / 'results.json'}" in capsys.readouterr().out
 
 
-class Relabelled(Toy):
-    def __getitem__(self, i: int) -> dict:
-        return super().__getitem__(i) | {"label": 0}
-
-
-class Rescaled(Toy):
-    def __getitem__(self, i: int) -> dict:
-        sample = super().__getitem__(i)
-        return sample | {"image": sample["image"] * 0.9}
-
-
 @pytest.mark.parametrize("part", ["train", "val", "test"])
-@pytest.mark.parametrize("kind", [Relabelled, Rescaled])
-def test_the_results_of_a_finished_run_are_those_of_its_data_alone(kind, part, whole):
+@pytest.mark.parametrize("name", ["image", "label"])
+def test_the_results_of_a_finished_run_are_those_of_its_data_alone(name, part, whole):
     data = toy_data()
-    setattr(data, part, kind(len(getattr(data, part)), seed={"train": 0, "val": 1, "test": 2}[part]))
+    setattr(data, part, [sample | {name: sample[name] * 0.9} for sample in getattr(data, part)])
     with pytest.raises(ValueError, match=r"other settings .*data:"):
         run(whole[2], data=lambda: data)
 

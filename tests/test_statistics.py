@@ -5,14 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from peftlib.experiments.statistics import (
-    Interval,
-    detectable_difference,
-    holm,
-    paired,
-    paired_difference,
-    verdict,
-)
+from peftlib.experiments.statistics import Interval, detectable_difference, holm, paired, paired_difference, verdict
 
 DIFFERENCES = [1.0, 3.0, -0.5, 2.0, 4.5, 1.5]
 

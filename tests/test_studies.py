@@ -1,8 +1,8 @@
 """The studies behind 06 to 09: what they plan, what they test elsewhere, and what is committed of them."""
 
 import json
-import re
 from functools import partial
+from itertools import product
 
 import numpy as np
 import pytest
@@ -40,9 +40,7 @@ def test_decoders_start_from_rates_of_the_linear_one(planned):
     runs = planned(decoders.study)
     assert SEARCH not in set(runs["role"])  # those are the main study's
     seen = runs[runs["role"] == "decoder"]
-    assert set(zip(seen["decoder"], seen["steps"], strict=True)) == {
-        (name, steps) for name in decoders.DECODERS for steps in decoders.STEPS
-    }
+    assert set(zip(seen["decoder"], seen["steps"], strict=True)) == set(product(decoders.DECODERS, decoders.STEPS))
     assert len(seen) == 9 * 5 * len(decoders.CELLS)
     assert set(seen.loc[seen["decoder"] != "linear", "head_lr"]) == {decoders.LARGE_HEAD_LR}
 
@@ -147,12 +145,3 @@ def test_committed_runs_are_whole_and_are_experiments(name):
     same = [*("role", "dataset", "input", "input_options", "method", "options", "decoder", "steps", "lr"), "config"]
     seeds = final.groupby(same)["seed"].agg(sorted).map(tuple)
     assert (seeds == (0, 1, 2)).all()
-
-
-def test_notebooks_read_rows_that_are_there():
-    folder = regions.__file__.rsplit("/peftlib/", 1)[0] + "/notebooks/"
-    for name in ("06_decoders_and_metadata", "08_unseen_regions", "09_beyond"):
-        with open(f"{folder}{name}.ipynb") as file:
-            (cell,) = [c for c in json.load(file)["cells"] if "parameters" in c["metadata"].get("tags", ())]
-        found = re.findall(r'^(?:study|sensors|dates): str = "(\w+)"', "".join(cell["source"]), re.MULTILINE)
-        assert found and all(len(read_study(study)[0]) for study in found)

@@ -154,19 +154,9 @@ def test_every_option_changes_the_outcome(name, plain, tmp_path):
     assert not same(tuned(run(tmp_path, classification(**recipe), data, **options)[0]), plain)
 
 
-def test_the_same_run_gives_the_same_bits(plain, tmp_path):
-    assert same(tuned(run(tmp_path, classification(), steps=4)[0]), plain)
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        (dict(accumulate=0, save_every=0), "accumulate=0, save_every=0.*at least 1"),
-    ],
-)
-def test_impossible_runs_are_refused(options, says, tmp_path):
-    with pytest.raises(ValueError, match=says):
-        run(tmp_path, **options)
+def test_impossible_runs_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"accumulate=0, save_every=0.*at least 1"):
+        run(tmp_path, accumulate=0, save_every=0)
 
 
 @pytest.mark.parametrize("method", [pl.LoRA(), pl.HFPeft(peft.LoraConfig(r=2))], ids=lambda method: method.name)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers import images
+from helpers import assert_only_tuned_moved, images, snapshot
 from safetensors.torch import save_file
 
 pytest.importorskip("terratorch.registry", reason="TerraTorch has an environment of its own: make test-terratorch")
@@ -21,7 +21,7 @@ import peftlib as pl
 import peftlib.integrations.terratorch
 from peftlib.training.fit import quiet_trainer
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "terratorch.md").read_text()
 RANDOM = {"pretrained": False, "image_size": SIZE}
 
 
@@ -37,16 +37,6 @@ def weights(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def data() -> Scenes:
     return Scenes({"train": 16, "val": 8, "test": 8})
-
-
-def snapshot(module) -> dict:
-    return {name: (p.requires_grad, p.detach().clone()) for name, p in module.named_parameters()}
-
-
-def assert_only_tuned_moved(module, before: dict) -> None:
-    for name, parameter in module.named_parameters():
-        tuned, start = before[name]
-        assert parameter.requires_grad == tuned and torch.equal(parameter, start) != tuned, name
 
 
 @pytest.mark.parametrize("method", pl.METHODS)
@@ -99,9 +89,9 @@ def test_both_loras_tune_as_much_from_the_same_start(data):
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_the_yaml_of_readme_trains_by_the_command_line(tmp_path, weights):
+def test_the_yaml_of_the_page_trains_by_the_command_line(tmp_path, weights):
     """A process of its own: nothing but ``custom_modules_path`` may bring peftlib in."""
-    config = yaml.safe_load(re.search(r"```yaml\n(.*?)```", README, re.DOTALL)[1])
+    config = yaml.safe_load(re.search(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[1])
     write_tiffs(tmp_path / "chips", length=4)
     (tmp_path / "custom_modules").mkdir()
     (tmp_path / "custom_modules" / "__init__.py").write_text("import peftlib.integrations.terratorch\n")
