@@ -82,6 +82,17 @@ def atomic_path(path: Path):
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def reading(path: str | Path, kind: str, cure: str = ""):
+    """While a file is read: FileNotFoundError where there is none, ValueError in place of what libraries raise."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no {kind} at {path}")
+    try:
+        yield
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, LookupError, UnpicklingError) as error:
+        raise ValueError(f"{path} is no whole {kind}; truncated or damaged?{cure} ({error})") from error
+
+
 def load_state(path: str | Path, entry: str | None = None) -> dict[str, Tensor]:
     """Read a state dict from ``.safetensors``, or from ``.pt``/``.pth`` without unpickling code.
 
@@ -93,18 +104,11 @@ def load_state(path: str | Path, entry: str | None = None) -> dict[str, Tensor]:
         FileNotFoundError: no such file.
         ValueError: truncated, damaged, or not a plain dict of tensors.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights file at {path}")
-    try:
-        if path.suffix == ".safetensors":
+    with reading(path, "weights file"):
+        if Path(path).suffix == ".safetensors":
             return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace, PosixPath, WindowsPath]):  # a run's arguments
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError, UnpicklingError) as error:
-        raise ValueError(
-            f"{path} ({path.stat().st_size:,} bytes) is not a readable weights file; truncated or damaged? ({error})"
-        ) from error
     if entry is not None and isinstance(state, dict) and isinstance(state.get(entry), dict):
         state = state[entry]
     plain = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())

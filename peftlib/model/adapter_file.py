@@ -6,20 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from peftlib.backbones.loading import BackboneSpec, backbone_hash, pair, spec_of
 from peftlib.deflect.time_series import series_bands
-from peftlib.files import atomic_path, fingerprint
+from peftlib.files import atomic_path, fingerprint, reading
 from peftlib.methods import input_from, method_from
 from peftlib.model.adapted_vit import AdaptedViT, adapt
 from peftlib.sensors.bands import band_set
 
 FORMAT = "peftlib adapter 3"
-FORMER = {"peftlib adapter 1": "0.1"}  # format -> the version of peftlib that reads it
 
 
 def save_adapter(model: AdaptedViT, path: str | Path) -> Path:
@@ -75,8 +74,6 @@ def load_adapter(
         ValueError: not a whole adapter file, or one of another backbone.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no adapter at {path}")
     metadata, state = _read_adapter(path)
     if (found := backbone_hash(vit)) != metadata["backbone_hash"]:
         raise ValueError(
@@ -109,16 +106,11 @@ def load_adapter(
 
 
 def _read_adapter(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file; truncated or damaged? ({error})") from error
-    if (version := FORMER.get(metadata.get("format", ""))) is not None:
-        raise ValueError(f"{path} is an adapter of peftlib {version}; that version reads it, or train it again")
+    with reading(path, "adapter"), safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path} is no adapter of this library (format {metadata.get('format')!r}, need {FORMAT!r})")
+        raise ValueError(f"{path} is no adapter of this version (format {metadata.get('format')!r}, need {FORMAT!r})")
     if metadata.get("digest") != _digest(metadata, state):
         raise ValueError(f"{path} is damaged: its contents are not those that were saved")
     bad = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]

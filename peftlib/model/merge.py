@@ -17,8 +17,6 @@ def merge(model: AdaptedViT) -> VisionTransformer:
     Raises:
         ValueError: what does more than a plain ViT can: EMB, DEFLECT, Houlsby, VPT, Earth-Adapter.
     """
-    if not isinstance(model, AdaptedViT):
-        raise ValueError(f"merge needs a model made by adapt, got {type(model).__name__}")
     if model.metadata is not None:
         raise ValueError(f"a plain ViT reads no metadata, and this model reads {', '.join(model.metadata.names)}")
     if model.auxiliary is not None:

@@ -21,8 +21,6 @@ def transfer(model: AdaptedViT, bands: Sequence[str] | Mapping[str, float], sens
     Raises:
         ValueError: a model whose tensors belong to its bands, or bands that it or its spectral indices cannot read.
     """
-    if not isinstance(model, AdaptedViT):
-        raise ValueError(f"transfer needs a model made by adapt, got {type(model).__name__}")
     if not model.input.reads_any_bands:
         cure = "train on the new sensor, or adapt with input=EMB(spectral='wavelengths') from the start"
         raise ValueError(f"{model.input} has tensors for bands {model.bands.names} alone; {cure}")

@@ -31,6 +31,8 @@ AUTOCAST = "autocast"  # what reduces where no weight is frozen, or a model is n
 CELLS = ("lora", "full", "norm_tuning", "inflated+frozen", "inflated+lora", "emb+frozen", "emb+lora", "deflect")
 CLASSES = 10  # of the head, a linear layer on the mean token
 BANDS = tuple(name for name in SENSORS["sentinel2"] if name != "B10")
+SHOWN = ("name", "precision", "step_ms", "step_low", "step_high", "ratio", "ratio_low", "ratio_high", "to_float32")
+SHOWN += ("forward_ms", "images_per_s", "peak_mb", "tuned", "adapter_mb", "step_gflops", "reached")
 
 
 class Contestant:
@@ -95,9 +97,8 @@ def bench(
     if repeats < 1:
         raise ValueError(f"bench({repeats=}); it must be at least 1")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    facts = {"backbone": backbone, "image_size": image_size, "batch_size": batch_size}
-    facts |= {"compiled": compiled, "device": device_name(place)}
-    facts |= {"torch": torch.__version__, "repeats": repeats}
+    facts = {"backbone": backbone, "image_size": image_size, "batch_size": batch_size, "compiled": compiled}
+    facts |= {"device": device_name(place), "torch": torch.__version__, "repeats": repeats}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         vit = load_backbone(backbone, "random", image_size).train()
@@ -200,28 +201,13 @@ def highest_allocation(act: Callable[[], None], device: torch.device) -> int:
 
 
 def markdown(rows: pd.DataFrame) -> str:
-    """The table as one would print it, fastest step first."""
-    table, facts = pd.DataFrame({"input × method": rows["name"], "precision": rows["precision"]}), rows.iloc[0]
-    for middle, name, places in (("step_ms", "step", 0), ("ratio", "ratio", 2)):
-        three = rows[[middle, f"{name}_low", f"{name}_high"]].round(places)
-        table[middle] = [f"{m:g} ({low:g} to {high:g})" for m, low, high in three.to_numpy()]
-    digits = {
-        "to_float32": 2,
-        "forward_ms": 0,
-        "images_per_s": 0,
-        "peak_mb": 0,
-        "adapter_mb": 2,
-        "step_gflops": 0,
-        "reached": 2,
-    }
-    for name, places in digits.items():
-        table[name] = rows[name].map(f"{{:.{places}f}}".format)
-    table = table.assign(tuned=rows["tuned"].map("{:,}".format)).iloc[rows["step_ms"].argsort()]
-    place = [f"{facts.image_size} px", f"batch {facts.batch_size}", "compiled" if facts.compiled else "", facts.device]
+    """The table as one would print it, fastest step first; ``low`` and ``high`` are quartiles."""
+    shown, facts = rows.sort_values("step_ms")[[*SHOWN]], rows.iloc[0]
+    texts = shown.map(lambda value: f"{value:,.2f}" if isinstance(value, float) else str(value))
     head = (
-        f"{facts.backbone}, {', '.join(filter(None, place))}, torch {facts.torch}: medians (and quartiles) of "
-        f"{facts.repeats} interleaved rounds; peer: {PEER}; matrix products here, GFLOP/s: "
-        f"{facts.rate_gflops:.0f} in float32, {rows['rate_gflops'].iloc[-1]:.0f} in bfloat16"
+        f"{facts.backbone}, {facts.image_size} px, batch {facts.batch_size}, compiled {facts.compiled}, {facts.device}, "
+        f"torch {facts.torch}: medians of {facts.repeats} interleaved rounds; matrix products here, GFLOP/s: "
+        f"{rows['rate_gflops'].max():.0f} at most"
     )
-    lines = [table.columns, ["---"] * len(table.columns), *table.values]
+    lines = [texts.columns, ["---"] * len(SHOWN), *texts.values]
     return "\n".join([head, "", *(f"| {' | '.join(line)} |" for line in lines)])

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import pickle
 import random
 import time
 import warnings
@@ -20,7 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from peftlib.data.datamodule import EarthData
-from peftlib.files import atomic_path
+from peftlib.files import atomic_path, reading
 from peftlib.training.base import Task
 
 LAST, RESULTS, HISTORY = "last.ckpt", "results.json", "metrics.csv"
@@ -216,12 +215,8 @@ def read_checkpoint(path: str | Path) -> dict:
     Raises:
         FileNotFoundError: no such file; ValueError: truncated, damaged, or not such a checkpoint.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    try:
+    with reading(path, "checkpoint", " Delete it to start anew"):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, LookupError, ValueError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} is no whole checkpoint; truncated or damaged? Delete it to start anew") from error
     if not isinstance(checkpoint, dict) or Reseed.__name__ not in checkpoint.get("callbacks", {}):
         raise ValueError(f"{path} is no checkpoint of peftlib.training.fit.fit")
     return checkpoint
