@@ -1,6 +1,7 @@
 """What rows of the main study say: contrasts that were named beforehand, and checks of precision and of steps."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pandas as pd
 
 from peftlib.experiments.config import SEARCH
 from peftlib.experiments.results import read_study, scores
-from peftlib.experiments.statistics import Interval, detectable_difference, holm, paired, paired_difference, verdict
+from peftlib.experiments.statistics import detectable_difference, holm, paired, paired_difference, verdict
 from peftlib.methods import METHODS
 from peftlib.studies.main import PLANS
 from peftlib.studies.plots import label
@@ -25,8 +26,7 @@ CONTRASTS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 COLUMNS = ("question", "dataset", "metric", "one", "other", "n", "mean", "low", "high", "p", "detectable", "said")
 CHANGED = {"deflect": "DEFLECT", "lora": "EMB × LoRA"}  # what an ablation's choice is compared with
-# What each of them asks.
-QUESTIONS = (
+QUESTIONS = (  # of the contrasts, in their order
     "EMB, or kernels for the new bands, under LoRA?",
     "DEFLECT, or LoRA without EMB?",
     "Does untangled attention add to EMB?",
@@ -88,26 +88,21 @@ def contrasts(runs: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
             for question, (one, others) in zip(QUESTIONS, CONTRASTS, strict=True)
             if one in there and there & {*others}
         ]
-        tested = [difference(part, one, other) for _, one, other in named_here]
-        adjusted = holm([interval.p for interval, _ in tested])
-        for (question, one, other), (interval, detectable), p in zip(named_here, tested, adjusted, strict=True):
+        tested = [gap(part, part["cell"] == one, part["cell"] == other) for _, one, other in named_here]
+        adjusted = holm([row["p"] for row in tested])
+        for (question, one, other), row, p in zip(named_here, tested, adjusted, strict=True):
             facts = {"question": question, "dataset": dataset, "metric": part["metric"].iloc[0], "one": one}
-            facts |= {"other": other, **_as_row(interval), "p": p, "detectable": detectable}
-            rows.append(facts | ({} if p < 0.05 else {"said": "not settled"}))
+            said = row["said"] if p < 0.05 else "not settled"
+            rows.append(facts | {"other": other} | row | {"p": p, "said": said})
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def gap(found: pd.DataFrame, one: pd.Series, other: pd.Series) -> Interval:
-    """Paired difference of two kinds of runs of a data set, with its corrected interval. one, other: which rows."""
-    return paired_difference(paired(found, one, other)["difference"], overlap(found))
-
-
-def difference(found: pd.DataFrame, one: str, other: str) -> tuple[Interval, float]:
-    """``gap`` of two cells of a data set, and the difference that its pairs can detect."""
-    rows = found["cell"] == one, found["cell"] == other
-    spread, found_gap = paired(found, *rows)["difference"].std(), gap(found, *rows)
-    n = found_gap.n
-    return found_gap, detectable_difference(spread, n, overlap(found)) if n > 1 else float("nan")
+def gap(found: pd.DataFrame, one: pd.Series, other: pd.Series) -> dict:
+    """Paired difference of two kinds of runs of a data set, as columns of ``contrasts``. one, other: which rows."""
+    pairs, shared = paired(found, one, other)["difference"], overlap(found)
+    interval, n = paired_difference(pairs, shared), len(pairs)
+    detectable = detectable_difference(pairs.std(), n, shared) if n > 1 else float("nan")
+    return asdict(interval) | {"detectable": detectable, "said": verdict(interval)}
 
 
 def checked(runs: pd.DataFrame, metrics: pd.DataFrame, role: str) -> pd.DataFrame:
@@ -127,7 +122,7 @@ def checked(runs: pd.DataFrame, metrics: pd.DataFrame, role: str) -> pd.DataFram
             pair = pd.concat([again, part[part["role"] == "final"]])
             facts = {"dataset": dataset, "cell": cell, "precision": precision, "steps": steps}
             facts["usual"] = part.loc[part["role"] == "final", "steps"].iloc[0]
-            rows.append(facts | _as_row(gap(pair, pair["role"] == role, pair["role"] == "final")))
+            rows.append(facts | gap(pair, pair["role"] == role, pair["role"] == "final"))
     return pd.DataFrame(rows)
 
 
@@ -138,19 +133,9 @@ def ablations(runs: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     for (dataset, cell, method), part in found[found["role"] == "ablation"].groupby(["dataset", "cell", "method"]):
         whole = found[found["dataset"] == dataset]
         pair = whole[whole["key"].isin(part["key"]) | whole["cell"].eq(CHANGED[method])]
-        found_gap = gap(pair, pair["key"].isin(part["key"]), pair["cell"] == CHANGED[method])
-        rows.append({"dataset": dataset, "one": cell, "other": CHANGED[method]} | _as_row(found_gap))
+        facts = {"dataset": dataset, "one": cell, "other": CHANGED[method]}
+        rows.append(facts | gap(pair, pair["key"].isin(part["key"]), pair["cell"] == CHANGED[method]))
     return pd.DataFrame(rows)
-
-
-def _as_row(found: Interval) -> dict:
-    return {"n": found.n, "mean": found.mean, "low": found.low, "high": found.high, "said": verdict(found)}
-
-
-def better_defaults(table: pd.DataFrame) -> list[str]:
-    """Of ``ablations``: the choices that are ahead on two data sets or more, and behind on none."""
-    counts = pd.crosstab(table["one"], table["said"]).reindex(columns=["ahead", "behind"], fill_value=0)
-    return list(counts.index[(counts["ahead"] >= 2) & (counts["behind"] == 0)])
 
 
 def advice(table: pd.DataFrame) -> Iterator[str]:
