@@ -34,10 +34,7 @@ DAYS: dict[bool | str, int] = {False: 0, True: 2, "since": 3}  # ``day`` -> how 
 class TimeSeriesBands(BandSet):
     """The channels of a time series. Made by ``series_bands``.
 
-    Attributes:
-        one: the bands of each date.
-        dates: how many there are.
-        day: as in ``series_bands``.
+    ``one``: the bands of each date; ``dates``: how many there are; ``day``: as in ``series_bands``.
     """
 
     one: BandSet
@@ -122,9 +119,7 @@ def best_date(images: Tensor, bands: BandSet) -> int:
 
     Haze and thin clouds scatter blue light into the picture.
 
-    Args:
-        images: (T, C, H, W) reflectance, with NaN where there is none.
-        bands: of each date.
+    images: (T, C, H, W) reflectance, NaN where there is none; bands: of each date.
     """
     known = torch.isfinite(images).all(dim=1).flatten(1)  # (T, pixels)
     blue = torch.where(known, images[:, bands.rgb[2]].flatten(1), 0.0).sum(1) / known.sum(1).clamp_min(1)

@@ -78,11 +78,8 @@ class AdaptedViT(nn.Module):
     def intermediate_tokens(self, x: Tensor, blocks: Sequence[int], metadata: Tensor | None = None) -> list[Tensor]:
         """Tokens after several blocks, each with the final norm on it, for decoders that read more than the last one.
 
-        ``blocks`` are numbers from 0; arguments and each result are otherwise those of ``forward_features``. What a
-        method carries along between blocks (the prompts of a shallow ``VPT``) is left out.
-
-        Raises:
-            ValueError: no blocks, or one that the ViT does not have.
+        ``blocks`` are numbers from 0, else ValueError; all else is as in ``forward_features``. What a method carries
+        along between blocks (the prompts of a shallow ``VPT``) is left out.
         """
         depth, prefix, patches = len(self.vit.blocks), self.vit.num_prefix_tokens, math.prod(self.grid_size)
         if not blocks or not all(0 <= number < depth for number in blocks):

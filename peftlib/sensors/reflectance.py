@@ -93,8 +93,7 @@ class Reflectance(nn.Module):
     adapter: sensor defaults until ``fit``.
 
     Args:
-        bands: the image's bands.
-        image_size: (H, W) in pixels.
+        bands, image_size: of the image, (H, W) in pixels.
         rgb_mean, rgb_std: the backbone's normalisation of RGB in [0, 1].
         rgb_white: reflectance that the stretch maps to 1.
         nodata: ``"error"`` or ``"zero"``: non-finite RGB values become the backbone's mean colour, and a pixel with any

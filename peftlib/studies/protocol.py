@@ -125,9 +125,7 @@ def best_inside(
 ) -> dict[Any, float]:  # fmt: skip
     """For each place the rate that validates best, tried further while the best lies on the edge.
 
-    Args:
-        places: place -> the runs at a rate.
-        rates: place -> those to begin with.
+    ``places``: place -> the runs at a rate; ``rates``: place -> those to begin with.
     """
     tried, best = {place: sorted(each) for place, each in rates.items()}, {}
     for _ in range(extensions + 1):
