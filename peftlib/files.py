@@ -96,13 +96,8 @@ def reading(path: str | Path, kind: str, cure: str = ""):
 def load_state(path: str | Path, entry: str | None = None) -> dict[str, Tensor]:
     """Read a state dict from ``.safetensors``, or from ``.pt``/``.pth`` without unpickling code.
 
-    Args:
-        path: the file.
-        entry: where a training checkpoint holds the state dict beside other things; a file without it is one itself.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: truncated, damaged, or not a plain dict of tensors.
+    ``entry``: where a training checkpoint holds the state dict beside other things; a file without it is one itself.
+    Errors are those of ``reading``; ValueError too for what is no plain dict of tensors.
     """
     with reading(path, "weights file"):
         if Path(path).suffix == ".safetensors":

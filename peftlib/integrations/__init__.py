@@ -13,9 +13,7 @@ class LayerFeatures(nn.Module):
 
     Register tokens are left out. A ViT without a class token gives the mean of its patches in that place.
 
-    Args:
-        model: from ``adapt``.
-        out_indices: numbers of the blocks to read, from 0; None is all of them.
+    ``out_indices``: numbers of the blocks to read, from 0; None is all of them.
     """
 
     def __init__(self, model: AdaptedViT, out_indices: Sequence[int] | None = None):

@@ -69,11 +69,7 @@ class Config:
 
     @classmethod
     def from_options(cls, options: dict) -> Self:
-        """A config from what ``options`` gave, lists being tuples again.
-
-        Raises:
-            ValueError: an option that the config does not know.
-        """
+        """A config from what ``options`` gave, lists being tuples again. ValueError: an option that is not known."""
         known = {f.name for f in fields(cls)}
         if not set(options) <= known:
             raise ValueError(f"{cls.name} does not know options {sorted(set(options) - known)}: {sorted(known)}")
@@ -99,13 +95,9 @@ class Input(Config):
         return False
 
     def inject(self, vit: VisionTransformer, bands: BandSet) -> nn.Module | None:
-        """Change a frozen ViT in place, leaving trainable what the input tunes.
+        """Change a frozen ViT in place, leaving trainable what the input tunes. ValueError: bands that it cannot read.
 
-        Returns:
-            the module that makes x_A, ``(Reflectance, (B, C, H, W)) -> (B, n, d)``, or None.
-
-        Raises:
-            ValueError: bands that it cannot read.
+        Returns the module that makes x_A, ``(Reflectance, (B, C, H, W)) -> (B, n, d)``, or None.
         """
         return None
 

@@ -45,10 +45,8 @@ class HFPeft(Method, bridge=True):
         config = deepcopy(self.config)  # the caller may go on changing theirs
         layers = isinstance(config, PeftConfig) and hasattr(config, "target_modules") and config.peft_type in tuners
         if not layers or config.is_prompt_learning or config.peft_type in UNFIT:
-            raise ValueError(
-                f"HFPeft(config={config!r}); give a peft config that adapts layers, such as LoraConfig(r=8), "
-                "AdaLoraConfig, IA3Config, LNTuningConfig, OFTConfig, VeraConfig or FourierFTConfig"
-            )
+            known = "LoraConfig(r=8), AdaLoraConfig, IA3Config, LNTuningConfig, OFTConfig, VeraConfig, FourierFTConfig"
+            raise ValueError(f"HFPeft(config={config!r}); give a peft config that adapts layers, such as {known}")
         if getattr(config, "modules_to_save", None) or config.inference_mode:
             raise ValueError("no modules_to_save (train heads in your task), no inference_mode (pl.Frozen() is frozen)")
         object.__setattr__(self, "config", config)

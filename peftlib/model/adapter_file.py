@@ -64,8 +64,7 @@ def load_adapter(
     """Adapt a backbone with an adapter from disk.
 
     Args:
-        vit: the backbone that the adapter was trained on.
-        path: a file of ``save_adapter``.
+        vit: the backbone that the adapter was trained on; path: a file of ``save_adapter``.
         image_size: side, or (H, W), in pixels, where images are of another size than in training.
         precision: as in ``adapt``; None is that of training.
 
@@ -83,10 +82,7 @@ def load_adapter(
     config = json.loads(metadata["config"])
     trained_on, facts = config["backbone"], _backbone_facts(spec_of(vit))
     if trained_on | facts != trained_on:
-        raise ValueError(
-            f"adapter {path.name} was trained with {trained_on}, this backbone has {facts} "
-            "(res: ground sampling distance in metres, see load_backbone)"
-        )
+        raise ValueError(f"adapter {path.name} was trained on {trained_on}, this is {facts} (res: see load_backbone)")
     trained_at = pair(config["image_size"])
     size = trained_at if image_size is None else pair(image_size)
     if "vit.pos_embed" in state and size != trained_at:

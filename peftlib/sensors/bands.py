@@ -135,8 +135,7 @@ def band_set(bands: BandSet | Sequence[str] | Mapping[str, float], sensor: str =
         raise ValueError(f"bands {names} repeat {repeated}; each channel needs its own band")
     if missing := [name for name in _RGB[sensor] if name not in names]:
         raise ValueError(
-            f"bands {names} lack {missing}: an RGB-pretrained model needs red, green and blue "
-            f"({', '.join(_RGB[sensor])} of {sensor})"
+            f"bands {names} lack {missing}: RGB models need red, green and blue, {', '.join(_RGB[sensor])}"
         )
     red, green, blue = (names.index(name) for name in _RGB[sensor])
     return BandSet(sensor, names, tuple(table[name] for name in names), (red, green, blue))
@@ -144,10 +143,8 @@ def band_set(bands: BandSet | Sequence[str] | Mapping[str, float], sensor: str =
 
 def _custom_band_set(bands: Sequence[str] | Mapping[str, float]) -> BandSet:
     if not isinstance(bands, Mapping):
-        raise ValueError(
-            f"sensor='custom' needs bands as a mapping name -> centre wavelength in nm, "
-            f"e.g. {{'red': 665, 'green': 560, 'blue': 490, 'nir': 833}}; got {bands!r}"
-        )
+        example = {"red": 665, "green": 560, "blue": 490, "nir": 833}
+        raise ValueError(f"sensor='custom' needs bands as name -> wavelength in nm, such as {example}; got {bands!r}")
     names, wavelengths = tuple(bands), tuple(float(nm) for nm in bands.values())
     bad = {n: nm for n, nm in zip(names, wavelengths, strict=True) if not (300 <= nm <= 15000 or nm != nm)}
     if bad:

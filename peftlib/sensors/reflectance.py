@@ -41,10 +41,8 @@ def check_reflectance(
     if x.shape[1] != len(bands):
         raise ValueError(f"image has {x.shape[1]} channels, the model was adapted to {len(bands)} bands: {bands.names}")
     if tuple(x.shape[2:]) != tuple(image_size):
-        raise ValueError(
-            f"image is {tuple(x.shape[2:])} pixels, the model was adapted to {tuple(image_size)}; "
-            "resize the image or pass image_size= to adapt"
-        )
+        cure = "resize the image or pass image_size= to adapt"
+        raise ValueError(f"image is {tuple(x.shape[2:])} pixels, the model reads {tuple(image_size)}; {cure}")
     if x.numel() == 0 or not read:
         return
     values = x.detach()
@@ -55,17 +53,12 @@ def check_reflectance(
     if nodata == "error" and not finite.all():
         bad = (~finite).sum(dim=(0, 2, 3)).tolist()
         counts = {name: n for name, n in zip(bands.names, bad, strict=True) if n}
-        raise ValueError(
-            f"image has NaN or infinite pixels, per band {counts}; mask them, or adapt with nodata='zero' "
-            "to leave them out of the pixel set"
-        )
+        raise ValueError(f"image has NaN or infinite pixels, per band {counts}; mask them, or adapt(nodata='zero')")
     for i in bands.thermal:
         kelvin = values[:, i][finite[:, i]]
         if kelvin.numel() and not (kelvin.min() >= KELVIN[0] and kelvin.max() <= KELVIN[1]):
-            raise ValueError(
-                f"thermal band {bands.names[i]} lies in [{kelvin.min():.4g}, {kelvin.max():.4g}], "
-                f"expected brightness temperature in kelvin, {KELVIN[0]:g}..{KELVIN[1]:g}"
-            )
+            found = f"[{kelvin.min():.4g}, {kelvin.max():.4g}]"
+            raise ValueError(f"thermal band {bands.names[i]} lies in {found}, expected kelvin, {KELVIN}")
     rows = [i for i, nm in enumerate(bands.wavelengths) if nm < THERMAL_FROM]  # NaN: no reflectance
     optical = values[:, rows][finite[:, rows]]
     if optical.numel() == 0:
@@ -158,11 +151,7 @@ class Reflectance(nn.Module):
             return torch.einsum("kc,bchw->bkhw", self.resample.to(x.dtype), x)
 
     def check(self, x: Tensor) -> None:
-        """Every CPU batch, and on other devices the first one only: reading values back would make each step wait.
-
-        Raises:
-            ValueError: see ``check_reflectance``.
-        """
+        """``check_reflectance`` of every CPU batch; elsewhere of the first: reading values back makes steps wait."""
         if torch.compiler.is_compiling() or x.is_meta:
             return
         on_cpu = x.device.type == "cpu"
@@ -173,13 +162,9 @@ class Reflectance(nn.Module):
     def fit(self, batches: Iterable) -> None:
         """Set mean and deviation of the bands beyond RGB from data, ignoring no-data pixels.
 
-        A constant band keeps the deviation 1: it reads as zero.
+        A constant band keeps the deviation 1: it reads as zero. ValueError: a band without a single valid pixel.
 
-        Args:
-            batches: (B, C, H, W) tensors, or dicts or tuples whose ``"image"`` or first item is one.
-
-        Raises:
-            ValueError: no batches, or a band without a single valid pixel.
+        ``batches``: (B, C, H, W) tensors, or dicts or tuples whose ``"image"`` or first item is one.
         """
         share = (lambda moments: moments) if self.resample is not None else self.bands.pooled
         near = self.mean.double().cpu().view(-1, 1)  # sums of values far from zero would cancel

@@ -203,10 +203,8 @@ def markdown(rows: pd.DataFrame) -> str:
     """The table as one would print it, fastest step first; ``low`` and ``high`` are quartiles."""
     shown, facts = rows.sort_values("step_ms")[[*SHOWN]], rows.iloc[0]
     texts = shown.map(lambda value: f"{value:,.2f}" if isinstance(value, float) else str(value))
-    head = (
-        f"{facts.backbone}, {facts.image_size} px, batch {facts.batch_size}, compiled {facts.compiled}, {facts.device}, "
-        f"torch {facts.torch}: medians of {facts.repeats} interleaved rounds; matrix products here, GFLOP/s: "
-        f"{rows['rate_gflops'].max():.0f} at most"
-    )
+    machine = f"{facts.device}, torch {facts.torch}, {rows['rate_gflops'].max():.0f} GFLOP/s in matrix products"
+    setting = f"{facts.image_size} px, batch {facts.batch_size}{', compiled' if facts.compiled else ''}"
+    head = f"{facts.backbone}, {setting}: medians of {facts.repeats} interleaved rounds on {machine}"
     lines = [texts.columns, ["---"] * len(SHOWN), *texts.values]
     return "\n".join([head, "", *(f"| {' | '.join(line)} |" for line in lines)])

@@ -58,7 +58,8 @@ _TRIES = 3  # the highest of four rates diverged in every cell of EuroSAT
 
 def _masks(repeats: int, **fields) -> Plan:
     """Of a data set of masks, in five folds."""
-    return Plan(setting=Experiment(**_PIXELS, **fields), searches=_unseen(1), finals=_repeated(5, repeats), tries=_TRIES)
+    setting = Experiment(**_PIXELS, **fields)
+    return Plan(setting=setting, searches=_unseen(1), finals=_repeated(5, repeats), tries=_TRIES)
 
 
 PLANS = {

@@ -76,13 +76,9 @@ def fitting(method: Method, precision: str | None = None) -> str:
 def search(
     execute: Execute, plan: Plan, cells: Mapping[str, Cell], metric: str | None = None
 ) -> tuple[list[Tables], dict[str, Experiment]]:
-    """Run searches, and choose by validation images.
+    """Tables of all searches, as they were made; for each cell a final experiment at the rates that validate best.
 
-    Args:
-        metric: to choose by; None is the data set's primary one. The highest counts, of "loss" the lowest.
-
-    Returns:
-        Tables of all searches, as they were made; for each cell a final experiment at its best rates.
+    ``metric``: to choose by; None is the data set's primary one. The highest counts, of "loss" the lowest.
     """
     tables: list[Tables] = []
 

@@ -101,10 +101,8 @@ def fit(
     restore(task, last)
     metrics = {"val": dict(trainer.validate(task, datamodule=data, verbose=False)[0])}
     if not math.isfinite(metrics["val"][monitor]):
-        raise ValueError(
-            f"{monitor} is not a number in validation; did the training diverge (rates, precision), or is there "
-            "nothing to score in validation (every pixel ignored)?"
-        )
+        why = "did the training diverge (rates, precision), or is every validation pixel ignored?"
+        raise ValueError(f"{monitor} is not a number in validation; {why}")
     if log and (names := getattr(task.metrics, "never_predicted", ())):
         advice = "class_weights='balanced' or dice=0.5 help where it is rare, other rates where nothing is learned"
         warnings.warn(f"never predicted, though in validation: {', '.join(names)}; {advice}", stacklevel=2)
@@ -210,11 +208,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 
 def read_checkpoint(path: str | Path) -> dict:
-    """A checkpoint of ``fit``, on the CPU, read without unpickling code.
-
-    Raises:
-        FileNotFoundError: no such file; ValueError: truncated, damaged, or not such a checkpoint.
-    """
+    """A checkpoint of ``fit``, on the CPU, read without unpickling code; errors as of ``files.reading``."""
     with reading(path, "checkpoint", " Delete it to start anew"):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(checkpoint, dict) or Reseed.__name__ not in checkpoint.get("callbacks", {}):
