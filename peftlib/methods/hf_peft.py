@@ -31,9 +31,7 @@ class HFPeft(Method, bridge=True):
         config: a ``PeftConfig``, copied. Without ``target_modules`` it gets ``qkv``, ``proj``, ``fc1`` and ``fc2`` of
             all blocks (LN tuning: norms; IA3: ``qkv`` and ``fc2``). The patch embedding is left out.
 
-    Raises:
-        ImportError: ``peft`` is not installed.
-        ValueError: not a config of such a tuner, or one that replaces pretrained weights or wants a head.
+    ValueError: not a config of such a tuner, or one that replaces pretrained weights or wants a head.
     """
 
     name, label = "hf_peft", "HF peft"

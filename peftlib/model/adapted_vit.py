@@ -24,10 +24,8 @@ class AdaptedViT(nn.Module):
     """A ViT that reads multispectral reflectance. Made by ``adapt``.
 
     Attributes:
-        vit: the changed copy of the backbone.
-        auxiliary: what makes x_A, or None.
-        reflectance: checks and normalises the image.
-        metadata: what makes an embedding of location, date and ground sampling distance, or None.
+        vit: the changed copy of the backbone; auxiliary: what makes x_A, or None.
+        reflectance: checks and normalises the image; metadata: what embeds location, date and gsd, or None.
         input, method, bands, image_size, precision, spec: what it was made of; grid_size: patches (down, across).
         reading: how the files of its training images are read, see ``peftlib.data.reading``; or empty.
     """
@@ -66,10 +64,8 @@ class AdaptedViT(nn.Module):
     def forward_features(self, x: Tensor, metadata: Tensor | None = None) -> Tensor:
         """x: (B, C, H, W) reflectance in [0, 1], bands in the order given -> tokens (B, N, d).
 
-        Prefix tokens come first, then patches row by row.
-
-        Args:
-            metadata: (B, K) of ``peftlib.sensors.metadata.encode_metadata``, if the model reads it; None is unknown.
+        Prefix tokens come first, then patches row by row. ``metadata``: (B, K) of
+        ``peftlib.sensors.metadata.encode_metadata``, if the model reads it; None is unknown.
         """
         return self.intermediate_tokens(x, [len(self.vit.blocks) - 1], metadata)[0]
 

@@ -13,9 +13,7 @@ def merge(model: AdaptedViT) -> VisionTransformer:
     """Fold an adaptation into the weights of a plain timm ViT, which costs what the pretrained one does.
 
     ``merge(model).forward_features(model.normalize(x))`` equals ``model(x)`` in eval mode, but for rounding.
-
-    Raises:
-        ValueError: what does more than a plain ViT can: EMB, DEFLECT, Houlsby, VPT, Earth-Adapter.
+    ValueError: what does more than a plain ViT can: EMB, DEFLECT, Houlsby, VPT, Earth-Adapter.
     """
     if model.metadata is not None:
         raise ValueError(f"a plain ViT reads no metadata, and this model reads {', '.join(model.metadata.names)}")

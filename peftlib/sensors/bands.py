@@ -48,8 +48,7 @@ class BandSet:
     """The bands of an image, in the order of its channels.
 
     Attributes:
-        sensor: one of ``SENSORS``, or ``"custom"``.
-        names: band names, one a channel.
+        sensor: one of ``SENSORS``, or ``"custom"``; names: of bands, one a channel.
         wavelengths: centre wavelengths in nm, one a channel; NaN for what is no reflectance (slope, radar).
         rgb: positions of red, green and blue.
     """
@@ -106,15 +105,11 @@ def _usual(nm: float) -> tuple[float, float]:
 
 
 def band_set(bands: BandSet | Sequence[str] | Mapping[str, float], sensor: str = "sentinel2") -> BandSet:
-    """Resolve band names of a sensor.
+    """Resolve band names of a sensor, one of ``SENSORS`` or ``"custom"``.
 
-    Args:
-        bands: names in channel order; for ``sensor="custom"`` a mapping name -> centre wavelength in nm, NaN for what
-            is no reflectance. A ``BandSet`` is returned as it is.
-        sensor: one of ``SENSORS`` or ``"custom"``.
-
-    Raises:
-        ValueError: unknown sensor or band, repeated band, or red, green or blue missing.
+    ``bands``: names in channel order; for ``sensor="custom"`` a mapping name -> centre wavelength in nm, NaN for what
+    is no reflectance. A ``BandSet`` is returned as it is. ValueError: unknown sensor or band, repeated band, or red,
+    green or blue missing.
     """
     if isinstance(bands, BandSet):
         return bands

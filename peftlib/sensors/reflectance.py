@@ -25,16 +25,12 @@ FARTHEST = 4e3  # deviations from the mean; farther is what a band that was near
 def check_reflectance(
     x: Tensor, bands: BandSet, image_size: tuple[int, int], nodata: str = "error", read: bool = True
 ) -> None:
-    """Refuse an image that the model would silently misread.
+    """Refuse an image that the model would silently misread: of wrong shape or type, or no reflectance (ValueError).
 
     Args:
-        x: (B, C, H, W) reflectance in [0, 1] (thermal bands in kelvin).
-        image_size: (H, W) the model was adapted for.
+        x: (B, C, H, W) reflectance in [0, 1] (thermal bands in kelvin); image_size: (H, W) of the model.
         nodata: ``"error"`` refuses NaN and infinite pixels, ``"zero"`` lets them pass.
         read: whether to look at values; shape and type cost nothing on any device.
-
-    Raises:
-        ValueError: wrong shape or dtype, non-finite pixels, digital numbers instead of reflectance.
     """
     if x.ndim != 4 or not x.is_floating_point():
         raise ValueError(f"expected float reflectance (B, C, H, W), got shape {tuple(x.shape)}, {x.dtype}")

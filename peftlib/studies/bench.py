@@ -76,7 +76,7 @@ def bench(
 ) -> pd.DataFrame:  # fmt: skip
     """Time contestants beside each other: each repeat is a forward and a step of all, so all see the same weather.
 
-    Weights and images are random: they change no time. Contestants are given the 12 surface bands of Sentinel-2; the
+    Weights and images are random. Contestants are given the 12 surface bands of Sentinel-2; the
     peer, HF peft's LoRA of the rank and layers of ours, and the plain ViT are given ready-made RGB. Each races in
     float32 and in reduced precision: ``"bf16-frozen"`` for ours, bfloat16 by autocast for the others and where nothing
     is frozen.
@@ -91,10 +91,7 @@ def bench(
         a row a contestant and ``precision``; ``ratio`` is its step time over that of the peer in the same round, in
         float32 or in autocast like itself, ``to_float32`` over that of the peer in float32; ``peak_mb`` counts
         weights, optimiser and a step, ``step_gflops`` the whole batch, ``reached`` the share of a large matrix
-        product's rate.
-
-    Raises:
-        ValueError: an unknown input or method; names the choices.
+        product's rate. ValueError: an unknown input or method.
     """
     cells = [_cell(name) for name in methods]
     if repeats < 1:

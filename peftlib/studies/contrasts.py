@@ -16,23 +16,16 @@ from peftlib.studies.plots import label
 from peftlib.studies.protocol import Tables, joined
 from peftlib.studies.tables import named
 
-# One cell minus another, or minus the better of several, as validation has it.
-CONTRASTS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("EMB × LoRA", ("Inflated × LoRA",)),
-    ("DEFLECT", ("RGB × LoRA", "Inflated × LoRA")),
-    ("DEFLECT", ("EMB × Frozen",)),
-    ("DEFLECT", ("DEFLECT (constrain=False)",)),
-    ("EMB × LoRA (rank=2)", ("DEFLECT",)),
-)
+# Question -> one cell minus another, or minus the better of several, as validation has it.
+CONTRASTS: dict[str, tuple[str, set[str]]] = {
+    "EMB, or kernels for the new bands, under LoRA?": ("EMB × LoRA", {"Inflated × LoRA"}),
+    "DEFLECT, or LoRA without EMB?": ("DEFLECT", {"RGB × LoRA", "Inflated × LoRA"}),
+    "Does untangled attention add to EMB?": ("DEFLECT", {"EMB × Frozen"}),
+    "Does deflection, the norm constraint, pay?": ("DEFLECT", {"DEFLECT (constrain=False)"}),
+    "Low-rank updates or untangled attention on EMB, at an equal share?": ("EMB × LoRA (rank=2)", {"DEFLECT"}),
+}
 COLUMNS = ("question", "dataset", "metric", "one", "other", "n", "mean", "low", "high", "p", "detectable", "said")
 CHANGED = {"deflect": "DEFLECT", "lora": "EMB × LoRA"}  # what an ablation's choice is compared with
-QUESTIONS = (  # of the contrasts, in their order
-    "EMB, or kernels for the new bands, under LoRA?",
-    "DEFLECT, or LoRA without EMB?",
-    "Does untangled attention add to EMB?",
-    "Does deflection, the norm constraint, pay?",
-    "Low-rank updates or untangled attention on EMB, at an equal share?",
-)
 
 
 def first_with_finals(names: Sequence[str | Path]) -> Tables:
@@ -84,9 +77,9 @@ def contrasts(runs: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
         part = found[found["dataset"] == dataset]
         there = set(part["cell"])
         named_here = [
-            (question, one, max(there & {*others}, key=lambda cell: best.get((dataset, cell), 0)))
-            for question, (one, others) in zip(QUESTIONS, CONTRASTS, strict=True)
-            if one in there and there & {*others}
+            (question, one, max(there & others, key=lambda cell: best.get((dataset, cell), 0)))
+            for question, (one, others) in CONTRASTS.items()
+            if one in there and there & others
         ]
         tested = [gap(part, part["cell"] == one, part["cell"] == other) for _, one, other in named_here]
         adjusted = holm([row["p"] for row in tested])
@@ -106,14 +99,10 @@ def gap(found: pd.DataFrame, one: pd.Series, other: pd.Series) -> dict:
 
 
 def checked(runs: pd.DataFrame, metrics: pd.DataFrame, role: str) -> pd.DataFrame:
-    """Runs of a check minus the final runs of the same cell, fold and seed.
-
-    Args:
-        role: "precision", done again in float32, or "plateau", with other numbers of steps.
+    """Runs of a check ("precision": float32, "plateau": other steps) minus the final runs of the same cell and fold.
 
     Returns:
-        A row a data set, cell, precision and number of steps, ``usual`` being that of the final runs: n, and mean, low
-        and high of the difference in points, and what is said of it.
+        A row a data set, cell, precision and number of steps, ``usual`` being that of the final runs; ``gap``.
     """
     found = named(scores(runs[runs["role"].isin(["final", role])], metrics))
     rows = []

@@ -37,16 +37,15 @@ def fit(
     the interruption. Where the run was finished it reads the results and the weights, and says so.
 
     Args:
-        task: ``Classification`` or ``Segmentation``; data: its images.
+        task, data: ``Classification`` or ``Segmentation``, and its images.
         folder: for checkpoints (what is tuned, and the optimiser) and ``results.json``; one a run.
         steps: of the optimiser; the schedule of learning rates covers them.
         seed: of dropout and augmentation. The head's start is drawn when the task is made, the order of images by
             ``EarthData``.
         precision: ``"32-true"``, ``"bf16-mixed"``, or another of Lightning's.
-        accumulate: batches whose gradients make one step.
+        accumulate: batches whose gradients make one step; progress: whether to show bars.
         accelerator, callbacks, options: as for Lightning's ``Trainer``, such as ``devices=4, strategy="ddp",
             gradient_clip_val=1.0``; ``check_val_every_n_epoch=5`` validates less often, ``10**9`` at the end alone.
-        progress: show progress bars.
         save_every: write a checkpoint after so many steps, at the next end of an epoch.
         log: validate after each epoch, print a line, write ``metrics.csv``, and warn where the loss jumps or a class is
             never predicted, or has no label (see ``History``). False does none of it, and gives the same results.
