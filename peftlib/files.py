@@ -61,8 +61,7 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
 def atomic_path(path: Path):
     """A temporary path beside ``path`` that takes its place only if the block ends well: no half file is ever seen.
 
-    Raises:
-        OSError: it cannot be written; names ``path`` or its folder.
+    OSError: it cannot be written; names ``path`` or its folder.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -95,8 +95,7 @@ def near_groups(windows: Sequence[tuple[Path, Box]], apart: float) -> list[int]:
 def shapes_on(scene: Path, path: Path):
     """What of points or polygons lies on a scene, a GeoDataFrame in its pixels (x column, y row); the scene's (H, W).
 
-    Raises:
-        ValueError: no shapes with labels, no projection, or none on the scene; some outside are a warning.
+    ValueError: no shapes with labels, no projection, or none on the scene; some outside are a warning.
     """
     try:
         frame = optional("geopandas").read_file(path)

@@ -185,8 +185,7 @@ def _check(owner: str, f, value: Any) -> None:
 def choose_layers(layers: str | tuple[int, ...], depth: int) -> tuple[int, ...]:
     """``"all"`` or block numbers (negative ones count from the end) -> sorted block numbers.
 
-    Raises:
-        ValueError: no block, one that the model does not have, or one named twice.
+    ValueError: no block, one that the model does not have, or one named twice.
     """
     numbers = range(depth) if layers == "all" else layers if isinstance(layers, tuple | list) else ()
     chosen = sorted({i % depth for i in numbers if isinstance(i, int) and -depth <= i < depth})

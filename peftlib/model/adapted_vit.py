@@ -163,7 +163,7 @@ def adapt(
     metadata: Sequence[str] = (),
     precision: str = FLOAT32,
 ) -> AdaptedViT:
-    """Adapt an RGB-pretrained ViT to multispectral images.
+    """Adapt an RGB-pretrained ViT to multispectral images. ValueErrors say what was given, what is needed, the choices.
 
     Args:
         vit: a timm ``VisionTransformer`` or ``Eva``, from ``load_backbone`` or your own.
@@ -179,9 +179,6 @@ def adapt(
         metadata: of ``"location"``, ``"date"``, ``"gsd"``: tune an embedding of them that is added to the patch tokens.
         precision: ``"float32"``, or ``"bf16-frozen"``: frozen linear layers in bfloat16, all else in float32; see
             ``peftlib.model.precision``.
-
-    Raises:
-        ValueError: what was given, what is needed, and the choices.
     """
     refuse_other_vit("this model", vit)
     input = _chosen(method, input)
@@ -223,9 +220,8 @@ def without_weights(module: nn.Module) -> nn.Module:
 def count_parameters(model: AdaptedViT) -> dict[str, float]:
     """How much of the encoder is tuned.
 
-    Returns:
-        ``encoder``: parameters of the backbone without head; ``input``, ``method``: trainable parameters of each;
-        ``tuned``: of both; ``percent``: 100 * tuned / encoder.
+    ``encoder``: parameters of the backbone without head; ``input``, ``method``: trainable parameters of each;
+    ``tuned``: of both; ``percent``: 100 * tuned / encoder.
     """
     parts = {part: sum(p.numel() for p in named.values()) for part, named in model.tuned_parts().items()}
     tuned, encoder = sum(parts.values()), model.encoder_parameters

@@ -68,9 +68,7 @@ def load_adapter(
         image_size: side, or (H, W), in pixels, where images are of another size than in training.
         precision: as in ``adapt``; None is that of training.
 
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a whole adapter file, or one of another backbone.
+    FileNotFoundError: no such file; ValueError: not a whole adapter file, or one of another backbone.
     """
     path = Path(path)
     metadata, state = _read_adapter(path)

@@ -139,7 +139,7 @@ def band_set(bands: BandSet | Sequence[str] | Mapping[str, float], sensor: str =
 def _custom_band_set(bands: Sequence[str] | Mapping[str, float]) -> BandSet:
     if not isinstance(bands, Mapping):
         example = {"red": 665, "green": 560, "blue": 490, "nir": 833}
-        raise ValueError(f"sensor='custom' needs bands as name -> wavelength in nm, such as {example}; got {bands!r}")
+        raise ValueError(f"sensor='custom' needs a mapping to wavelengths in nm, such as {example}; got {bands!r}")
     names, wavelengths = tuple(bands), tuple(float(nm) for nm in bands.values())
     bad = {n: nm for n, nm in zip(names, wavelengths, strict=True) if not (300 <= nm <= 15000 or nm != nm)}
     if bad:

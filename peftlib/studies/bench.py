@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from peftlib.backbones.loading import encoder_parameters, load_backbone
 from peftlib.experiments.run import device_name
-from peftlib.methods import INPUTS, METHODS, Frozen, Input, Method
+from peftlib.methods import Frozen, Input, Method, input_from, method_from
 from peftlib.methods.lora import LoRA
 from peftlib.model.adapted_vit import adapt
 from peftlib.model.precision import BF16_FROZEN, FLOAT32, PRECISIONS
@@ -127,11 +127,8 @@ def bench(
 def _cell(name: str) -> tuple[Input, Method]:
     """``"lora"`` or ``"emb+lora"`` -> input and method with their default options."""
     input, _, method = name.rpartition("+")
-    if method not in METHODS or input not in (*INPUTS, ""):
-        known = f"{', '.join(METHODS)}, INPUT of {', '.join(INPUTS)}"
-        raise ValueError(f"methods={name!r}; choose METHOD or INPUT+METHOD, METHOD of {known}")
-    config = METHODS[method]()
-    return INPUTS[input]() if input else config.default_input(), config
+    config = method_from(method, {})
+    return input_from(input, {}) if input else config.default_input(), config
 
 
 def _row(racer: Contestant, peers: dict[str, Contestant], rates: dict[str, float]) -> dict:

@@ -46,11 +46,10 @@ def overlap(found: pd.DataFrame) -> float:
 
 
 def searched(runs: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
-    """What validation said of each rate that was tried.
+    """What validation said of each rate that was tried, of a method, or of an input where blocks are frozen.
 
-    Returns:
-        A row a data set, cell, start and rate, of the method, or of the input where blocks are frozen: percent, the
-        mean over its n search runs; best, whether it is the highest of its cell; edge, whether none was tried beyond.
+    A row a data set, cell, start and rate: percent, the mean over its n search runs; best, whether it is the highest of
+    its cell; edge, whether none was tried beyond.
     """
     tried = named(scores(runs[runs["role"] == SEARCH], metrics, "val"))
     tuned = tried["method"].map(lambda name: bool(METHODS[name].learning_rates))
@@ -101,8 +100,7 @@ def gap(found: pd.DataFrame, one: pd.Series, other: pd.Series) -> dict:
 def checked(runs: pd.DataFrame, metrics: pd.DataFrame, role: str) -> pd.DataFrame:
     """Runs of a check ("precision": float32, "plateau": other steps) minus the final runs of the same cell and fold.
 
-    Returns:
-        A row a data set, cell, precision and number of steps, ``usual`` being that of the final runs; ``gap``.
+    A row a data set, cell, precision and number of steps, ``usual`` being that of the final runs; ``gap``.
     """
     found = named(scores(runs[runs["role"].isin(["final", role])], metrics))
     rows = []
