@@ -82,7 +82,7 @@ def atomic_path(path: Path):
 
 
 @contextmanager
-def reading(path: str | Path, kind: str, cure: str = ""):
+def readable(path: str | Path, kind: str, cure: str = ""):
     """While a file is read: FileNotFoundError where there is none, ValueError in place of what libraries raise."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no {kind} at {path}")
@@ -96,9 +96,9 @@ def load_state(path: str | Path, entry: str | None = None) -> dict[str, Tensor]:
     """Read a state dict from ``.safetensors``, or from ``.pt``/``.pth`` without unpickling code.
 
     ``entry``: where a training checkpoint holds the state dict beside other things; a file without it is one itself.
-    Errors are those of ``reading``; ValueError too for what is no plain dict of tensors.
+    Errors are those of ``readable``; ValueError too for what is no plain dict of tensors.
     """
-    with reading(path, "weights file"):
+    with readable(path, "weights file"):
         if Path(path).suffix == ".safetensors":
             return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace, PosixPath, WindowsPath]):  # a run's arguments

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from peftlib.backbones.loading import BackboneSpec, backbone_hash, pair, spec_of
 from peftlib.deflect.time_series import series_bands
-from peftlib.files import atomic_path, fingerprint, reading
+from peftlib.files import atomic_path, fingerprint, readable
 from peftlib.methods import input_from, method_from
 from peftlib.model.adapted_vit import AdaptedViT, adapt
 from peftlib.sensors.bands import band_set
@@ -100,7 +100,7 @@ def load_adapter(
 
 
 def _read_adapter(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    with reading(path, "adapter"), safe_open(path, framework="pt") as file:
+    with readable(path, "adapter"), safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     if metadata.get("format") != FORMAT:

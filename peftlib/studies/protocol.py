@@ -8,6 +8,7 @@ tried further until the best lies inside.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -86,12 +87,8 @@ def search(
         tables.append(execute(experiments))
         return tables[-1]
 
-    def tried(cell: Cell, **rates) -> list[Experiment]:
-        return plan.experiments(cell, plan.searches, role=SEARCH, **rates)
-
-    def best(places: Mapping[Any, Callable], rates: Mapping[Any, Sequence[float]]) -> dict[Any, float]:
-        return best_inside(kept, places, rates, plan.extensions, metric)
-
+    tried = partial(plan.experiments, runs=plan.searches, role=SEARCH)
+    best = partial(best_inside, kept, extensions=plan.extensions, metric=metric)
     inputs = {input for input, _ in cells.values() if input.learning_rates}
     frozen = {i: lambda rate, i=i: tried((i, pl.Frozen()), input_lr=rate) for i in inputs}
     input_lr = best(frozen, {i: plan.begin_with(i) for i in inputs})

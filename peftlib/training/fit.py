@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from peftlib.data.datamodule import EarthData
-from peftlib.files import atomic_path, reading
+from peftlib.files import atomic_path, readable
 from peftlib.training.base import Task
 
 LAST, RESULTS, HISTORY = "last.ckpt", "results.json", "metrics.csv"
@@ -207,8 +207,8 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 
 def read_checkpoint(path: str | Path) -> dict:
-    """A checkpoint of ``fit``, on the CPU, read without unpickling code; errors as of ``files.reading``."""
-    with reading(path, "checkpoint", " Delete it to start anew"):
+    """A checkpoint of ``fit``, on the CPU, read without unpickling code; errors as of ``files.readable``."""
+    with readable(path, "checkpoint", " Delete it to start anew"):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(checkpoint, dict) or Reseed.__name__ not in checkpoint.get("callbacks", {}):
         raise ValueError(f"{path} is no checkpoint of peftlib.training.fit.fit")
