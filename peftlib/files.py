@@ -61,8 +61,7 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
 def atomic_path(path: Path):
     """A temporary path beside ``path`` that takes its place only if the block ends well: no half file is ever seen.
 
-    Raises:
-        OSError: it cannot be written; names ``path`` or its folder.
+    OSError: it cannot be written; names ``path`` or its folder.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,29 +81,28 @@ def atomic_path(path: Path):
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def readable(path: str | Path, kind: str, cure: str = ""):
+    """While a file is read: FileNotFoundError where there is none, ValueError in place of what libraries raise."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no {kind} at {path}")
+    try:
+        yield
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, LookupError, UnpicklingError) as error:
+        raise ValueError(f"{path} is no whole {kind}; truncated or damaged?{cure} ({error})") from error
+
+
 def load_state(path: str | Path, entry: str | None = None) -> dict[str, Tensor]:
     """Read a state dict from ``.safetensors``, or from ``.pt``/``.pth`` without unpickling code.
 
-    Args:
-        path: the file.
-        entry: where a training checkpoint holds the state dict beside other things; a file without it is one itself.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: truncated, damaged, or not a plain dict of tensors.
+    ``entry``: where a training checkpoint holds the state dict beside other things; a file without it is one itself.
+    Errors are those of ``readable``; ValueError too for what is no plain dict of tensors.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights file at {path}")
-    try:
-        if path.suffix == ".safetensors":
+    with readable(path, "weights file"):
+        if Path(path).suffix == ".safetensors":
             return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace, PosixPath, WindowsPath]):  # a run's arguments
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError, UnpicklingError) as error:
-        raise ValueError(
-            f"{path} ({path.stat().st_size:,} bytes) is not a readable weights file; truncated or damaged? ({error})"
-        ) from error
     if entry is not None and isinstance(state, dict) and isinstance(state.get(entry), dict):
         state = state[entry]
     plain = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())

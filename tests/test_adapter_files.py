@@ -92,7 +92,7 @@ def test_an_adapter_of_another_backbone(adapter, vit):
 
 def test_truncated_and_missing_files_are_named(adapter, tmp_path, vit):
     adapter.write_bytes(adapter.read_bytes()[:-9])
-    with pytest.raises(ValueError, match=rf"{adapter.name} is not a whole"):
+    with pytest.raises(ValueError, match=rf"{adapter.name} is no whole adapter"):
         pl.load_adapter(vit, adapter)
     for path in (tmp_path / "none.safetensors", tmp_path):
         with pytest.raises(FileNotFoundError, match=path.name):
@@ -101,13 +101,10 @@ def test_truncated_and_missing_files_are_named(adapter, tmp_path, vit):
 
 def test_other_formats_are_named(tmp_path, vit):
     path = tmp_path / "weights.safetensors"
-    for metadata in (None, {"format": "pt"}, {"format": "peftlib adapter 99"}):
+    for metadata in (None, {"format": "pt"}, {"format": "peftlib adapter 1"}):
         save_file(vit.state_dict(), path, metadata=metadata)
         with pytest.raises(ValueError, match=rf"{path.name} is no adapter.*peftlib adapter 3"):
             pl.load_adapter(vit, path)
-    save_file(vit.state_dict(), path, metadata={"format": "peftlib adapter 1"})
-    with pytest.raises(ValueError, match=rf"{path.name} .*peftlib 0\.1; that version reads it"):
-        pl.load_adapter(vit, path)
     save_file(vit.state_dict(), path, metadata={"format": adapter_file.FORMAT})  # without its other parts
     with pytest.raises(ValueError, match=path.name):
         pl.load_adapter(vit, path)

@@ -163,7 +163,7 @@ def test_options_are_json_and_come_back(config, x):
     [
         ({"r": 8}, ("{'r': 8}", "LoraConfig", "IA3Config", "FourierFTConfig")),
         (peft.PrefixTuningConfig(num_virtual_tokens=3), ("PrefixTuningConfig(", "LoraConfig")),
-        (peft.LoraConfig(modules_to_save=["head"]), ("modules_to_save=['head']", "task")),
+        (peft.LoraConfig(modules_to_save=["head"]), ("modules_to_save", "task")),
         (peft.LoraConfig(inference_mode=True), ("inference_mode", "pl.Frozen()")),
         (
             peft.LoraConfig(runtime_config=peft.LoraRuntimeConfig(ephemeral_gpu_offload=True)),

@@ -38,7 +38,7 @@ def test_without_class_token_the_mean_stands_first_and_all_blocks_are_read_by_de
 def test_what_is_no_block_and_what_is_no_reflectance_is_refused(x):
     for indices in ([3], []):
         with pytest.raises(ValueError, match="blocks 0 to 2"):
-            LayerFeatures(adapted(pl.Frozen()), indices)
+            LayerFeatures(adapted(pl.Frozen()), indices)(x)
     with pytest.raises(ValueError, match="expected reflectance"):  # standardised by a datamodule
         LayerFeatures(adapted(pl.Frozen()))((x - x.mean()) / x.std())
 

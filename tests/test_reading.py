@@ -251,7 +251,7 @@ def test_bad_input_is_named_with_its_cure(make, says, chips):  # noqa: F811
 def test_several_sizes_ask_for_tiles(chips):  # noqa: F811
     numbers(chips / "masks" / "b.tif", 0, 2, (20, 40), 1)
     numbers(chips / "chips" / "b.tif", 300, 3000, (20, 40))
-    with pytest.raises(ValueError, match=r"images of \(20, 40\) to \(32, 32\) pixels; cut them into tiles: tile=64"):
+    with pytest.raises(ValueError, match=r"images of \(20, 40\) to \(32, 32\) pixels; cut them: tile=64"):
         masked(chips)
     sample = labelled(chips, tile=24)[1]["image"]  # the middle, continued where it is too small
     assert sample.shape == (4, 24, 24) and torch.equal(sample[:, 0], sample[:, 3])

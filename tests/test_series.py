@@ -78,8 +78,8 @@ def test_the_best_date_has_most_data_then_least_blue():
     [
         (lambda: series_bands(BANDS, 0), "at least 1"),
         (lambda: series_bands((*BANDS, "B99"), 2), "unknown sentinel2 bands"),
-        (lambda: stack(dates(2), (1, 2, 3), BANDS), "with 3 days"),
-        (lambda: stack(dates(2)[:, :4], (1, 2), BANDS), "C bands"),
+        (lambda: stack(dates(2), (1, 2, 3), BANDS), "3 days"),
+        (lambda: stack(dates(2)[:, :4], (1, 2), BANDS), "T and C"),
         (lambda: adapted(pl.Frozen(), BANDS, input=SeriesEMB()), "series_bands"),
         (lambda: band_set(("B02", "B03", "B04", "B08@1")), r"unknown sentinel2 bands \['B08@1'\]"),
     ],

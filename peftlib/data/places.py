@@ -95,8 +95,7 @@ def near_groups(windows: Sequence[tuple[Path, Box]], apart: float) -> list[int]:
 def shapes_on(scene: Path, path: Path):
     """What of points or polygons lies on a scene, a GeoDataFrame in its pixels (x column, y row); the scene's (H, W).
 
-    Raises:
-        ValueError: no shapes with labels, no projection, or none on the scene; some outside are a warning.
+    ValueError: no shapes with labels, no projection, or none on the scene; some outside are a warning.
     """
     try:
         frame = optional("geopandas").read_file(path)
@@ -111,9 +110,7 @@ def shapes_on(scene: Path, path: Path):
     frame = frame.to_crs(crs)
     there = frame.set_geometry(frame.affine_transform(inverse.to_shapely())).clip((0, 0, width, height), sort=True)
     if there.empty:
-        raise ValueError(
-            f"{path}: none of its {len(frame)} shapes lies on {scene}; there they are at {frame.total_bounds}"
-        )
+        raise ValueError(f"{path}: none of its {len(frame)} shapes lies on {scene}; they are at {frame.total_bounds}")
     if len(there) < len(frame):
         warnings.warn(f"{path}: {len(frame) - len(there)} of {len(frame)} shapes lie outside {scene}", stacklevel=2)
     return there, (height, width)

@@ -98,9 +98,8 @@ def per_band(name: str, value: float | Sequence[float], bands: BandSet) -> list[
 def reading_of(kept: Mapping, bands: BandSet, names: Sequence[str] | None = None, **given: Any) -> Reading:
     """How a model's training files were read (``kept``; of other bands it is left aside), but for what is given.
 
-    Args:
-        bands: of a file for the model; names: of all channels of the files to read, in their order.
-        given: scale, offset; None is what was kept, else 10000 and 0. Another value than was kept is a warning.
+    ``bands``: of a file for the model; ``names``: of all channels of the files to read, in their order; ``given``:
+    scale, offset; None is what was kept, else 10000 and 0. Another value than was kept is a warning.
     """
     known = dict(kept) if list(kept.get("names", ())) == list(bands) else {}
     if names is not None:

@@ -53,9 +53,7 @@ class UntangledBlock(nn.Module):
     Attention is linear in its values, so D' - D_A is what the principal ones and proj's bias cause. That, and what the
     MLP adds, goes to z_P: z = z_P + z_A as before. Prefix tokens get a z_A too. Attention's dropout draws anew for D_A.
 
-    Args:
-        block: a timm ``vision_transformer.Block`` or ``eva.EvaBlock``; it stays frozen inside.
-        rank, low_rank_principal, constrain, reference_grad: see ``Deflect``; carried: its ``stream``.
+    ``block`` is timm's ``vision_transformer.Block`` or ``eva.EvaBlock``, frozen; for the options see ``Deflect``.
     """
 
     def __init__(

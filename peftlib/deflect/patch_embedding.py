@@ -80,15 +80,8 @@ class PixelSetEncoder(nn.Module):
     zero and the adapted model starts as the pretrained one. Shuffling the pixels inside a cell leaves x_A unchanged: it
     can carry radiometry, never geometry.
 
-    Args:
-        indices: spectral indices to read beside the bands.
-        channels: of s.
-        dim: width d of the tokens.
-        patch_size: (p_h, p_w) in pixels.
-        config: width, cells and pixels.
-
-    Raises:
-        ValueError: cells that do not divide the patch.
+    Args: spectral indices, channels of s, width d of the tokens, patch size (p_h, p_w) in pixels, and the config, whose
+    cells must divide the patch (else ValueError).
     """
 
     def __init__(self, indices: SpectralIndices, channels: int, dim: int, patch_size: tuple[int, int], config: EMB):

@@ -34,10 +34,7 @@ DAYS: dict[bool | str, int] = {False: 0, True: 2, "since": 3}  # ``day`` -> how 
 class TimeSeriesBands(BandSet):
     """The channels of a time series. Made by ``series_bands``.
 
-    Attributes:
-        one: the bands of each date.
-        dates: how many there are.
-        day: as in ``series_bands``.
+    ``one``: the bands of each date; ``dates``: how many there are; ``day``: as in ``series_bands``.
     """
 
     one: BandSet
@@ -64,16 +61,12 @@ class TimeSeriesBands(BandSet):
 def series_bands(
     bands: BandSet | Sequence[str] | Mapping[str, float], dates: int, sensor: str = "sentinel2", day: bool | str = True
 ) -> TimeSeriesBands:
-    """The channels of a time series, for ``adapt``.
+    """The channels of a time series of so many dates, for ``adapt``. ValueError: unknown bands or ``day``, or no date.
 
     Args:
         bands: of each date, official names of the sensor.
-        dates: how many there are.
         day: whether the day of the year of each date is there as well, as two channels; ``"since"`` adds the time since
             the first date, without which a set cannot tell one season of two years from each other.
-
-    Raises:
-        ValueError: unknown bands or ``day``, or fewer than one date.
     """
     if dates < 1 or day not in DAYS:
         raise ValueError(f"a time series of {dates} dates with day={day!r}; it takes at least 1, day one of {[*DAYS]}")
@@ -98,17 +91,11 @@ def stack(
         rgb: number of the date that the pretrained model sees, or ``"best"``: ``best_date``.
 
     Returns:
-        (3 + T (C + 2), H, W); C + 3 with ``day="since"``, C without days.
-
-    Raises:
-        ValueError: another number of days than of images, or of bands than of channels.
+        (3 + T (C + 2), H, W); C + 3 with ``day="since"``, C without days. ValueError: numbers that do not fit.
     """
     one = band_set(bands, sensor)
     if images.ndim != 4 or len(images) != len(days) or images.shape[1] != len(one):
-        raise ValueError(
-            f"images {tuple(images.shape)} with {len(days)} days and bands {one.names}; need (T, C, H, W), "
-            "T days and C bands"
-        )
+        raise ValueError(f"images {tuple(images.shape)}, {len(days)} days, {one.names}; need (T, C, H, W), T and C")
     number = torch.as_tensor(days, dtype=images.dtype)
     angles = 2 * math.pi * number / YEAR
     known = [(1 + angles.cos()) / 2, (1 + angles.sin()) / 2, (number - number[0]) / (10 * YEAR)]  # as in _DAY
@@ -122,9 +109,7 @@ def best_date(images: Tensor, bands: BandSet) -> int:
 
     Haze and thin clouds scatter blue light into the picture.
 
-    Args:
-        images: (T, C, H, W) reflectance, with NaN where there is none.
-        bands: of each date.
+    images: (T, C, H, W) reflectance, NaN where there is none; bands: of each date.
     """
     known = torch.isfinite(images).all(dim=1).flatten(1)  # (T, pixels)
     blue = torch.where(known, images[:, bands.rgb[2]].flatten(1), 0.0).sum(1) / known.sum(1).clamp_min(1)

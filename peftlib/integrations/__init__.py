@@ -13,17 +13,12 @@ class LayerFeatures(nn.Module):
 
     Register tokens are left out. A ViT without a class token gives the mean of its patches in that place.
 
-    Args:
-        model: from ``adapt``.
-        out_indices: numbers of the blocks to read, from 0; None is all of them.
+    ``out_indices``: numbers of the blocks to read, from 0; None is all of them.
     """
 
     def __init__(self, model: AdaptedViT, out_indices: Sequence[int] | None = None):
         super().__init__()
-        depth = len(model.vit.blocks)
-        self.out_indices = list(range(depth)) if out_indices is None else list(out_indices)
-        if not self.out_indices or not all(isinstance(i, int) and 0 <= i < depth for i in self.out_indices):
-            raise ValueError(f"out_indices={out_indices!r}; this ViT has blocks 0 to {depth - 1}")
+        self.out_indices = list(range(len(model.vit.blocks))) if out_indices is None else list(out_indices)
         self.model = model
         self.out_channels = [model.vit.embed_dim] * len(self.out_indices)
         even = not any(side % 2 for side in model.image_size)  # TerraTorch pads to a multiple of twice the patch size

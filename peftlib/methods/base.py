@@ -69,11 +69,7 @@ class Config:
 
     @classmethod
     def from_options(cls, options: dict) -> Self:
-        """A config from what ``options`` gave, lists being tuples again.
-
-        Raises:
-            ValueError: an option that the config does not know.
-        """
+        """A config from what ``options`` gave, lists being tuples again. ValueError: an option that is not known."""
         known = {f.name for f in fields(cls)}
         if not set(options) <= known:
             raise ValueError(f"{cls.name} does not know options {sorted(set(options) - known)}: {sorted(known)}")
@@ -99,13 +95,9 @@ class Input(Config):
         return False
 
     def inject(self, vit: VisionTransformer, bands: BandSet) -> nn.Module | None:
-        """Change a frozen ViT in place, leaving trainable what the input tunes.
+        """Change a frozen ViT in place, leaving trainable what the input tunes. ValueError: bands that it cannot read.
 
-        Returns:
-            the module that makes x_A, ``(Reflectance, (B, C, H, W)) -> (B, n, d)``, or None.
-
-        Raises:
-            ValueError: bands that it cannot read.
+        Returns the module that makes x_A, ``(Reflectance, (B, C, H, W)) -> (B, n, d)``, or None.
         """
         return None
 
@@ -193,8 +185,7 @@ def _check(owner: str, f, value: Any) -> None:
 def choose_layers(layers: str | tuple[int, ...], depth: int) -> tuple[int, ...]:
     """``"all"`` or block numbers (negative ones count from the end) -> sorted block numbers.
 
-    Raises:
-        ValueError: no block, one that the model does not have, or one named twice.
+    ValueError: no block, one that the model does not have, or one named twice.
     """
     numbers = range(depth) if layers == "all" else layers if isinstance(layers, tuple | list) else ()
     chosen = sorted({i % depth for i in numbers if isinstance(i, int) and -depth <= i < depth})

@@ -32,9 +32,7 @@ class FrequencyAdaptedBlock(nn.Module):
     weighted by a softmax router that reads x at unit scale (ours: on raw tokens, whose size grows from block to block,
     the softmax saturates and leaves experts without gradient).
 
-    Args:
-        block: a timm block; vit: the model that it is of.
-        width: of the bottlenecks; cutoff: of the low-pass, or None for no Fourier branch.
+    ``vit`` is the block's model, ``width`` that of the bottlenecks, ``cutoff`` None for no Fourier branch.
     """
 
     def __init__(self, block: nn.Module, vit: VisionTransformer, width: int, cutoff: float | None):

@@ -3,7 +3,7 @@
 import json
 from copy import deepcopy
 from dataclasses import MISSING, dataclass, fields
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
@@ -11,9 +11,6 @@ from torch import Tensor
 from peftlib.backbones.loading import BEYOND_TOKENS
 from peftlib.files import fingerprint, optional
 from peftlib.methods.base import Method
-
-if TYPE_CHECKING:  # importing peft takes seconds, and it is an optional extra
-    from peft import PeftConfig
 
 LINEARS = r"blocks\.\d+\.(attn\.(qkv|([qkv]_)?proj)|mlp\.(fc1(_[gx])?|fc2))"
 UNFIT = ("ADAPTION_PROMPT", "POLY", "SHADOW", "TRAINABLE_TOKENS")  # they need a language model, or the task of an image
@@ -34,28 +31,22 @@ class HFPeft(Method, bridge=True):
         config: a ``PeftConfig``, copied. Without ``target_modules`` it gets ``qkv``, ``proj``, ``fc1`` and ``fc2`` of
             all blocks (LN tuning: norms; IA3: ``qkv`` and ``fc2``). The patch embedding is left out.
 
-    Raises:
-        ImportError: ``peft`` is not installed.
-        ValueError: not a config of such a tuner, or one that replaces pretrained weights or wants a head.
+    ValueError: not a config of such a tuner, or one that replaces pretrained weights or wants a head.
     """
 
     name, label = "hf_peft", "HF peft"
     learning_rates = (1.25e-4, 5e-4, 2e-3, 8e-3)
-    config: "PeftConfig"
+    config: Any  # a PeftConfig: importing peft takes seconds, and it is an optional extra
 
     def __post_init__(self):
         PeftConfig, tuners = _peft()
         config = deepcopy(self.config)  # the caller may go on changing theirs
         layers = isinstance(config, PeftConfig) and hasattr(config, "target_modules") and config.peft_type in tuners
         if not layers or config.is_prompt_learning or config.peft_type in UNFIT:
-            raise ValueError(
-                f"HFPeft(config={config!r}); give a peft config that adapts layers, such as LoraConfig(r=8), "
-                "AdaLoraConfig, IA3Config, LNTuningConfig, OFTConfig, VeraConfig or FourierFTConfig"
-            )
-        if getattr(config, "modules_to_save", None):
-            raise ValueError(f"modules_to_save={config.modules_to_save!r}: heads belong to your task, train them there")
-        if config.inference_mode:
-            raise ValueError("inference_mode=True would train nothing; frozen models are pl.Frozen()")
+            known = "LoraConfig(r=8), AdaLoraConfig, IA3Config, LNTuningConfig, OFTConfig, VeraConfig, FourierFTConfig"
+            raise ValueError(f"HFPeft(config={config!r}); give a peft config that adapts layers, such as {known}")
+        if getattr(config, "modules_to_save", None) or config.inference_mode:
+            raise ValueError("no modules_to_save (train heads in your task), no inference_mode (pl.Frozen() is frozen)")
         object.__setattr__(self, "config", config)
         self.options()  # what cannot be written down is refused now, not after a training
 

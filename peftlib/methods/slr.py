@@ -42,8 +42,7 @@ class SLR(Method):
     """Low-rank updates with learnt scalers of the inputs and outputs of each linear layer.
 
     Attributes:
-        rank: r of each update.
-        scalers: whether s_in and s_out are trained.
+        rank: r of each update; scalers: whether s_in and s_out are trained.
         train_norms: whether LayerNorms are trained too, as in the authors' code (their table does not count them).
         targets: which linear layers: of ``qkv`` (fused), ``proj``, ``fc1``, ``fc2``.
         layers: ``"all"`` or block numbers.

@@ -11,14 +11,10 @@ from peftlib.methods.base import Method, option
 
 
 class PromptedBlock(nn.Module):
-    """A frozen block that sees p learnt tokens behind the prefix tokens.
+    """A frozen block that sees p learnt tokens behind so many ``prefix`` tokens (class, registers).
 
-    Args:
-        block: a timm block.
-        prompts: (1, p, d) tokens to insert before the block, or None where they are there already.
-        drop: how many tokens behind the prefix to leave out after the block.
-        prefix: number of prefix tokens (class, registers).
-        dropout: of the prompts, in training.
+    ``prompts`` (1, p, d) are inserted before the block, None where they are there already; behind it so many tokens are
+    left out (``drop``). ``dropout`` is that of prompts, in training.
     """
 
     def __init__(self, block: nn.Module, prompts: nn.Parameter | None, drop: int, prefix: int, dropout: float):

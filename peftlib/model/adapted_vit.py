@@ -24,10 +24,8 @@ class AdaptedViT(nn.Module):
     """A ViT that reads multispectral reflectance. Made by ``adapt``.
 
     Attributes:
-        vit: the changed copy of the backbone.
-        auxiliary: what makes x_A, or None.
-        reflectance: checks and normalises the image.
-        metadata: what makes an embedding of location, date and ground sampling distance, or None.
+        vit: the changed copy of the backbone; auxiliary: what makes x_A, or None.
+        reflectance: checks and normalises the image; metadata: what embeds location, date and gsd, or None.
         input, method, bands, image_size, precision, spec: what it was made of; grid_size: patches (down, across).
         reading: how the files of its training images are read, see ``peftlib.data.reading``; or empty.
     """
@@ -66,10 +64,8 @@ class AdaptedViT(nn.Module):
     def forward_features(self, x: Tensor, metadata: Tensor | None = None) -> Tensor:
         """x: (B, C, H, W) reflectance in [0, 1], bands in the order given -> tokens (B, N, d).
 
-        Prefix tokens come first, then patches row by row.
-
-        Args:
-            metadata: (B, K) of ``peftlib.sensors.metadata.encode_metadata``, if the model reads it; None is unknown.
+        Prefix tokens come first, then patches row by row. ``metadata``: (B, K) of
+        ``peftlib.sensors.metadata.encode_metadata``, if the model reads it; None is unknown.
         """
         return self.intermediate_tokens(x, [len(self.vit.blocks) - 1], metadata)[0]
 
@@ -78,11 +74,8 @@ class AdaptedViT(nn.Module):
     def intermediate_tokens(self, x: Tensor, blocks: Sequence[int], metadata: Tensor | None = None) -> list[Tensor]:
         """Tokens after several blocks, each with the final norm on it, for decoders that read more than the last one.
 
-        ``blocks`` are numbers from 0; arguments and each result are otherwise those of ``forward_features``. What a
-        method carries along between blocks (the prompts of a shallow ``VPT``) is left out.
-
-        Raises:
-            ValueError: no blocks, or one that the ViT does not have.
+        ``blocks`` are numbers from 0, else ValueError; all else is as in ``forward_features``. What a method carries
+        along between blocks (the prompts of a shallow ``VPT``) is left out.
         """
         depth, prefix, patches = len(self.vit.blocks), self.vit.num_prefix_tokens, math.prod(self.grid_size)
         if not blocks or not all(0 <= number < depth for number in blocks):
@@ -170,7 +163,7 @@ def adapt(
     metadata: Sequence[str] = (),
     precision: str = FLOAT32,
 ) -> AdaptedViT:
-    """Adapt an RGB-pretrained ViT to multispectral images.
+    """Adapt an RGB-pretrained ViT to multispectral images. ValueErrors say what was given, what is needed, the choices.
 
     Args:
         vit: a timm ``VisionTransformer`` or ``Eva``, from ``load_backbone`` or your own.
@@ -186,9 +179,6 @@ def adapt(
         metadata: of ``"location"``, ``"date"``, ``"gsd"``: tune an embedding of them that is added to the patch tokens.
         precision: ``"float32"``, or ``"bf16-frozen"``: frozen linear layers in bfloat16, all else in float32; see
             ``peftlib.model.precision``.
-
-    Raises:
-        ValueError: what was given, what is needed, and the choices.
     """
     refuse_other_vit("this model", vit)
     input = _chosen(method, input)
@@ -230,9 +220,8 @@ def without_weights(module: nn.Module) -> nn.Module:
 def count_parameters(model: AdaptedViT) -> dict[str, float]:
     """How much of the encoder is tuned.
 
-    Returns:
-        ``encoder``: parameters of the backbone without head; ``input``, ``method``: trainable parameters of each;
-        ``tuned``: of both; ``percent``: 100 * tuned / encoder.
+    ``encoder``: parameters of the backbone without head; ``input``, ``method``: trainable parameters of each;
+    ``tuned``: of both; ``percent``: 100 * tuned / encoder.
     """
     parts = {part: sum(p.numel() for p in named.values()) for part, named in model.tuned_parts().items()}
     tuned, encoder = sum(parts.values()), model.encoder_parameters

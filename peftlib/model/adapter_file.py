@@ -6,20 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from peftlib.backbones.loading import BackboneSpec, backbone_hash, pair, spec_of
 from peftlib.deflect.time_series import series_bands
-from peftlib.files import atomic_path, fingerprint
+from peftlib.files import atomic_path, fingerprint, readable
 from peftlib.methods import input_from, method_from
 from peftlib.model.adapted_vit import AdaptedViT, adapt
 from peftlib.sensors.bands import band_set
 
 FORMAT = "peftlib adapter 3"
-FORMER = {"peftlib adapter 1": "0.1"}  # format -> the version of peftlib that reads it
 
 
 def save_adapter(model: AdaptedViT, path: str | Path) -> Path:
@@ -65,18 +64,13 @@ def load_adapter(
     """Adapt a backbone with an adapter from disk.
 
     Args:
-        vit: the backbone that the adapter was trained on.
-        path: a file of ``save_adapter``.
+        vit: the backbone that the adapter was trained on; path: a file of ``save_adapter``.
         image_size: side, or (H, W), in pixels, where images are of another size than in training.
         precision: as in ``adapt``; None is that of training.
 
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a whole adapter file, or one of another backbone.
+    FileNotFoundError: no such file; ValueError: not a whole adapter file, or one of another backbone.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no adapter at {path}")
     metadata, state = _read_adapter(path)
     if (found := backbone_hash(vit)) != metadata["backbone_hash"]:
         raise ValueError(
@@ -86,10 +80,7 @@ def load_adapter(
     config = json.loads(metadata["config"])
     trained_on, facts = config["backbone"], _backbone_facts(spec_of(vit))
     if trained_on | facts != trained_on:
-        raise ValueError(
-            f"adapter {path.name} was trained with {trained_on}, this backbone has {facts} "
-            "(res: ground sampling distance in metres, see load_backbone)"
-        )
+        raise ValueError(f"adapter {path.name} was trained on {trained_on}, this is {facts} (res: see load_backbone)")
     trained_at = pair(config["image_size"])
     size = trained_at if image_size is None else pair(image_size)
     if "vit.pos_embed" in state and size != trained_at:
@@ -109,16 +100,11 @@ def load_adapter(
 
 
 def _read_adapter(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file; truncated or damaged? ({error})") from error
-    if (version := FORMER.get(metadata.get("format", ""))) is not None:
-        raise ValueError(f"{path} is an adapter of peftlib {version}; that version reads it, or train it again")
+    with readable(path, "adapter"), safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path} is no adapter of this library (format {metadata.get('format')!r}, need {FORMAT!r})")
+        raise ValueError(f"{path} is no adapter of this version (format {metadata.get('format')!r}, need {FORMAT!r})")
     if metadata.get("digest") != _digest(metadata, state):
         raise ValueError(f"{path} is damaged: its contents are not those that were saved")
     bad = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]

@@ -13,21 +13,15 @@ def merge(model: AdaptedViT) -> VisionTransformer:
     """Fold an adaptation into the weights of a plain timm ViT, which costs what the pretrained one does.
 
     ``merge(model).forward_features(model.normalize(x))`` equals ``model(x)`` in eval mode, but for rounding.
-
-    Raises:
-        ValueError: what does more than a plain ViT can: EMB, DEFLECT, Houlsby, VPT, Earth-Adapter.
+    ValueError: what does more than a plain ViT can: EMB, DEFLECT, Houlsby, VPT, Earth-Adapter.
     """
-    if not isinstance(model, AdaptedViT):
-        raise ValueError(f"merge needs a model made by adapt, got {type(model).__name__}")
     if model.metadata is not None:
         raise ValueError(f"a plain ViT reads no metadata, and this model reads {', '.join(model.metadata.names)}")
     if model.auxiliary is not None:
         raise ValueError(f"{model.input} does more than a plain ViT can: it adds x_A to the patch tokens")
     if model.precision == BF16_FROZEN:
-        raise ValueError(
-            f"this model's frozen weights were rounded ({BF16_FROZEN}), and a merged one would keep that: "
-            "save_adapter it, load_adapter(vit, path, precision='float32'), and merge that"
-        )
+        cure = "save_adapter, load_adapter(vit, path, precision='float32'), and merge that"
+        raise ValueError(f"the frozen weights were rounded ({BF16_FROZEN}), and a merged ViT would keep that: {cure}")
     vit = model.method.merge(copy.deepcopy(model.vit))
     left = {name for name, module in vit.named_modules() if model.plain_modules.get(name) is not type(module)}
     if left:

@@ -13,10 +13,7 @@ class MetadataEmbedding(nn.Module):
 
     The last layers start at zero, so the adapted model starts as it would without. What is not known adds nothing.
 
-    Args:
-        names: some of ``SIZES``.
-        dim: width d of the tokens.
-        width: hidden width of each MLP.
+    ``names``: some of ``SIZES``; ``dim``: width d of the tokens; ``width``: hidden one of each MLP.
     """
 
     def __init__(self, names: Sequence[str], dim: int, width: int = 32):

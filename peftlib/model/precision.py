@@ -32,11 +32,7 @@ class RoundedLinear(nn.Linear):
 
 
 def round_frozen(vit: VisionTransformer, linears: set[nn.Linear]) -> None:
-    """Make the linear layers multiply in bfloat16, in place, and store those in it whose weight is frozen.
-
-    Raises:
-        ValueError: none is frozen.
-    """
+    """Make linear layers multiply in bfloat16, in place, and store frozen weights in it. ValueError: none is frozen."""
     found = [(name, layer) for name, layer in vit.named_modules() if layer in linears]
     if all(layer.weight.requires_grad for _, layer in found):
         raise ValueError(f"precision={BF16_FROZEN!r} rounds frozen linear layers, and this method trains them all")

@@ -14,15 +14,9 @@ def transfer(model: AdaptedViT, bands: Sequence[str] | Mapping[str, float], sens
     What was fitted by ``fit_normalization`` comes along. Where the new images differ in more than their bands (product,
     atmosphere, season), fit the result on unlabelled ones; elsewhere that may lose, as other land has other statistics.
 
-    Args:
-        model: adapted on ``EMB(spectral="wavelengths")`` or on ``RGB()``.
-        bands, sensor: of the new images, as for ``adapt``.
-
-    Raises:
-        ValueError: a model whose tensors belong to its bands, or bands that it or its spectral indices cannot read.
+    ``model`` is adapted on ``EMB(spectral="wavelengths")`` or on ``RGB()``; ``bands`` and ``sensor`` are as for
+    ``adapt``. ValueError: tensors that belong to the old bands, or bands that they or spectral indices cannot read.
     """
-    if not isinstance(model, AdaptedViT):
-        raise ValueError(f"transfer needs a model made by adapt, got {type(model).__name__}")
     if not model.input.reads_any_bands:
         cure = "train on the new sensor, or adapt with input=EMB(spectral='wavelengths') from the start"
         raise ValueError(f"{model.input} has tensors for bands {model.bands.names} alone; {cure}")

@@ -48,8 +48,7 @@ class BandSet:
     """The bands of an image, in the order of its channels.
 
     Attributes:
-        sensor: one of ``SENSORS``, or ``"custom"``.
-        names: band names, one a channel.
+        sensor: one of ``SENSORS``, or ``"custom"``; names: of bands, one a channel.
         wavelengths: centre wavelengths in nm, one a channel; NaN for what is no reflectance (slope, radar).
         rgb: positions of red, green and blue.
     """
@@ -106,15 +105,11 @@ def _usual(nm: float) -> tuple[float, float]:
 
 
 def band_set(bands: BandSet | Sequence[str] | Mapping[str, float], sensor: str = "sentinel2") -> BandSet:
-    """Resolve band names of a sensor.
+    """Resolve band names of a sensor, one of ``SENSORS`` or ``"custom"``.
 
-    Args:
-        bands: names in channel order; for ``sensor="custom"`` a mapping name -> centre wavelength in nm, NaN for what
-            is no reflectance. A ``BandSet`` is returned as it is.
-        sensor: one of ``SENSORS`` or ``"custom"``.
-
-    Raises:
-        ValueError: unknown sensor or band, repeated band, or red, green or blue missing.
+    ``bands``: names in channel order; for ``sensor="custom"`` a mapping name -> centre wavelength in nm, NaN for what
+    is no reflectance. A ``BandSet`` is returned as it is. ValueError: unknown sensor or band, repeated band, or red,
+    green or blue missing.
     """
     if isinstance(bands, BandSet):
         return bands
@@ -135,8 +130,7 @@ def band_set(bands: BandSet | Sequence[str] | Mapping[str, float], sensor: str =
         raise ValueError(f"bands {names} repeat {repeated}; each channel needs its own band")
     if missing := [name for name in _RGB[sensor] if name not in names]:
         raise ValueError(
-            f"bands {names} lack {missing}: an RGB-pretrained model needs red, green and blue "
-            f"({', '.join(_RGB[sensor])} of {sensor})"
+            f"bands {names} lack {missing}: RGB models need red, green and blue, {', '.join(_RGB[sensor])}"
         )
     red, green, blue = (names.index(name) for name in _RGB[sensor])
     return BandSet(sensor, names, tuple(table[name] for name in names), (red, green, blue))
@@ -144,10 +138,8 @@ def band_set(bands: BandSet | Sequence[str] | Mapping[str, float], sensor: str =
 
 def _custom_band_set(bands: Sequence[str] | Mapping[str, float]) -> BandSet:
     if not isinstance(bands, Mapping):
-        raise ValueError(
-            f"sensor='custom' needs bands as a mapping name -> centre wavelength in nm, "
-            f"e.g. {{'red': 665, 'green': 560, 'blue': 490, 'nir': 833}}; got {bands!r}"
-        )
+        example = {"red": 665, "green": 560, "blue": 490, "nir": 833}
+        raise ValueError(f"sensor='custom' needs a mapping to wavelengths in nm, such as {example}; got {bands!r}")
     names, wavelengths = tuple(bands), tuple(float(nm) for nm in bands.values())
     bad = {n: nm for n, nm in zip(names, wavelengths, strict=True) if not (300 <= nm <= 15000 or nm != nm)}
     if bad:

@@ -17,12 +17,8 @@ def encode_metadata(metas: Sequence[Mapping], names: Sequence[str]) -> Tensor:
     Location is a point on the unit sphere, so that 180° west and east are one place. The date is a point on the circle
     of the year. The ground sampling distance is log10 of tens of metres.
 
-    Args:
-        metas: ``meta`` of samples: ``location`` (latitude, longitude) in degrees, ``date`` YYYY-MM-DD, ``gsd`` in m.
-        names: some of ``SIZES``.
-
-    Returns:
-        (B, K), in the order of ``names``.
+    ``metas``: ``meta`` of samples: ``location`` (latitude, longitude) in degrees, ``date`` YYYY-MM-DD, ``gsd`` in m;
+    ``names``: some of ``SIZES`` -> (B, K), in that order.
     """
     rows = [[number for name in names for number in _numbers(name, meta.get(name))] for meta in metas]
     return torch.tensor(rows, dtype=torch.float32).reshape(len(metas), sum(SIZES[name] for name in names))

@@ -25,26 +25,20 @@ FARTHEST = 4e3  # deviations from the mean; farther is what a band that was near
 def check_reflectance(
     x: Tensor, bands: BandSet, image_size: tuple[int, int], nodata: str = "error", read: bool = True
 ) -> None:
-    """Refuse an image that the model would silently misread.
+    """Refuse an image that the model would silently misread: of wrong shape or type, or no reflectance (ValueError).
 
     Args:
-        x: (B, C, H, W) reflectance in [0, 1] (thermal bands in kelvin).
-        image_size: (H, W) the model was adapted for.
+        x: (B, C, H, W) reflectance in [0, 1] (thermal bands in kelvin); image_size: (H, W) of the model.
         nodata: ``"error"`` refuses NaN and infinite pixels, ``"zero"`` lets them pass.
         read: whether to look at values; shape and type cost nothing on any device.
-
-    Raises:
-        ValueError: wrong shape or dtype, non-finite pixels, digital numbers instead of reflectance.
     """
     if x.ndim != 4 or not x.is_floating_point():
         raise ValueError(f"expected float reflectance (B, C, H, W), got shape {tuple(x.shape)}, {x.dtype}")
     if x.shape[1] != len(bands):
         raise ValueError(f"image has {x.shape[1]} channels, the model was adapted to {len(bands)} bands: {bands.names}")
     if tuple(x.shape[2:]) != tuple(image_size):
-        raise ValueError(
-            f"image is {tuple(x.shape[2:])} pixels, the model was adapted to {tuple(image_size)}; "
-            "resize the image or pass image_size= to adapt"
-        )
+        cure = "resize the image or pass image_size= to adapt"
+        raise ValueError(f"image is {tuple(x.shape[2:])} pixels, the model reads {tuple(image_size)}; {cure}")
     if x.numel() == 0 or not read:
         return
     values = x.detach()
@@ -55,17 +49,12 @@ def check_reflectance(
     if nodata == "error" and not finite.all():
         bad = (~finite).sum(dim=(0, 2, 3)).tolist()
         counts = {name: n for name, n in zip(bands.names, bad, strict=True) if n}
-        raise ValueError(
-            f"image has NaN or infinite pixels, per band {counts}; mask them, or adapt with nodata='zero' "
-            "to leave them out of the pixel set"
-        )
+        raise ValueError(f"image has NaN or infinite pixels, per band {counts}; mask them, or adapt(nodata='zero')")
     for i in bands.thermal:
         kelvin = values[:, i][finite[:, i]]
         if kelvin.numel() and not (kelvin.min() >= KELVIN[0] and kelvin.max() <= KELVIN[1]):
-            raise ValueError(
-                f"thermal band {bands.names[i]} lies in [{kelvin.min():.4g}, {kelvin.max():.4g}], "
-                f"expected brightness temperature in kelvin, {KELVIN[0]:g}..{KELVIN[1]:g}"
-            )
+            found = f"[{kelvin.min():.4g}, {kelvin.max():.4g}]"
+            raise ValueError(f"thermal band {bands.names[i]} lies in {found}, expected kelvin, {KELVIN}")
     rows = [i for i, nm in enumerate(bands.wavelengths) if nm < THERMAL_FROM]  # NaN: no reflectance
     optical = values[:, rows][finite[:, rows]]
     if optical.numel() == 0:
@@ -93,8 +82,7 @@ class Reflectance(nn.Module):
     adapter: sensor defaults until ``fit``.
 
     Args:
-        bands: the image's bands.
-        image_size: (H, W) in pixels.
+        bands, image_size: of the image, (H, W) in pixels.
         rgb_mean, rgb_std: the backbone's normalisation of RGB in [0, 1].
         rgb_white: reflectance that the stretch maps to 1.
         nodata: ``"error"`` or ``"zero"``: non-finite RGB values become the backbone's mean colour, and a pixel with any
@@ -159,11 +147,7 @@ class Reflectance(nn.Module):
             return torch.einsum("kc,bchw->bkhw", self.resample.to(x.dtype), x)
 
     def check(self, x: Tensor) -> None:
-        """Every CPU batch, and on other devices the first one only: reading values back would make each step wait.
-
-        Raises:
-            ValueError: see ``check_reflectance``.
-        """
+        """``check_reflectance`` of every CPU batch; elsewhere of the first: reading values back makes steps wait."""
         if torch.compiler.is_compiling() or x.is_meta:
             return
         on_cpu = x.device.type == "cpu"
@@ -174,13 +158,9 @@ class Reflectance(nn.Module):
     def fit(self, batches: Iterable) -> None:
         """Set mean and deviation of the bands beyond RGB from data, ignoring no-data pixels.
 
-        A constant band keeps the deviation 1: it reads as zero.
+        A constant band keeps the deviation 1: it reads as zero. ValueError: a band without a single valid pixel.
 
-        Args:
-            batches: (B, C, H, W) tensors, or dicts or tuples whose ``"image"`` or first item is one.
-
-        Raises:
-            ValueError: no batches, or a band without a single valid pixel.
+        ``batches``: (B, C, H, W) tensors, or dicts or tuples whose ``"image"`` or first item is one.
         """
         share = (lambda moments: moments) if self.resample is not None else self.bands.pooled
         near = self.mean.double().cpu().view(-1, 1)  # sums of values far from zero would cancel

@@ -41,10 +41,8 @@ def available_indices(bands: BandSet) -> tuple[str, ...]:
 def index_function(name: str, bands: BandSet) -> Callable[[Tensor], Tensor]:
     """Compile spyndex's formula of one index into ``f(x: (B, C, H, W) reflectance) -> (B, H, W)``.
 
-    ``spyndex.computeIndex`` evaluates the text at every call, which ``torch.compile`` cannot follow.
-
-    Raises:
-        ValueError: unknown index, or one that needs a band the image does not have, or a constant without a value.
+    ``spyndex.computeIndex`` evaluates the text at every call, which ``torch.compile`` cannot follow. ValueError: an
+    unknown index, or one that needs a band the image does not have, or a constant without a value.
     """
     catalogue, have = _spyndex(), spyndex_bands(bands)
     if name not in catalogue.indices:
@@ -66,9 +64,7 @@ class SpectralIndices(nn.Module):
 
     Normalised differences lie there for positive reflectance; what noise near zero reflectance throws outside, or a
     zero denominator makes non-finite, is clamped (0/0 becomes 0), so that one dark pixel cannot drown a patch.
-
-    Raises:
-        ValueError: an index that often lies elsewhere (a ratio, say): clamped, it would be a constant.
+    ValueError: an index that often lies elsewhere (a ratio, say): clamped, it would be a constant.
     """
 
     def __init__(self, names: Sequence[str], bands: BandSet):

@@ -37,19 +37,15 @@ def surface_bands(bands: BandSet) -> tuple[int, ...]:
 def resampling(bands: BandSet) -> Tensor:
     """R, the matrix (knots, C) that turns reflectance in all bands, red, green and blue too, into that at ``KNOTS``.
 
-    Bands of one wavelength share a weight; beyond the first and the last band the spectrum goes on flat.
-
-    Raises:
-        ValueError: no band beyond RGB that sees the ground in reflected light; channels without a wavelength.
+    Bands of one wavelength share a weight; beyond the first and the last band the spectrum is flat. ValueError: no band
+    beyond RGB that sees the ground in reflected light; channels without a wavelength.
     """
     if bands.sensor == "custom" and (none := [n for n, nm in zip(bands, bands.wavelengths, strict=True) if nm != nm]):
         raise ValueError(f"spectral='wavelengths' cannot read {none}, which have none; choose 'bands'")
     used = surface_bands(bands)
     if not set(used) & set(bands.beyond_rgb):
-        raise ValueError(
-            f"spectral='wavelengths' needs a band beyond RGB up to {KNOTS[-1]:g} nm and outside "
-            f"{ABSORBED}, where water vapour hides the ground; bands {bands.names} have none"
-        )
+        hidden = f"{ABSORBED}, where water vapour hides the ground"
+        raise ValueError(f"{bands.names} have no band beyond RGB up to {KNOTS[-1]:g} nm and outside {hidden}")
     centres, which = np.unique([bands.wavelengths[i] for i in used], return_inverse=True)
     hats = np.stack([np.interp(_FINE, np.log(KNOTS), one) for one in np.eye(len(KNOTS))])
     spectra = np.stack([np.interp(_FINE, np.log(centres), one) for one in np.eye(len(centres))])  # of each band alone

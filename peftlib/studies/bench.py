@@ -6,7 +6,6 @@ print(markdown(rows))
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 
 import numpy as np
 import pandas as pd
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from peftlib.backbones.loading import encoder_parameters, load_backbone
 from peftlib.experiments.run import device_name
-from peftlib.methods import INPUTS, METHODS, Frozen, Input, Method
+from peftlib.methods import Frozen, Input, Method, input_from, method_from
 from peftlib.methods.lora import LoRA
 from peftlib.model.adapted_vit import adapt
 from peftlib.model.precision import BF16_FROZEN, FLOAT32, PRECISIONS
@@ -29,21 +28,27 @@ from peftlib.studies.plots import cell_label
 PEER, PLAIN = "HF peft LoRA", "plain ViT"
 AUTOCAST = "autocast"  # what reduces where no weight is frozen, or a model is not ours
 CELLS = ("lora", "full", "norm_tuning", "inflated+frozen", "inflated+lora", "emb+frozen", "emb+lora", "deflect")
+QUARTILES = (0.25, 0.5, 0.75)
 CLASSES = 10  # of the head, a linear layer on the mean token
 BANDS = tuple(name for name in SENSORS["sentinel2"] if name != "B10")
+SHOWN = ("name", "precision", "step_ms", "step_low", "step_high", "ratio", "ratio_low", "ratio_high", "to_float32")
+SHOWN += ("forward_ms", "images_per_s", "peak_mb", "tuned", "adapter_mb", "step_gflops", "reached")
 
 
 class Contestant:
-    """A model (images -> tokens (B, N, d)) with a linear head and an optimiser, on one fixed batch."""
+    """A model (images -> tokens (B, N, d)) with a linear head and an optimiser, on one fixed batch.
 
-    def __init__(self, model: nn.Module, x: Tensor, dim: int, autocast: bool, compiled: bool):
-        self.x = x
+    ``names``: columns name, precision, input and method of its row; ``forward_ms`` and ``step_ms``: one a round.
+    """
+
+    def __init__(self, names: tuple[str, str, str, str], model: nn.Module, x: Tensor, dim: int, compiled: bool):
+        self.names, self.x, self.forward_ms, self.step_ms = names, x, [], []
         self.truth = torch.arange(len(x), device=x.device) % CLASSES
         self.model, self.head = model.to(x.device).train(), nn.Linear(dim, CLASSES).to(x.device)
         self.run = torch.compile(self.model) if compiled else self.model
         self.tuned = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW([*self.tuned, *self.head.parameters()], lr=1e-4, fused=True)
-        self.autocast = torch.autocast(x.device.type, torch.bfloat16) if autocast else nullcontext()
+        self.autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=names[1] == AUTOCAST)
 
     def forward(self) -> None:
         with torch.no_grad(), self.autocast:
@@ -71,7 +76,7 @@ def bench(
 ) -> pd.DataFrame:  # fmt: skip
     """Time contestants beside each other: each repeat is a forward and a step of all, so all see the same weather.
 
-    Weights and images are random: they change no time. Contestants are given the 12 surface bands of Sentinel-2; the
+    Weights and images are random. Contestants are given the 12 surface bands of Sentinel-2; the
     peer, HF peft's LoRA of the rank and layers of ours, and the plain ViT are given ready-made RGB. Each races in
     float32 and in reduced precision: ``"bf16-frozen"`` for ours, bfloat16 by autocast for the others and where nothing
     is frozen.
@@ -86,71 +91,60 @@ def bench(
         a row a contestant and ``precision``; ``ratio`` is its step time over that of the peer in the same round, in
         float32 or in autocast like itself, ``to_float32`` over that of the peer in float32; ``peak_mb`` counts
         weights, optimiser and a step, ``step_gflops`` the whole batch, ``reached`` the share of a large matrix
-        product's rate.
-
-    Raises:
-        ValueError: an unknown input or method; names the choices.
+        product's rate. ValueError: an unknown input or method.
     """
-    cells = {name: _cell(name) for name in methods}
+    cells = [_cell(name) for name in methods]
     if repeats < 1:
         raise ValueError(f"bench({repeats=}); it must be at least 1")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    facts = {"backbone": backbone, "image_size": image_size, "batch_size": batch_size}
-    facts |= {"compiled": compiled, "device": device_name(place)}
-    facts |= {"torch": torch.__version__, "repeats": repeats}
+    facts = {"backbone": backbone, "image_size": image_size, "batch_size": batch_size, "compiled": compiled}
+    facts |= {"device": device_name(place), "torch": torch.__version__, "repeats": repeats}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         vit = load_backbone(backbone, "random", image_size).train()
         x = (torch.rand(batch_size, len(BANDS), image_size, image_size) * 0.5).to(place)
         rgb = x[:, :3].contiguous()
-        racers: dict[tuple, Contestant] = {}
+        racers = []
         for precision in (FLOAT32, AUTOCAST):
-            how = (vit.embed_dim, precision == AUTOCAST, compiled)
-            racers[PEER, precision, "", ""] = Contestant(_peer(vit, LoRA()), rgb, *how)
-            racers[PLAIN, precision, "", ""] = Contestant(_plain(vit), rgb, *how)
-        for input, method in cells.values():
+            for name, plain in ((PEER, _peer(vit, LoRA())), (PLAIN, _plain(vit))):
+                racers.append(Contestant((name, precision, "", ""), plain, rgb, vit.embed_dim, compiled))
+        peers = {racer.names[1]: racer for racer in racers if racer.names[0] == PEER}
+        for input, method in cells:
             for precision in (FLOAT32, AUTOCAST if method.name == "full" else BF16_FROZEN):
                 stored = precision if precision in PRECISIONS else FLOAT32
                 model = adapt(vit, method, BANDS, "sentinel2", image_size, input, precision=stored)
                 names = cell_label(input.name, method.name), precision, input.name, method.name
-                racers[names] = Contestant(model, x, vit.embed_dim, precision == AUTOCAST, compiled)
-    seconds = []
-    for repeat in tqdm(range(-2, repeats), desc="bench", unit="round"):
-        for (name, precision, *_), racer in racers.items():
-            clocks = {"forward_ms": 1e3 * timed(racer.forward), "step_ms": 1e3 * timed(racer.step)}
-            seconds.append({"name": name, "precision": precision, "repeat": repeat} | clocks)
-    times = pd.DataFrame(seconds).query("repeat >= 0").pivot(index="repeat", columns=["name", "precision"])
+                racers.append(Contestant(names, model, x, vit.embed_dim, compiled))
+    for _ in tqdm(range(repeats + 2), desc="bench", unit="round"):
+        for racer in racers:
+            racer.forward_ms.append(1e3 * timed(racer.forward))
+            racer.step_ms.append(1e3 * timed(racer.step))
     rates = {precision: product_rate(place, precision) for precision in (FLOAT32, AUTOCAST)}
-    encoder = sum(p.numel() for p in encoder_parameters(vit).values())
-    return pd.DataFrame([_row(names, racer, times, rates, encoder) for names, racer in racers.items()]).assign(**facts)
+    facts["encoder"] = sum(p.numel() for p in encoder_parameters(vit).values())
+    return pd.DataFrame([_row(racer, peers, rates) for racer in racers]).assign(**facts)
 
 
 def _cell(name: str) -> tuple[Input, Method]:
     """``"lora"`` or ``"emb+lora"`` -> input and method with their default options."""
     input, _, method = name.rpartition("+")
-    if method not in METHODS or input not in (*INPUTS, ""):
-        known = f"{', '.join(METHODS)}, INPUT of {', '.join(INPUTS)}"
-        raise ValueError(f"methods={name!r}; choose METHOD or INPUT+METHOD, METHOD of {known}")
-    config = METHODS[method]()
-    return INPUTS[input]() if input else config.default_input(), config
+    config = method_from(method, {})
+    return input_from(input, {}) if input else config.default_input(), config
 
 
-def _row(names: tuple, racer: Contestant, times: pd.DataFrame, rates: dict[str, float], encoder: int) -> dict:
-    name, precision, input, method = names
-    step, peer = times["step_ms"][name, precision], times["step_ms"][PEER]
-    alike = FLOAT32 if precision == FLOAT32 else AUTOCAST
-    ratio, rate = step / peer[alike], rates[alike]
+def _row(racer: Contestant, peers: dict[str, Contestant], rates: dict[str, float]) -> dict:
+    row: dict = dict(zip(("name", "precision", "input", "method"), racer.names, strict=True))
+    alike = FLOAT32 if row["precision"] == FLOAT32 else AUTOCAST
+    step, same, float32 = (np.array(one.step_ms[2:]) for one in (racer, peers[alike], peers[FLOAT32]))
+    row |= {"forward_ms": np.median(racer.forward_ms[2:]), "to_float32": np.median(step / float32)}
+    row |= dict(zip(("step_low", "step_ms", "step_high"), np.quantile(step, QUARTILES), strict=True))
+    row |= dict(zip(("ratio_low", "ratio", "ratio_high"), np.quantile(step / same, QUARTILES), strict=True))
+    row |= {"images_per_s": 1e3 * len(racer.x) / row["step_ms"], "peak_mb": racer.peak_mb()}
+    row |= {"tuned": sum(p.numel() for p in racer.tuned), "adapter_mb": sum(p.nbytes for p in racer.tuned) / 2**20}
     with FlopCounterMode(display=False) as counter:
         racer.step()
     flops = counter.get_total_flops()
-    row = {"name": name, "precision": precision, "input": input, "method": method}
-    row |= {"forward_ms": times["forward_ms"][name, precision].median(), "to_float32": (step / peer[FLOAT32]).median()}
-    for values, middle, prefix in ((step, "step_ms", "step"), (ratio, "ratio", "ratio")):
-        row[f"{prefix}_low"], row[middle], row[f"{prefix}_high"] = values.quantile([0.25, 0.5, 0.75])
-    row |= {"images_per_s": 1e3 * len(racer.x) / step.median(), "peak_mb": racer.peak_mb()}
-    row |= {"tuned": sum(p.numel() for p in racer.tuned), "adapter_mb": sum(p.nbytes for p in racer.tuned) / 2**20}
-    row |= {"encoder": encoder, "step_gflops": flops / 1e9, "reached": flops / (step.median() / 1e3) / rate}
-    return row | {"rate_gflops": rate / 1e9}
+    reached = flops / (row["step_ms"] / 1e3) / rates[alike]
+    return row | {"step_gflops": flops / 1e9, "reached": reached, "rate_gflops": rates[alike] / 1e9}
 
 
 def _plain(vit: VisionTransformer) -> nn.Module:
@@ -200,28 +194,11 @@ def highest_allocation(act: Callable[[], None], device: torch.device) -> int:
 
 
 def markdown(rows: pd.DataFrame) -> str:
-    """The table as one would print it, fastest step first."""
-    table, facts = pd.DataFrame({"input × method": rows["name"], "precision": rows["precision"]}), rows.iloc[0]
-    for middle, name, places in (("step_ms", "step", 0), ("ratio", "ratio", 2)):
-        three = rows[[middle, f"{name}_low", f"{name}_high"]].round(places)
-        table[middle] = [f"{m:g} ({low:g} to {high:g})" for m, low, high in three.to_numpy()]
-    digits = {
-        "to_float32": 2,
-        "forward_ms": 0,
-        "images_per_s": 0,
-        "peak_mb": 0,
-        "adapter_mb": 2,
-        "step_gflops": 0,
-        "reached": 2,
-    }
-    for name, places in digits.items():
-        table[name] = rows[name].map(f"{{:.{places}f}}".format)
-    table = table.assign(tuned=rows["tuned"].map("{:,}".format)).iloc[rows["step_ms"].argsort()]
-    place = [f"{facts.image_size} px", f"batch {facts.batch_size}", "compiled" if facts.compiled else "", facts.device]
-    head = (
-        f"{facts.backbone}, {', '.join(filter(None, place))}, torch {facts.torch}: medians (and quartiles) of "
-        f"{facts.repeats} interleaved rounds; peer: {PEER}; matrix products here, GFLOP/s: "
-        f"{facts.rate_gflops:.0f} in float32, {rows['rate_gflops'].iloc[-1]:.0f} in bfloat16"
-    )
-    lines = [table.columns, ["---"] * len(table.columns), *table.values]
+    """The table as one would print it, fastest step first; ``low`` and ``high`` are quartiles."""
+    shown, facts = rows.sort_values("step_ms")[[*SHOWN]], rows.iloc[0]
+    texts = shown.map(lambda value: f"{value:,.2f}" if isinstance(value, float) else str(value))
+    machine = f"{facts.device}, torch {facts.torch}, {rows['rate_gflops'].max():.0f} GFLOP/s in matrix products"
+    setting = f"{facts.image_size} px, batch {facts.batch_size}{', compiled' if facts.compiled else ''}"
+    head = f"{facts.backbone}, {setting}: medians of {facts.repeats} interleaved rounds on {machine}"
+    lines = [texts.columns, ["---"] * len(SHOWN), *texts.values]
     return "\n".join([head, "", *(f"| {' | '.join(line)} |" for line in lines)])

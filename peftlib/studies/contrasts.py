@@ -1,6 +1,7 @@
 """What rows of the main study say: contrasts that were named beforehand, and checks of precision and of steps."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -8,31 +9,23 @@ import pandas as pd
 
 from peftlib.experiments.config import SEARCH
 from peftlib.experiments.results import read_study, scores
-from peftlib.experiments.statistics import Interval, detectable_difference, holm, paired, paired_difference, verdict
+from peftlib.experiments.statistics import detectable_difference, holm, paired, paired_difference, verdict
 from peftlib.methods import METHODS
 from peftlib.studies.main import PLANS
 from peftlib.studies.plots import label
 from peftlib.studies.protocol import Tables, joined
 from peftlib.studies.tables import named
 
-# One cell minus another, or minus the better of several, as validation has it.
-CONTRASTS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("EMB × LoRA", ("Inflated × LoRA",)),
-    ("DEFLECT", ("RGB × LoRA", "Inflated × LoRA")),
-    ("DEFLECT", ("EMB × Frozen",)),
-    ("DEFLECT", ("DEFLECT (constrain=False)",)),
-    ("EMB × LoRA (rank=2)", ("DEFLECT",)),
-)
+# Question -> one cell minus another, or minus the better of several, as validation has it.
+CONTRASTS: dict[str, tuple[str, set[str]]] = {
+    "EMB, or kernels for the new bands, under LoRA?": ("EMB × LoRA", {"Inflated × LoRA"}),
+    "DEFLECT, or LoRA without EMB?": ("DEFLECT", {"RGB × LoRA", "Inflated × LoRA"}),
+    "Does untangled attention add to EMB?": ("DEFLECT", {"EMB × Frozen"}),
+    "Does deflection, the norm constraint, pay?": ("DEFLECT", {"DEFLECT (constrain=False)"}),
+    "Low-rank updates or untangled attention on EMB, at an equal share?": ("EMB × LoRA (rank=2)", {"DEFLECT"}),
+}
 COLUMNS = ("question", "dataset", "metric", "one", "other", "n", "mean", "low", "high", "p", "detectable", "said")
 CHANGED = {"deflect": "DEFLECT", "lora": "EMB × LoRA"}  # what an ablation's choice is compared with
-# What each of them asks.
-QUESTIONS = (
-    "EMB, or kernels for the new bands, under LoRA?",
-    "DEFLECT, or LoRA without EMB?",
-    "Does untangled attention add to EMB?",
-    "Does deflection, the norm constraint, pay?",
-    "Low-rank updates or untangled attention on EMB, at an equal share?",
-)
 
 
 def first_with_finals(names: Sequence[str | Path]) -> Tables:
@@ -53,11 +46,10 @@ def overlap(found: pd.DataFrame) -> float:
 
 
 def searched(runs: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
-    """What validation said of each rate that was tried.
+    """What validation said of each rate that was tried, of a method, or of an input where blocks are frozen.
 
-    Returns:
-        A row a data set, cell, start and rate, of the method, or of the input where blocks are frozen: percent, the
-        mean over its n search runs; best, whether it is the highest of its cell; edge, whether none was tried beyond.
+    A row a data set, cell, start and rate: percent, the mean over its n search runs; best, whether it is the highest of
+    its cell; edge, whether none was tried beyond.
     """
     tried = named(scores(runs[runs["role"] == SEARCH], metrics, "val"))
     tuned = tried["method"].map(lambda name: bool(METHODS[name].learning_rates))
@@ -84,41 +76,31 @@ def contrasts(runs: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
         part = found[found["dataset"] == dataset]
         there = set(part["cell"])
         named_here = [
-            (question, one, max(there & {*others}, key=lambda cell: best.get((dataset, cell), 0)))
-            for question, (one, others) in zip(QUESTIONS, CONTRASTS, strict=True)
-            if one in there and there & {*others}
+            (question, one, max(there & others, key=lambda cell: best.get((dataset, cell), 0)))
+            for question, (one, others) in CONTRASTS.items()
+            if one in there and there & others
         ]
-        tested = [difference(part, one, other) for _, one, other in named_here]
-        adjusted = holm([interval.p for interval, _ in tested])
-        for (question, one, other), (interval, detectable), p in zip(named_here, tested, adjusted, strict=True):
+        tested = [gap(part, part["cell"] == one, part["cell"] == other) for _, one, other in named_here]
+        adjusted = holm([row["p"] for row in tested])
+        for (question, one, other), row, p in zip(named_here, tested, adjusted, strict=True):
             facts = {"question": question, "dataset": dataset, "metric": part["metric"].iloc[0], "one": one}
-            facts |= {"other": other, **_as_row(interval), "p": p, "detectable": detectable}
-            rows.append(facts | ({} if p < 0.05 else {"said": "not settled"}))
+            said = row["said"] if p < 0.05 else "not settled"
+            rows.append(facts | {"other": other} | row | {"p": p, "said": said})
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def gap(found: pd.DataFrame, one: pd.Series, other: pd.Series) -> Interval:
-    """Paired difference of two kinds of runs of a data set, with its corrected interval. one, other: which rows."""
-    return paired_difference(paired(found, one, other)["difference"], overlap(found))
-
-
-def difference(found: pd.DataFrame, one: str, other: str) -> tuple[Interval, float]:
-    """``gap`` of two cells of a data set, and the difference that its pairs can detect."""
-    rows = found["cell"] == one, found["cell"] == other
-    spread, found_gap = paired(found, *rows)["difference"].std(), gap(found, *rows)
-    n = found_gap.n
-    return found_gap, detectable_difference(spread, n, overlap(found)) if n > 1 else float("nan")
+def gap(found: pd.DataFrame, one: pd.Series, other: pd.Series) -> dict:
+    """Paired difference of two kinds of runs of a data set, as columns of ``contrasts``. one, other: which rows."""
+    pairs, shared = paired(found, one, other)["difference"], overlap(found)
+    interval, n = paired_difference(pairs, shared), len(pairs)
+    detectable = detectable_difference(pairs.std(), n, shared) if n > 1 else float("nan")
+    return asdict(interval) | {"detectable": detectable, "said": verdict(interval)}
 
 
 def checked(runs: pd.DataFrame, metrics: pd.DataFrame, role: str) -> pd.DataFrame:
-    """Runs of a check minus the final runs of the same cell, fold and seed.
+    """Runs of a check ("precision": float32, "plateau": other steps) minus the final runs of the same cell and fold.
 
-    Args:
-        role: "precision", done again in float32, or "plateau", with other numbers of steps.
-
-    Returns:
-        A row a data set, cell, precision and number of steps, ``usual`` being that of the final runs: n, and mean, low
-        and high of the difference in points, and what is said of it.
+    A row a data set, cell, precision and number of steps, ``usual`` being that of the final runs; ``gap``.
     """
     found = named(scores(runs[runs["role"].isin(["final", role])], metrics))
     rows = []
@@ -127,7 +109,7 @@ def checked(runs: pd.DataFrame, metrics: pd.DataFrame, role: str) -> pd.DataFram
             pair = pd.concat([again, part[part["role"] == "final"]])
             facts = {"dataset": dataset, "cell": cell, "precision": precision, "steps": steps}
             facts["usual"] = part.loc[part["role"] == "final", "steps"].iloc[0]
-            rows.append(facts | _as_row(gap(pair, pair["role"] == role, pair["role"] == "final")))
+            rows.append(facts | gap(pair, pair["role"] == role, pair["role"] == "final"))
     return pd.DataFrame(rows)
 
 
@@ -138,19 +120,9 @@ def ablations(runs: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     for (dataset, cell, method), part in found[found["role"] == "ablation"].groupby(["dataset", "cell", "method"]):
         whole = found[found["dataset"] == dataset]
         pair = whole[whole["key"].isin(part["key"]) | whole["cell"].eq(CHANGED[method])]
-        found_gap = gap(pair, pair["key"].isin(part["key"]), pair["cell"] == CHANGED[method])
-        rows.append({"dataset": dataset, "one": cell, "other": CHANGED[method]} | _as_row(found_gap))
+        facts = {"dataset": dataset, "one": cell, "other": CHANGED[method]}
+        rows.append(facts | gap(pair, pair["key"].isin(part["key"]), pair["cell"] == CHANGED[method]))
     return pd.DataFrame(rows)
-
-
-def _as_row(found: Interval) -> dict:
-    return {"n": found.n, "mean": found.mean, "low": found.low, "high": found.high, "said": verdict(found)}
-
-
-def better_defaults(table: pd.DataFrame) -> list[str]:
-    """Of ``ablations``: the choices that are ahead on two data sets or more, and behind on none."""
-    counts = pd.crosstab(table["one"], table["said"]).reindex(columns=["ahead", "behind"], fill_value=0)
-    return list(counts.index[(counts["ahead"] >= 2) & (counts["behind"] == 0)])
 
 
 def advice(table: pd.DataFrame) -> Iterator[str]:

@@ -21,12 +21,10 @@ def train_on_crops(
 
     Args:
         image: (C, H, W) reflectance; mask: (H, W) class numbers.
-        steps: optimiser steps of ``batch_size`` crops, each of the model's image size.
+        steps: optimiser steps of ``batch_size`` crops, each of the model's image size; seed: of decoder and crops.
         lr: constant learning rate of input and method; head_lr: of the decoder.
-        seed: of decoder and crops.
 
-    Returns:
-        the decoder, and the cross-entropy of each step.
+    Returns the decoder, and the cross-entropy of each step.
     """
     torch.manual_seed(seed)
     decoder = LinearDecoder(model.vit.embed_dim, classes, model.grid_size, model.image_size)

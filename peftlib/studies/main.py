@@ -59,6 +59,14 @@ _SCENES: Fields = {"length": 2000, "size": 32}
 # Patches cover 8 pixels, because labels are per pixel.
 _PIXELS: Fields = _BASE | {"folds": 5, "image_size": 112, "batch_size": 8, "steps": 500}
 _TRIES = 3  # the highest of four rates diverged in every cell of EuroSAT
+
+
+def _masks(repeats: int, **fields) -> Plan:
+    """Of a data set of masks, in five folds."""
+    setting = Experiment(**_PIXELS, **fields)
+    return Plan(setting=setting, searches=_unseen(1), finals=_repeated(5, repeats), tries=_TRIES)
+
+
 PLANS = {
     "eurosat": Plan(
         setting=Experiment(dataset="eurosat", folds=5, val_share=0.2, image_size=56, steps=500, **_BASE),
@@ -71,24 +79,9 @@ PLANS = {
         finals=_scenes(*range(10)),
         tries=_TRIES,
     ),
-    "water": Plan(
-        setting=Experiment(dataset="water", val_share=0.2, tile=64, **_PIXELS),
-        searches=_unseen(1),
-        finals=_repeated(5, 2),
-        tries=_TRIES,
-    ),
-    "calfire": Plan(
-        setting=Experiment(dataset="calfire", val_share=0.25, **_PIXELS),
-        searches=_unseen(1),
-        finals=_repeated(5, 1),
-        tries=_TRIES,
-    ),
-    "marida": Plan(
-        setting=Experiment(dataset="marida", val_share=0.25, tile=64, **_PIXELS),
-        searches=_unseen(1),
-        finals=_repeated(5, 1),
-        tries=_TRIES,
-    ),
+    "water": _masks(2, dataset="water", val_share=0.2, tile=64),
+    "calfire": _masks(1, dataset="calfire", val_share=0.25),
+    "marida": _masks(1, dataset="marida", val_share=0.25, tile=64),
 }
 _FEW: Fields = {"length": 192, "size": 28}
 _PAPER: Fields = {"image_size": 224, "batch_size": 32, "steps": 5000, "decoder": "upernet"}

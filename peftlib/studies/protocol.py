@@ -8,6 +8,7 @@ tried further until the best lies inside.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -76,13 +77,9 @@ def fitting(method: Method, precision: str | None = None) -> str:
 def search(
     execute: Execute, plan: Plan, cells: Mapping[str, Cell], metric: str | None = None
 ) -> tuple[list[Tables], dict[str, Experiment]]:
-    """Run searches, and choose by validation images.
+    """Tables of all searches, as they were made; for each cell a final experiment at the rates that validate best.
 
-    Args:
-        metric: to choose by; None is the data set's primary one. The highest counts, of "loss" the lowest.
-
-    Returns:
-        Tables of all searches, as they were made; for each cell a final experiment at its best rates.
+    ``metric``: to choose by; None is the data set's primary one. The highest counts, of "loss" the lowest.
     """
     tables: list[Tables] = []
 
@@ -90,12 +87,8 @@ def search(
         tables.append(execute(experiments))
         return tables[-1]
 
-    def tried(cell: Cell, **rates) -> list[Experiment]:
-        return plan.experiments(cell, plan.searches, role=SEARCH, **rates)
-
-    def best(places: Mapping[Any, Callable], rates: Mapping[Any, Sequence[float]]) -> dict[Any, float]:
-        return best_inside(kept, places, rates, plan.extensions, metric)
-
+    tried = partial(plan.experiments, runs=plan.searches, role=SEARCH)
+    best = partial(best_inside, kept, extensions=plan.extensions, metric=metric)
     inputs = {input for input, _ in cells.values() if input.learning_rates}
     frozen = {i: lambda rate, i=i: tried((i, pl.Frozen()), input_lr=rate) for i in inputs}
     input_lr = best(frozen, {i: plan.begin_with(i) for i in inputs})
@@ -125,9 +118,7 @@ def best_inside(
 ) -> dict[Any, float]:  # fmt: skip
     """For each place the rate that validates best, tried further while the best lies on the edge.
 
-    Args:
-        places: place -> the runs at a rate.
-        rates: place -> those to begin with.
+    ``places``: place -> the runs at a rate; ``rates``: place -> those to begin with.
     """
     tried, best = {place: sorted(each) for place, each in rates.items()}, {}
     for _ in range(extensions + 1):

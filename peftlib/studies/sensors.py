@@ -50,9 +50,8 @@ def study(
 ) -> Tables:  # fmt: skip
     """Rates are chosen on all bands of Sentinel-2; what is trained there is tested on the other sensors too.
 
-    Args:
-        trained: sensor -> what is trained on it.
-        folder: of the rows; None is ``runs/rows``. What is trained on Sentinel-2 keeps its last weights there.
+    ``trained``: sensor -> what is trained on it; ``folder``: of the rows, None is ``runs/rows``. What is trained on
+    Sentinel-2 keeps its last weights there.
     """
     folder = folder or runs_dir() / "rows"
     names = {name for each in trained.values() for name in each}

@@ -56,13 +56,8 @@ class PyramidDecoder(nn.Module):
 
     Group norm stands in place of batch norm: what an image gets does not depend on its neighbours in the batch.
 
-    Args:
-        name: ``"unet"`` or ``"upernet"``.
-        depth: number of blocks of the ViT; four evenly spaced ones are read, the last among them.
-        dim, classes, grid_size, image_size: as for ``LinearDecoder``.
-
-    Raises:
-        ImportError: segmentation-models-pytorch is not installed.
+    Of ``depth`` blocks four evenly spaced ones are read, the last among them; ``dim`` to ``image_size`` are as for
+    ``LinearDecoder``. ImportError: segmentation-models-pytorch is not installed.
     """
 
     def __init__(

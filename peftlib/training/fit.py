@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import pickle
 import random
 import time
 import warnings
@@ -20,7 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from peftlib.data.datamodule import EarthData
-from peftlib.files import atomic_path
+from peftlib.files import atomic_path, readable
 from peftlib.training.base import Task
 
 LAST, RESULTS, HISTORY = "last.ckpt", "results.json", "metrics.csv"
@@ -38,16 +37,15 @@ def fit(
     the interruption. Where the run was finished it reads the results and the weights, and says so.
 
     Args:
-        task: ``Classification`` or ``Segmentation``; data: its images.
+        task, data: ``Classification`` or ``Segmentation``, and its images.
         folder: for checkpoints (what is tuned, and the optimiser) and ``results.json``; one a run.
         steps: of the optimiser; the schedule of learning rates covers them.
         seed: of dropout and augmentation. The head's start is drawn when the task is made, the order of images by
             ``EarthData``.
         precision: ``"32-true"``, ``"bf16-mixed"``, or another of Lightning's.
-        accumulate: batches whose gradients make one step.
+        accumulate: batches whose gradients make one step; progress: whether to show bars.
         accelerator, callbacks, options: as for Lightning's ``Trainer``, such as ``devices=4, strategy="ddp",
             gradient_clip_val=1.0``; ``check_val_every_n_epoch=5`` validates less often, ``10**9`` at the end alone.
-        progress: show progress bars.
         save_every: write a checkpoint after so many steps, at the next end of an epoch.
         log: validate after each epoch, print a line, write ``metrics.csv``, and warn where the loss jumps or a class is
             never predicted, or has no label (see ``History``). False does none of it, and gives the same results.
@@ -102,10 +100,8 @@ def fit(
     restore(task, last)
     metrics = {"val": dict(trainer.validate(task, datamodule=data, verbose=False)[0])}
     if not math.isfinite(metrics["val"][monitor]):
-        raise ValueError(
-            f"{monitor} is not a number in validation; did the training diverge (rates, precision), or is there "
-            "nothing to score in validation (every pixel ignored)?"
-        )
+        why = "did the training diverge (rates, precision), or is every validation pixel ignored?"
+        raise ValueError(f"{monitor} is not a number in validation; {why}")
     if log and (names := getattr(task.metrics, "never_predicted", ())):
         advice = "class_weights='balanced' or dice=0.5 help where it is rare, other rates where nothing is learned"
         warnings.warn(f"never predicted, though in validation: {', '.join(names)}; {advice}", stacklevel=2)
@@ -211,17 +207,9 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 
 def read_checkpoint(path: str | Path) -> dict:
-    """A checkpoint of ``fit``, on the CPU, read without unpickling code.
-
-    Raises:
-        FileNotFoundError: no such file; ValueError: truncated, damaged, or not such a checkpoint.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    try:
+    """A checkpoint of ``fit``, on the CPU, read without unpickling code; errors as of ``files.readable``."""
+    with readable(path, "checkpoint", " Delete it to start anew"):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, LookupError, ValueError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} is no whole checkpoint; truncated or damaged? Delete it to start anew") from error
     if not isinstance(checkpoint, dict) or Reseed.__name__ not in checkpoint.get("callbacks", {}):
         raise ValueError(f"{path} is no checkpoint of peftlib.training.fit.fit")
     return checkpoint

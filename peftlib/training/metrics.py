@@ -13,9 +13,8 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 def class_scores(confusion: Tensor, classes: Sequence[str], ious: bool = False) -> dict[str, Tensor]:
     """Scores of a confusion matrix (classes, classes) of counts, true classes down, predicted ones across.
 
-    Returns:
-        ``accuracy``; ``balanced_accuracy``, the mean recall of classes that occur; ``macro_f1``, the mean F1 of classes
-        that occur or are predicted; with ``ious``, also ``miou`` and ``iou_<class>``.
+    ``accuracy``; ``balanced_accuracy``, the mean recall of classes that occur; ``macro_f1``, the mean F1 of classes
+    that occur or are predicted; with ``ious``, also ``miou`` and ``iou_<class>``.
     """
     confusion = confusion.double()
     right, true, predicted = confusion.diag(), confusion.sum(1), confusion.sum(0)

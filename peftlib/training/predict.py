@@ -43,9 +43,7 @@ def predict_map(
         days: of the year, one a file, for a model of ``series_bands``. RGB shows what it did in training.
         probabilities: write those of all classes, a band each (float32, NaN where no band has data).
 
-    Raises:
-        ValueError: an image that cannot be read or does not fit the model; arguments that fit no image.
-        OSError: the map cannot be written.
+    ValueError: an image or arguments that do not fit, or cannot be read; OSError: the map cannot be written.
     """
     paths, model = [Path(source)] if isinstance(source, str | Path) else list(map(Path, source)), task.model
     days = days_of(model.reading.get("dates", ())) if days is None else days

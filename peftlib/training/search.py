@@ -15,9 +15,7 @@ def search_lr(task: Task, data: EarthData, folder: str | Path, steps: int = 100,
     A trial is a short ``fit`` of a copy, judged by its monitor in validation; what is to be tested is not looked at.
     Rates of the method are tried with the best ``input_lr``. Trials of so many steps each are kept in the folder: a
     repeated call repeats none. Options are those of ``fit``. Warns where the best lies at an end of its range.
-
-    Returns:
-        ``{"input_lr": ..., "lr": ...}``, without the rate of what has none.
+    Returns ``{"input_lr": ..., "lr": ...}``, without the rate of what has none.
     """
     data, best = copy(data), {}
     data.test = data.unseen = None

@@ -18,10 +18,8 @@ from peftlib.training.metrics import ClassScores
 class Classification(Task):
     """One label an image: a linear head on the class token, if there is one, and the mean of the patch tokens.
 
-    Logs ``loss``, ``accuracy``, ``balanced_accuracy`` and ``macro_f1``, see ``peftlib.training.metrics``.
-
-    Args:
-        model, classes, recipe: see ``Task``.
+    Logs ``loss``, ``accuracy``, ``balanced_accuracy`` and ``macro_f1``, see ``peftlib.training.metrics``. For arguments
+    see ``Task``.
     """
 
     def __init__(self, model: AdaptedViT, classes: int | Sequence[str], **recipe):
@@ -47,11 +45,10 @@ class Segmentation(Task):
     ``peftlib.training.metrics``.
 
     Args:
-        model, classes, recipe: see ``Task``.
+        model, classes, recipe: see ``Task``; ignore_index: label of pixels that do not count.
         decoder: ``"linear"``, ``"unet"`` or ``"upernet"``.
         dice: share of the Dice loss (mean over classes, of a batch; segmentation-models-pytorch) in the loss, the rest
             being cross entropy. It counts a rare class as much as a frequent one.
-        ignore_index: label of pixels that do not count.
     """
 
     truth = "mask"

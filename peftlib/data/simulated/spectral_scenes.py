@@ -24,9 +24,8 @@ class SpectralScenes(Simulated):
     """Simulated scenes; item i depends on the arguments and i alone.
 
     Args:
-        split: ``"train"``, ``"val"`` or ``"test"``: other scenes, of other spectra.
-        length: number of scenes.
-        size: side in pixels of 10 m.
+        split: ``"train"``, ``"val"`` or ``"test"``: other scenes, of other spectra; seed: of everything.
+        length: number of scenes; size: side in pixels of 10 m.
         sensor: ``"sentinel2"`` (13 bands), ``"hls"`` (6), ``"landsat8"`` (7) or ``"hyperspectral"`` (180 of 10 nm).
             Pairs are exact metamers for Sentinel-2 and HLS; other sensors' red, green and blue differ by a little.
         continents: where the soils were measured, some of ``spectra.CONTINENTS``; none is everywhere.
@@ -34,7 +33,6 @@ class SpectralScenes(Simulated):
             day of 2024; the day has no effect.
         haze: the most that any scene has, in reflectance at 550 nm: 0.03 is clear air.
         bands: names, in order; None is all of the sensor.
-        seed: of everything.
     """
 
     name = "spectral_scenes"
