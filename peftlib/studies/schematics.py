@@ -86,7 +86,7 @@ def emb(rgb: np.ndarray, spectral: Mapping[str, Tensor], x_P: Tensor, x_A: Tenso
     text(ax, 0.6, top + 0.57, "red, green, blue", 9)
     picture(ax, 0.6, top, 0.9, 0.9, rgb)
     text(ax, 0.6, low + 0.64, ", ".join(spectral), 9)
-    for i, values in enumerate(reversed(spectral.values())):
+    for i, values in enumerate(reversed(list(spectral.values()))):
         picture(ax, 0.72 - 0.12 * i, low + 0.12 - 0.12 * i, 0.8, 0.8, values, cmap="gray")
     ax.add_patch(Rectangle((0.48, low - 0.12), pixel, pixel, fill=False, ec=SPECTRAL, lw=1.8, zorder=3))
     across(ax, top, (1.05, 2.35), (4.25, 5.43), colour=RGB)
@@ -97,7 +97,7 @@ def emb(rgb: np.ndarray, spectral: Mapping[str, Tensor], x_P: Tensor, x_A: Tenso
     box(ax, 4.94, low, 0.52, 0.62, "$g$", NEW)
     spots = np.random.default_rng(3).uniform((2.5, low - 0.3), (3.1, low + 0.3), (28, 2))
     shades = np.asarray(next(iter(spectral.values()))).flatten()[:: len(rgb) ** 2 // 28][:28]
-    ax.scatter(*spots.T, c=shades, s=22, cmap="Oranges", ec=SPECTRAL, lw=0.5, zorder=2)
+    ax.scatter(spots[:, 0], spots[:, 1], c=shades, s=22, cmap="Oranges", ec=SPECTRAL, lw=0.5, zorder=2)
     text(ax, 2.8, low - 0.47, "a set", 9)
     tokens = (5.52, top, x_P, "$x_P$", RGB), (5.52, low, x_A, "$x_A$", SPECTRAL), (6.82, middle, x_P + x_A, "$x$", INK)
     limit = max(float(values[:9].abs().max()) for _, _, values, _, _ in tokens)
@@ -169,8 +169,8 @@ def deflect(true_colour: np.ndarray, beyond: Tensor) -> Figure:
     across(ax, top, (1.89, 2.02), colour=RGB)
     arrow(ax, (2.15, low), (2.15, top - 0.13), colour=SPECTRAL)
     names = (2.03, top + 0.22, "$x_P$", RGB), (1.99, 1.0, "$x_A$", SPECTRAL), (2.34, top + 0.13, "$z$", INK)
-    for x, y, name, colour in names:
-        text(ax, x, y, name, 11, colour)
+    for x, y, name, ink in names:
+        text(ax, x, y, name, 11, ink)
     across(ax, top, (2.28, 2.66), (3.52, 3.76), (4.92, 5.07), (5.33, 5.5), (5.94, 6.07), (6.33, 6.69))
     plus(ax, top, 2.15, 5.2, 6.2)
     for left, right in ((2.53, 5.2), (5.4, 6.2)):  # past attention, past the MLP
@@ -186,8 +186,8 @@ def deflect(true_colour: np.ndarray, beyond: Tensor) -> Figure:
     box(ax, 4.34, 2.14, 1.16, 1.5, "", below="norm constraint")
     ax.add_patch(Arc((3.95, 1.68), 1.1, 1.1, theta1=-10, theta2=100, ec="0.5", ls=":", lw=1.4, zorder=3))
     turned = (4.5, 1.68, RGB, "$D_{ref}$"), (4.53, 2.49, "0.6", "$D$"), (4.27, 2.127, SPECTRAL, "$D$′")
-    for (x, y, colour, name), aside in zip(turned, ((-0.18, -0.15), (0.14, -0.05), (-0.2, -0.03)), strict=True):
-        arrow(ax, (3.95, 1.68), (x, y), colour=colour)
-        text(ax, x + aside[0], y + aside[1], name, 10, colour)
+    for (x, y, shade, name), aside in zip(turned, ((-0.18, -0.15), (0.14, -0.05), (-0.2, -0.03)), strict=True):
+        arrow(ax, (3.95, 1.68), (x, y), colour=shade)
+        text(ax, x + aside[0], y + aside[1], name, 10, shade)
     key(ax, 0.29, 1.85, 0, 0.32)
     return figure
