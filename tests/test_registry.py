@@ -150,14 +150,14 @@ def test_autocast_trains_with_finite_numbers(input, method):
         assert all(torch.isfinite(model.get_parameter(name).grad).all() for name in tuned(model))
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("bf16-frozen", 1e-2)])
+@pytest.mark.parametrize("precision", ["float32", "bf16-frozen"])
 @PAIRWISE
-def test_the_forward_compiles_to_one_graph(input, method, precision, tolerance):
+def test_the_forward_compiles_to_one_graph(input, method, precision):
     if precision == "float32" or method.name != "full":
         model = randomise(make(input, method, nodata="zero", vit=tiny_vit(depth=2), precision=precision))
         torch.compiler.reset()
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(look(model)), model(look(model)), rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(compiled(look(model)), model(look(model)), rtol=1e-4, atol=1e-4)
 
 
 @EVERY
