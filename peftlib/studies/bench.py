@@ -31,8 +31,8 @@ CELLS = ("lora", "full", "norm_tuning", "inflated+frozen", "inflated+lora", "emb
 QUARTILES = (0.25, 0.5, 0.75)
 CLASSES = 10  # of the head, a linear layer on the mean token
 BANDS = tuple(name for name in SENSORS["sentinel2"] if name != "B10")
-SHOWN = ("name", "precision", "step_ms", "step_low", "step_high", "ratio", "ratio_low", "ratio_high", "to_float32")
-SHOWN += ("forward_ms", "images_per_s", "peak_mb", "tuned", "adapter_mb", "step_gflops", "reached")
+SHOWN = ["name", "precision", "step_ms", "step_low", "step_high", "ratio", "ratio_low", "ratio_high", "to_float32"]
+SHOWN += ["forward_ms", "images_per_s", "peak_mb", "tuned", "adapter_mb", "step_gflops", "reached"]
 
 
 class Contestant:
@@ -42,7 +42,9 @@ class Contestant:
     """
 
     def __init__(self, names: tuple[str, str, str, str], model: nn.Module, x: Tensor, dim: int, compiled: bool):
-        self.names, self.x, self.forward_ms, self.step_ms = names, x, [], []
+        self.names, self.x = names, x
+        self.forward_ms: list[float] = []
+        self.step_ms: list[float] = []
         self.truth = torch.arange(len(x), device=x.device) % CLASSES
         self.model, self.head = model.to(x.device).train(), nn.Linear(dim, CLASSES).to(x.device)
         self.run = torch.compile(self.model) if compiled else self.model
@@ -195,7 +197,7 @@ def highest_allocation(act: Callable[[], None], device: torch.device) -> int:
 
 def markdown(rows: pd.DataFrame) -> str:
     """The table as one would print it, fastest step first; ``low`` and ``high`` are quartiles."""
-    shown, facts = rows.sort_values("step_ms")[[*SHOWN]], rows.iloc[0]
+    shown, facts = rows.sort_values("step_ms")[SHOWN], rows.iloc[0]
     texts = shown.map(lambda value: f"{value:,.2f}" if isinstance(value, float) else str(value))
     machine = f"{facts.device}, torch {facts.torch}, {rows['rate_gflops'].max():.0f} GFLOP/s in matrix products"
     setting = f"{facts.image_size} px, batch {facts.batch_size}{', compiled' if facts.compiled else ''}"

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import Metric, SumMetric
 
 from peftlib.model.adapted_vit import AdaptedViT
 from peftlib.sensors.metadata import encode_metadata
@@ -57,7 +57,7 @@ class Task(lightning.LightningModule):
         self.model, self.classes, self.monitor = model, class_names(classes), monitor
         self.input_lr, self.lr, self.head_lr, self.weight_decay = input_lr, lr, head_lr, weight_decay
         self.schedule, self.warmup, self.augment = schedule, warmup, augment
-        self.metrics, self.mean_loss = metrics, MeanMetric(nan_strategy="disable")
+        self.metrics, self.total_loss, self.counted = metrics, *(SumMetric(nan_strategy="disable") for _ in range(2))
         given = [1.0] * len(self.classes) if class_weights in ("balanced", None) else class_weights
         if isinstance(given, str) or len(given) != len(self.classes) or not all(w >= 0 for w in given):
             raise ValueError(f"class_weights={given!r}; give 'balanced', None, or a number for each of {self.classes}")
@@ -122,16 +122,18 @@ class Task(lightning.LightningModule):
             raise ValueError(f"{self.model.method} tunes without effect: the first step gave no gradient to {named}")
 
     def on_validation_epoch_start(self) -> None:  # processes that were spawned share their parent's counts until now
-        self.metrics.reset()
-        self.mean_loss.reset()
+        for metric in (self.metrics, self.total_loss, self.counted):
+            metric.reset()
 
     def validation_step(self, batch: dict, _index: int) -> None:
         target, logits = self.target(batch), self.logits(batch)
-        self.mean_loss.update(self.loss(logits, target), self.n_counted(target))
+        counted = self.n_counted(target)
+        self.total_loss.update(self.loss(logits, target) * counted)
+        self.counted.update(counted)
         self.metrics.update(logits.argmax(1), target)
 
     def on_validation_epoch_end(self) -> None:
-        found = {"loss": self.mean_loss.compute()} | self.metrics.compute()
+        found = {"loss": self.total_loss.compute() / self.counted.compute()} | self.metrics.compute()
         for name, value in found.items():
             self.log(name, value, prog_bar=name == self.monitor)
         self.on_validation_epoch_start()
