@@ -155,7 +155,7 @@ def test_a_failed_run_is_a_row_and_the_rest_continues(whole, tmp_path, capsys):
     (failed,) = runs[runs["status"] == "failed"].to_dict("records")
     assert failed["key"] == broken.key and failed["error"].startswith("ValueError: metadata=('date',), and images of")
     assert "run.py:" in failed["error"] and failed["wall_s"] >= 0
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "failed: eurosat LoRA(rank=2): ValueError: metadata=" in said
     assert not (tmp_path / "work" / broken.key).exists()
 
