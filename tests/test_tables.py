@@ -62,6 +62,7 @@ def test_latex_is_escaped_and_csv_reads_back(found, tmp_path, monkeypatch):
 
 
 def test_differences_and_numbers_are_written_with_their_interval():
+    assert tables.span([15, 15]) == "15" and tables.span([15, 12]) == "12 to 15"
     assert tables.said(Interval(1.2, -0.34, 2.7, 5)) == "+1.2 (-0.3 to +2.7), n=5: not settled"
     assert tables.number(61.23) == "61.2" and tables.number(61.23, 60, 62.5) == "61.2 (60.0 to 62.5)"
     assert np.isnan(plots.student_interval([1.0])).all()

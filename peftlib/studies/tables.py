@@ -50,7 +50,7 @@ def comparison(scores: pd.DataFrame) -> pd.DataFrame:
     for (dataset, metric), part in table.groupby(["dataset", "metric"], sort=False):
         runs = part.groupby("cell", sort=False)["percent"]
         n, head = runs.size(), f"{label(dataset)}, {label(metric)}"
-        columns[f"{head} (n={n.max()})"] = runs.agg(lambda v: number(v.mean(), *student_interval(v)))
+        columns[f"{head} (n={span(n)})"] = runs.agg(lambda v: number(v.mean(), *student_interval(v)))
     backbones = ", ".join(table["backbone"].unique())
     whole = pd.DataFrame(columns).reindex(table["cell"].unique()).fillna("–")
     return whole.rename_axis(f"input × method, {backbones}")
@@ -75,6 +75,12 @@ def save_table(table: pd.DataFrame, name: str, profile: str) -> list[Path]:
         with atomic_path(path) as temporary:
             temporary.write_text(text)
     return paths
+
+
+def span(counts) -> str:
+    """``15``, or ``12 to 15`` where counts differ."""
+    low, high = min(counts), max(counts)
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def number(mean: float, low: float = math.nan, high: float = math.nan) -> str:
