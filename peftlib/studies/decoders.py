@@ -20,11 +20,10 @@ METADATA = {"spectral_scenes": ("location", "date"), "eurosat": ("location",)}
 def study(execute: Execute, plans: Mapping[str, Plan] = PLANS) -> Tables:
     """Rates are those of the main study, whose searches run if they were not: a linear decoder, no metadata."""
     tables = []
-    for name in (name for name in (DRAWN, *METADATA) if name in plans):
+    for name in [name for name in (DRAWN, *METADATA) if name in plans]:
         _, best = search(execute, plans[name], CELLS)
         runs = decoders(best) if name == DRAWN else with_and_without(name, best)
-        few = plans[name].finals[: plans[name].few]
-        tables += [execute(final_runs(one, few, role=role)) for role, one in runs]
+        tables += [execute(final_runs(one, plans[name].first_finals, role=role)) for role, one in runs]
     return joined(*tables)
 
 

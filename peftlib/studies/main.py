@@ -186,7 +186,7 @@ def planned(plans: Mapping[str, Plan], cells: Mapping[str, Cell]) -> pd.DataFram
         for role, some in (("final", some_of(cells, PRIMARY)), (EXPLORATORY, some_of(cells, exploratory()))):
             if not some:
                 continue
-            runs = plan.finals if role == "final" else plan.finals[: plan.few]
+            runs = plan.finals if role == "final" else plan.first_finals
             searched = plan.searches if role == "final" else plan.searches[:1]
             tries = sum(len(plan.begin_with(method)) for _, method in some.values())
             if role == "final":  # the rates of inputs, and how inflated kernels start
@@ -203,21 +203,21 @@ def some_of(cells: Mapping[str, Cell], kind: Mapping[str, Cell]) -> dict[str, Ce
     return {name: cell for name, cell in cells.items() if cell in kind.values()}
 
 
-def first(execute: Execute, plan: Plan) -> list[Tables]:
-    """Tables of searches, and of few final runs of the primary cells."""
-    return primary(execute, replace(plan, finals=plan.finals[: plan.few]))
+def first(execute: Execute, plan: Plan) -> None:
+    """Searches, and few final runs of the primary cells."""
+    primary(execute, replace(plan, finals=plan.first_finals))
 
 
-def primary(execute: Execute, plan: Plan, cells: Mapping[str, Cell] = PRIMARY) -> list[Tables]:
-    """Tables of searches and final runs."""
-    tables, chosen = search(execute, plan, cells)
-    return [*tables, execute(final_runs(chosen, plan.finals))]
+def primary(execute: Execute, plan: Plan, cells: Mapping[str, Cell] = PRIMARY) -> None:
+    """Searches and final runs."""
+    _, chosen = search(execute, plan, cells)
+    execute(final_runs(chosen, plan.finals))
 
 
-def checked(execute: Execute, plan: Plan) -> list[Tables]:
-    """Tables of runs that say whether twice or half the steps, or float32, would change what is claimed."""
+def checked(execute: Execute, plan: Plan) -> None:
+    """Runs that say whether twice or half the steps, or float32, would change what is claimed."""
     _, chosen = search(execute, plan, PRIMARY)  # done already
-    few, steps, thorough = plan.finals[: plan.few], plan.setting.steps, plan.setting.dataset == THOROUGH
+    few, steps, thorough = plan.first_finals, plan.setting.steps, plan.setting.dataset == THOROUGH
     again = {name: chosen[name] for name in (PLATEAU if thorough else CHECKED)}
     runs = []
     for other in (steps // 2, 2 * steps) if thorough else (2 * steps,):
@@ -225,25 +225,25 @@ def checked(execute: Execute, plan: Plan) -> list[Tables]:
     if thorough:
         reduced = {name: chosen[name] for name in CHECKED if chosen[name].precision == BF16_FROZEN}
         runs += final_runs(reduced, few, role="precision", precision="32-true")
-    return [execute(runs)]
+    execute(runs)
 
 
-def others(execute: Execute, plan: Plan) -> list[Tables]:
-    """Tables of all other cells: one search run a rate, few final runs."""
-    tables, chosen = search(execute, replace(plan, searches=plan.searches[:1]), exploratory())
-    return [*tables, execute(final_runs(chosen, plan.finals[: plan.few], role=EXPLORATORY))]
+def others(execute: Execute, plan: Plan) -> None:
+    """All other cells: one search run a rate, few final runs."""
+    _, chosen = search(execute, replace(plan, searches=plan.searches[:1]), exploratory())
+    execute(final_runs(chosen, plan.first_finals, role=EXPLORATORY))
 
 
-def ablated(execute: Execute, plan: Plan) -> list[Tables]:
-    """Tables of ``ablations``, on the data sets that have them."""
+def ablated(execute: Execute, plan: Plan) -> None:
+    """The runs of ``ablations``, on the data sets that have them."""
     if plan.setting.dataset not in ABLATED:
-        return []
+        return
     _, chosen = search(execute, plan, PRIMARY)  # done already
-    few, again = plan.finals[: plan.few], ("DEFLECT", "EMB × LoRA")
+    few, again = plan.first_finals, ("DEFLECT", "EMB × LoRA")
     runs = [run for role, one in ablations(chosen) for run in final_runs({role: one}, few, role=role)]
     for init in range(100, 105):  # one fold, other initial weights of adapter and head
         runs += [varied(chosen[name], role="start", init=init, **few[0]) for name in again]
-    return [execute(runs)]
+    execute(runs)
 
 
 ABLATED = ("eurosat", "spectral_scenes")

@@ -4,6 +4,7 @@ table = pooled(contrasts(runs, metrics), runs, metrics, runs_dir() / "rows" / "p
 """
 
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +27,17 @@ def pooled(table: pd.DataFrame, runs: pd.DataFrame, metrics: pd.DataFrame, predi
     the interval holds what other images would change, and nothing of what other trainings would.
     """
     found = named(scores(runs[runs["role"] == "final"], metrics))
+
+    @cache  # a cell is in several contrasts
+    def kept(dataset: str, cell: str) -> dict[str, np.ndarray]:
+        keys = found.loc[found["dataset"].eq(dataset) & found["cell"].eq(cell), "key"]
+        files = [predictions / f"{key}.npz" for key in keys]
+        return counted(files) if all(file.is_file() for file in files) else {}
+
     rows = []
     for r in table.itertuples():
-        part = found[found["dataset"] == r.dataset]
-        keys = {name: part.loc[part["cell"] == name, "key"] for name in (r.one, r.other)}
-        if all((predictions / f"{key}.npz").is_file() for each in keys.values() for key in each):
-            one, other = (counted(predictions / f"{key}.npz" for key in each) for each in keys.values())
+        one, other = kept(r.dataset, r.one), kept(r.dataset, r.other)
+        if one and other:
             gap = bootstrap(one, other, r.metric, DATASETS[r.dataset].classes)
             facts = {"dataset": r.dataset, "one": r.one, "other": r.other, "images": gap.n}
             rows.append(facts | {"mean": gap.mean, "low": gap.low, "high": gap.high})

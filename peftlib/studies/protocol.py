@@ -55,6 +55,10 @@ class Plan:
         how: Fields = {"input": input, "method": method, "precision": fitting(method, self.precision), "init": None}
         return [varied(self.setting, **how, **fields, **run) for run in runs]
 
+    @property
+    def first_finals(self) -> tuple[Fields, ...]:
+        return self.finals[: self.few]
+
     def begin_with(self, part: Input | Method) -> Sequence[float]:
         rates = part.learning_rates
         return rates[max(len(rates) - self.tries, 0) // 2 :][: self.tries]

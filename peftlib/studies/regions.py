@@ -34,11 +34,11 @@ TIMES = (FACTOR**-2, 1 / FACTOR, FACTOR)
 def study(execute: Execute, plans: Mapping[str, Plan] = PLANS) -> Tables:
     """Rates are those of the main study, chosen on validation images of all regions, for all that is compared."""
     tables = []
-    for name in (name for name in REGIONS if name in plans):
+    for name in [name for name in REGIONS if name in plans]:
         here, elsewhere = REGIONS[name]
         _, best = search(execute, plans[name], CELLS)
         trained = {cell: varied(one, data=here, unseen=elsewhere, rgb_drift=True) for cell, one in best.items()}
-        few = plans[name].finals[: plans[name].few]
+        few = plans[name].first_finals
         runs = final_runs(trained, few)
         if name == PLACE:
             rates = {(n, by): varied(trained[n], lr=trained[n].lr * by) for n in MOVED for by in TIMES}

@@ -60,7 +60,7 @@ def study(
     for sensor, names_here in trained.items():
         bands = SOURCE_BANDS if sensor == SOURCE else None
         there = {name: varied(best[name], role=name, data={"sensor": sensor}, bands=bands) for name in names_here}
-        runs += final_runs(there, plan.finals[: plan.few])
+        runs += final_runs(there, plan.first_finals)
     execute(runs, folder=folder, resources=Resources(keep=True))
     others = [sensor for sensor in trained if sensor != SOURCE]
     for one in runs:

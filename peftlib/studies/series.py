@@ -40,5 +40,5 @@ def study(execute: Execute, plan: Plan = PLANS["spectral_scenes"], names: Sequen
         cell, view, fields, _ = APPROACHES[name]
         own = replace(plan, setting=varied(scenes, data={"view": view}, **fields))
         searched, best = search(execute, own, {name: cell}, "loss")
-        tables += [*searched, execute(final_runs(best, plan.finals[: plan.few], role=name))]
+        tables += [*searched, execute(final_runs(best, plan.first_finals, role=name))]
     return joined(*tables)
